@@ -1,0 +1,41 @@
+"""Every error a user can cause. Each says what happened, the values, the consequence and the remedy."""
+
+
+class CvaeDistError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class InvalidInput(CvaeDistError, ValueError):
+    """Rows, files or values that cannot be used as given."""
+
+
+class SourceNotFound(CvaeDistError, FileNotFoundError):
+    """A source, store or model that is not there, or holds nothing usable."""
+
+
+class SettingsChanged(CvaeDistError, ValueError):
+    """An output already exists and was made with other settings."""
+
+
+class OutputLocked(CvaeDistError, RuntimeError):
+    """Another driver holds the lease of the output."""
+
+
+class Corrupt(CvaeDistError, ValueError):
+    """Stored bytes do not match their digest, or are missing."""
+
+
+class StorageFailed(CvaeDistError, OSError):
+    """The storage refused a read or a write (disk full, permission, connection)."""
+
+
+class NotFitted(CvaeDistError, ValueError):
+    """A model is asked for something before it was trained."""
+
+
+class TrainingDiverged(CvaeDistError, ArithmeticError):
+    """The loss became non-finite too often."""
+
+
+class MissingExtra(CvaeDistError, ImportError):
+    """An optional dependency is not installed; the text ends in the pip line."""
