@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python >= 3.11 and make, nothing else: they set up .venv by themselves.
+# Another interpreter: `make PYTHON=/path/to/python3.12 test`.
+
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
+	"$$p" -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+# torch goes first and alone, so that the index which offers the CPU build decides about nothing else.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "cvae-dist needs Python >= 3.11; none of python3, python3.11, python3.12," \
+		"python3.13 is. Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(IS_NEW_ENOUGH)' || { echo "cvae-dist needs Python >= 3.11, but $(PYTHON) is" \
+		"$$("$(PYTHON)" --version 2>&1). Name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## 1,797 real handwritten digits to latents and back, with pictures, in demo/
+	$(BIN)/python pipelines/write_digits.py demo/digits
+	$(BIN)/cvae-dist run pipelines/digits.yaml
+
+test: lint ## lint, then every test but those marked heavy, faults included
+	$(BIN)/python -m pytest -m "not heavy"
+
+lint: $(READY) ## ruff, mypy (strict) and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## ratios against bare reads, copies and models, measured in one run
+	$(BIN)/python -m tests.bench
+
+clean: ## remove what the demo, the tests and the set-up made
+	rm -rf demo .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
