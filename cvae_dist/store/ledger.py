@@ -1,0 +1,166 @@
+"""The ledger: what is known of every finished shard. Resume, statistics and ``verify`` all read it.
+
+Two Zarr arrays in the subgroup ``ledger``, one chunk per shard: ``moments`` and then, as the mark of completion,
+``record``. Both are written after the shard itself and never changed by anything but a rewrite of that shard.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import crc32c
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
+
+from cvae_dist.errors import Corrupt
+from cvae_dist.store.layout import Layout, Objects
+from cvae_dist.store.moments import Moments
+from cvae_dist.store.urls import Buffer, Location
+
+_STATISTICS = ("mean", "m2", "minimum", "maximum")
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Length in bytes and CRC32C of one stored object."""
+
+    size: int
+    checksum: int
+
+    @classmethod
+    def of(cls, *buffers: Buffer) -> "Digest":
+        """Digest the concatenation of ``buffers``."""
+        checksum = 0
+        for buffer in buffers:
+            checksum = crc32c.crc32c(buffer, checksum)
+        return cls(sum(len(buffer) for buffer in buffers), checksum)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one finished shard is.
+
+    Attributes
+    ----------
+    fingerprint : int
+        64-bit digest of everything the shard was made from.
+    rows, dropped : int
+        Rows stored, and rows of the source left out before them.
+    digests : tuple of Digest
+        One per array in the order of the layout, then one of the moments.
+    """
+
+    fingerprint: int
+    rows: int
+    dropped: int
+    digests: tuple[Digest, ...]
+
+    def to_array(self) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+        """Return the record as one row of the ``record`` array."""
+        digests = [number for digest in self.digests for number in (digest.size, digest.checksum)]
+        return np.array([self.fingerprint, self.rows, self.dropped, *digests], dtype="<u8")
+
+    @classmethod
+    def from_array(cls, row: "np.ndarray[Any, np.dtype[np.uint64]]") -> "Record":
+        """Read what :meth:`to_array` wrote."""
+        fingerprint, rows, dropped, *digests = (int(number) for number in row)
+        pairs = zip(digests[::2], digests[1::2], strict=True)
+        return cls(fingerprint, rows, dropped, tuple(Digest(*pair) for pair in pairs))
+
+
+class Ledger:
+    """The ledger of one store.
+
+    Parameters
+    ----------
+    group : Location
+        The store.
+    layout : Layout
+        Its arrays; the first one is described by the moments.
+    """
+
+    def __init__(self, group: Location, layout: Layout) -> None:
+        self._group = group
+        self._fields = ["fingerprint", "rows", "dropped"]
+        for name in [*(array.name for array in layout.arrays), "moments"]:
+            self._fields += [f"{name}_size", f"{name}_crc32c"]
+        self._n_features = int(np.prod(layout.arrays[0].shape))
+
+    def write(self, shard: int, record: Record, moments: Moments) -> None:
+        """Record a shard whose objects are all written. ``record`` gains the digest of the moments."""
+        table = np.stack([getattr(moments, name) for name in _STATISTICS]).astype("<f8")
+        digests = (*record.digests, Digest.of(table.tobytes()))
+        complete = Record(record.fingerprint, record.rows, record.dropped, digests)
+        self._moments(shard).write(*_checksummed(table))
+        self._record(shard).write(*_checksummed(complete.to_array()))
+
+    def read(self, shard: int) -> Record | None:
+        """Return the record of a shard, or None when it has none that is whole."""
+        try:
+            row = np.frombuffer(_verified(self._record(shard).read()), dtype="<u8")
+        except (FileNotFoundError, Corrupt):
+            return None
+        return Record.from_array(row) if len(row) == len(self._fields) else None
+
+    def read_moments(self, shard: int, record: Record) -> Moments:
+        """Return the moments of a recorded shard.
+
+        Raises
+        ------
+        Corrupt
+            They are missing or do not match the record.
+        """
+        try:
+            data = _verified(self._moments(shard).read())
+        except FileNotFoundError:
+            raise Corrupt(f"the moments of shard {shard} are missing from {self._group}/ledger") from None
+        if Digest.of(data) != record.digests[-1]:
+            raise Corrupt(f"the moments of shard {shard} in {self._group}/ledger do not match its record")
+        table = np.frombuffer(data, dtype="<f8").reshape(len(_STATISTICS), self._n_features)
+        return Moments(record.rows, *table)
+
+    def total_moments(self, records: Iterable[Record]) -> Moments:
+        """Merge the moments of all shards, in shard order: the same bits whoever wrote them, and when."""
+        total = Moments.empty(self._n_features)
+        for shard, record in enumerate(records):
+            total = total.merge(self.read_moments(shard, record))
+        return total
+
+    def publish(self, shards: int) -> None:
+        """Write the metadata of the ledger's arrays for ``shards`` shards."""
+        objects: Objects = {}
+        zarr.create_group(MemoryStore(objects), path="ledger")
+        _create(objects, "ledger/record", (shards, len(self._fields)), "<u8", ("shard", "field"), fields=self._fields)
+        shape = (shards, len(_STATISTICS), self._n_features)
+        _create(objects, "ledger/moments", shape, "<f8", ("shard", "statistic", "feature"), statistics=_STATISTICS)
+        for key, value in objects.items():
+            if key.startswith("ledger/"):
+                (self._group / key).write(value.to_bytes())
+
+    def _record(self, shard: int) -> Location:
+        return self._group / f"ledger/record/c/{shard}/0"
+
+    def _moments(self, shard: int) -> Location:
+        return self._group / f"ledger/moments/c/{shard}/0/0"
+
+
+def _create(objects: Objects, name: str, shape: tuple[int, ...], dtype: str, dims: tuple[str, ...], **attrs: Any) -> None:
+    zarr.create_array(
+        MemoryStore(objects), name=name, shape=shape, chunks=(1, *shape[1:]), dtype=dtype, filters=None,
+        compressors=[Crc32cCodec()], fill_value=0, dimension_names=dims, attributes=attrs,
+    )  # fmt: skip
+
+
+def _checksummed(values: "np.ndarray[Any, Any]") -> Iterator[bytes]:
+    data = values.tobytes()
+    yield data
+    yield crc32c.crc32c(data).to_bytes(4, "little")
+
+
+def _verified(data: bytes) -> bytes:
+    body, checksum = data[:-4], data[-4:]
+    if len(data) < 4 or crc32c.crc32c(body).to_bytes(4, "little") != checksum:
+        raise Corrupt(f"{len(data)} bytes do not match their CRC32C")
+    return body

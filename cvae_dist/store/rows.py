@@ -1,0 +1,226 @@
+"""A Zarr group of rows: opening one, creating one, and publishing what was written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import zarr
+
+from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
+from cvae_dist.store.layout import STRING, Block, Layout, group_metadata, write_small_array
+from cvae_dist.store.ledger import Ledger, Record
+from cvae_dist.store.lineage import digest_json, history_line, versions
+from cvae_dist.store.moments import Moments
+from cvae_dist.store.urls import Location, StorageOptions
+
+_KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
+_MARKER = "zarr.json"
+
+
+@dataclass(frozen=True)
+class RowStore:
+    """A published (or begun) store.
+
+    Attributes
+    ----------
+    location : Location
+        The Zarr group.
+    document : Mapping
+        The group attribute ``cvae_dist``: kind, layout, rows, settings, lineage, fingerprint.
+    history : str
+        CF history of the group, one line per publication.
+    """
+
+    location: Location
+    document: Mapping[str, Any]
+    history: str = ""
+
+    @classmethod
+    def find(cls, url: "str | Location", storage_options: StorageOptions | None = None) -> Self | None:
+        """Return the store at ``url``, published or only begun, or None when nothing is there.
+
+        Raises
+        ------
+        InvalidInput
+            Something else is there.
+        """
+        location = Location.of(url, storage_options)
+        try:
+            attributes = json.loads((location / _MARKER).read())["attributes"]
+            return cls(location, attributes[_KEY], attributes.get("history", ""))
+        except (FileNotFoundError, NotADirectoryError):
+            if not location.exists():
+                return None
+            attributes = {}
+        except (KeyError, TypeError, ValueError):
+            attributes = {}
+        raise InvalidInput(
+            f"{location} exists but is not a store made by cvae-dist, so it is neither read nor replaced. "
+            "Name another location, or remove it yourself"
+        )
+
+    @classmethod
+    def open(cls, url: "str | Location", storage_options: StorageOptions | None = None) -> Self:
+        """Open a published store.
+
+        Raises
+        ------
+        SourceNotFound
+            Nothing is there, or it was begun and never published.
+        InvalidInput
+            Something else is there.
+        """
+        store = cls.find(url, storage_options)
+        if store is None:
+            raise SourceNotFound(f"there is no store at {Location.of(url, storage_options)}; make it first, or mend the path")
+        if not store.published:
+            raise SourceNotFound(
+                f"{store.location} was begun but never finished, so it has no rows yet. "
+                "Run the command that writes it again; it goes on where it stopped"
+            )
+        return store
+
+    @classmethod
+    def create(cls, location: Location, kind: str, layout: Layout, settings: Mapping[str, Any]) -> Self:
+        """Begin a store: arrays without rows, which any reader opens as an empty data set."""
+        document = {
+            "kind": kind, "published": False, "rows": 0, "dropped": 0, "layout": layout.to_json(),
+            "settings": dict(settings), "fingerprint": digest_json({}), "lineage": {},
+        }  # fmt: skip
+        store = cls(location, document)
+        store._write_metadata()
+        return store
+
+    def require_settings(self, kind: str, settings: Mapping[str, Any]) -> None:
+        """Refuse to go on with a store that was made otherwise, naming every difference."""
+        old = {"kind": self.kind, **self.document["settings"]}
+        new = {"kind": kind, **settings}
+        changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        if changed:
+            differences = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked for" for name in changed)
+            raise SettingsChanged(
+                f"{self.location} was made with other settings ({differences}). Nothing was changed; "
+                "use the same settings, another output, or --overwrite to make it anew"
+            )
+
+    @property
+    def url(self) -> str:
+        """Path or URL of the group."""
+        return str(self.location)
+
+    @property
+    def kind(self) -> str:
+        """What the rows are: ``rows``, ``latents`` or ``scores``."""
+        return str(self.document["kind"])
+
+    @property
+    def published(self) -> bool:
+        """Whether the store was finished at least once."""
+        return bool(self.document["published"])
+
+    @property
+    def rows(self) -> int:
+        """Number of published rows."""
+        return int(self.document["rows"])
+
+    @property
+    def layout(self) -> Layout:
+        """Arrays and shard grid."""
+        return Layout.from_json(self.document["layout"])
+
+    @property
+    def main(self) -> str:
+        """Name of the array the statistics describe: ``x``, ``latent``, ..."""
+        return self.layout.arrays[0].name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the carried columns: ``id``, ``label``, ..."""
+        return tuple(array.name for array in self.layout.arrays if array.dtype == STRING)
+
+    @property
+    def n_features(self) -> int:
+        """Width of the main array."""
+        return int(np.prod(self.layout.arrays[0].shape))
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one item before it was flattened to a row."""
+        return tuple(self.layout.arrays[0].attributes.get("item_shape", self.layout.arrays[0].shape))
+
+    @property
+    def ledger(self) -> Ledger:
+        """The record of every shard."""
+        return Ledger(self.location, self.layout)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the published rows, from the ledger."""
+        return str(self.document["fingerprint"])
+
+    def array(self, name: str) -> "zarr.Array[Any]":
+        """Open one array read-only through Zarr, which checks every CRC32C it reads."""
+        location = self.location / name
+        options = getattr(location.filesystem, "storage_options", None)
+        array = zarr.open_array(str(location), mode="r", storage_options=None if location.is_local else options)
+        return array
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Block:
+        """Return rows ``start:stop`` of an array, every byte checked against its CRC32C.
+
+        Raises
+        ------
+        Corrupt
+            A shard is missing, torn or changed.
+        """
+        try:
+            return np.asarray(self.array(name)[start : self.rows if stop is None else stop])
+        except (ValueError, RuntimeError) as error:
+            raise Corrupt(
+                f"{self.location}/{name}, rows {start} to {stop}: {error}. The rows cannot be trusted; "
+                f"`cvae-dist verify {self.location}` names the shards"
+            ) from error
+
+    def statistics(self) -> Moments:
+        """Return the moments of the main array over all published rows."""
+        names = ("mean", "std", "min", "max")
+        mean, std, minimum, maximum = (np.asarray(self.array(name)[...], dtype=np.float64) for name in names)
+        return Moments(self.rows, mean, std * std * self.rows, minimum, maximum)
+
+    def publish(self, rows: int, records: Sequence[Record], lineage: Mapping[str, Any], command: str) -> Self:
+        """Make ``rows`` rows visible: ledger, statistics, array shapes and, in one last write, the group.
+
+        Every object of every shard must have been written. A reader of the group sees the old or all new rows;
+        running it again after an interruption finishes it.
+        """
+        moments = self.ledger.total_moments(records)
+        self.ledger.publish(len(records))
+        dim = self.layout.arrays[0].dims[-1:] if self.layout.arrays[0].shape else ("statistic",)
+        statistics = {"mean": moments.mean, "std": moments.std, "min": moments.minimum, "max": moments.maximum}
+        for name, values in statistics.items():
+            write_small_array(self.location, name, values, dim, long_name=f"{name} of {self.main} over sample")
+        document = {
+            **self.document, "published": True, "rows": rows, "dropped": sum(record.dropped for record in records),
+            "fingerprint": digest_json({"records": [record.to_array().tolist() for record in records]}),
+            "lineage": {**lineage, "versions": versions()},
+        }  # fmt: skip
+        history = "\n".join(filter(None, [self.history, history_line(command)]))
+        store = type(self)(self.location, document, history)
+        store._write_metadata([*statistics, "ledger", "ledger/record", "ledger/moments"])
+        return store
+
+    def _write_metadata(self, others: Sequence[str] = ()) -> None:
+        """Write every array's metadata and then the group's, which also carries all of them (consolidated)."""
+        members: dict[str, Any] = {}
+        for array in self.layout.arrays:
+            data = self.layout.metadata(array.name, self.rows)
+            (self.location / array.name / _MARKER).write(data)
+            members[array.name] = json.loads(data)
+        for name in others:
+            members[name] = json.loads((self.location / name / _MARKER).read())
+        group = json.loads(group_metadata())
+        group["attributes"] = {"Conventions": "CF-1.11", "history": self.history, _KEY: dict(self.document)}
+        group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": members}
+        (self.location / _MARKER).write(json.dumps(group).encode())

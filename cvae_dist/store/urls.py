@@ -1,0 +1,172 @@
+"""Where objects live: a path or an fsspec URL, with the three writes the store protocol needs."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cvae_dist.errors import StorageFailed
+
+Buffer = bytes | bytearray | memoryview
+StorageOptions = Mapping[str, Any]
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in some file system: a file, an object, or the prefix of several.
+
+    Writes are atomic for readers and for a killed writer: an object is there whole or not at all. Locally that is a
+    temporary file and a rename (safe against process death, not against power loss); object stores do it by nature.
+    """
+
+    filesystem: fsspec.AbstractFileSystem
+    path: str
+
+    @classmethod
+    def of(cls, url: "str | os.PathLike[str] | Location", storage_options: StorageOptions | None = None) -> "Location":
+        """Resolve a path, ``~`` path or fsspec URL such as ``s3://bucket/prefix``."""
+        if isinstance(url, Location):
+            return url
+        text = os.fspath(url)
+        filesystem, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
+        return cls(filesystem, path.rstrip("/") or path)
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.filesystem, f"{self.path}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else str(self.filesystem.unstrip_protocol(self.path))
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the place is on a mounted file system."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def beside(self, suffix: str) -> "Location":
+        """Return the sibling whose name is this one's with ``suffix`` appended."""
+        return Location(self.filesystem, self.path + suffix)
+
+    def read(self) -> bytes:
+        """Return the whole object; ``FileNotFoundError`` when it is not there."""
+        if self.is_local:
+            with open(self.path, "rb", buffering=0) as file:
+                return file.read()
+        data: bytes = self.filesystem.cat_file(self.path)
+        return data
+
+    def exists(self) -> bool:
+        """Whether an object or a prefix is here."""
+        return os.path.exists(self.path) if self.is_local else bool(self.filesystem.exists(self.path))
+
+    def write(self, *buffers: Buffer) -> None:
+        """Write the object atomically, replacing an older one.
+
+        Raises
+        ------
+        StorageFailed
+            The storage refused; nothing was changed.
+        """
+        with _storage_errors(self):
+            if self.is_local:
+                with _partial_file(self.path, buffers) as temporary:
+                    os.replace(temporary, self.path)
+            else:
+                self.filesystem.pipe_file(self.path, b"".join(buffers))
+
+    def create(self, data: bytes) -> None:
+        """Write the object only if it does not exist; ``FileExistsError`` otherwise."""
+        if self.is_local:
+            with _storage_errors(self), _partial_file(self.path, [data]) as temporary:
+                os.link(temporary, self.path)
+        else:
+            self.filesystem.pipe_file(self.path, data, mode="create")
+
+    def delete(self) -> None:
+        """Delete the object or the whole prefix; nothing happens when it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            if not self.is_local:
+                self.filesystem.rm(self.path, recursive=True)
+            elif os.path.isdir(self.path):
+                shutil.rmtree(self.path)
+            else:
+                os.unlink(self.path)
+
+    def sweep_partial(self) -> None:
+        """Delete temporary files that killed writers left below this prefix."""
+        if not self.is_local:
+            return
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                if name.endswith(_PARTIAL):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
+
+
+@contextlib.contextmanager
+def _partial_file(path: str, buffers: Sequence[Buffer]) -> Iterator[str]:
+    """Write a temporary file beside ``path`` and remove it afterwards, unless it was renamed."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{_PARTIAL}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            descriptor = os.open(temporary, flags, 0o666)
+        try:
+            _write_all(descriptor, buffers)
+        finally:
+            os.close(descriptor)
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
+    """Write every byte of every buffer; ``writev`` may stop short and takes a bounded number of buffers."""
+    pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    limit = os.sysconf("SC_IOV_MAX")
+    while pending:
+        written = os.writev(descriptor, pending[:limit])
+        while pending and written >= len(pending[0]):
+            written -= len(pending.pop(0))
+        if written:
+            pending[0] = pending[0][written:]
+
+
+@contextlib.contextmanager
+def _storage_errors(location: Location) -> Iterator[None]:
+    """Turn what the operating system says into what the user can do."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise StorageFailed(error.errno, _explain(error, location)) from error
+
+
+def _explain(error: OSError, location: Location) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"no room left to write {location} ({error.strerror}). The object was not written and everything "
+            "finished before is kept; free some room and run the same command again to go on"
+        )
+    return (
+        f"cannot write {location}: {error.strerror or error}. Everything finished before is kept; "
+        "mend the cause and run the same command again to go on"
+    )
