@@ -1,0 +1,283 @@
+"""How a running command shows itself: live bars, occasional lines, JSON lines, or nothing."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from cvae_dist.events import Event
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Report(Protocol):
+    """Where a command's events go while it runs, and its outcome at the end."""
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+
+    def note(self, message: str) -> None:
+        """Show one sentence that belongs to no stage."""
+
+    def result(self, line: str, values: Mapping[str, Any]) -> None:
+        """Show the outcome: one line for people, the same as values for programs."""
+
+    def error(self, message: str, kind: str) -> None:
+        """Show why the command failed; ``kind`` is the error's class name."""
+
+    def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show rows of text under a heading."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def open_report(*, as_json: bool = False, quiet: bool = False) -> Report:
+    """Return the report that fits where the output goes."""
+    if as_json:
+        return JsonLines()
+    if quiet:
+        return Quiet()
+    return LiveBars() if sys.stderr.isatty() else PlainLines()
+
+
+@dataclass
+class Pace:
+    """How fast a stage advances, counting only what this run did itself."""
+
+    started: float = field(default_factory=time.monotonic)
+    first_done: int | None = None
+
+    def rate(self, done: int) -> float:
+        """Return units per second since the first event; NaN before there is anything to measure."""
+        if self.first_done is None:
+            self.first_done = done
+        seconds = time.monotonic() - self.started
+        advanced = done - self.first_done
+        return advanced / seconds if advanced > 0 and seconds > 0 else math.nan
+
+    def remaining(self, done: int, total: int) -> float:
+        """Return the seconds left at the present rate; NaN while that is unknown."""
+        return (total - done) / self.rate(done)
+
+
+class Quiet:
+    """Errors on stderr and the closing line, nothing on the way."""
+
+    def __call__(self, event: Event) -> None:
+        """Discard the event."""
+
+    def note(self, message: str) -> None:
+        """Discard the sentence."""
+
+    def result(self, line: str, values: Mapping[str, Any]) -> None:
+        """Print the closing line."""
+        print(line, flush=True)
+
+    def error(self, message: str, kind: str) -> None:
+        """Print the message on stderr."""
+        print(f"cvae-dist: {message}", file=sys.stderr, flush=True)
+
+    def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print an aligned table without frames."""
+        table = Table(*heading, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 160  # a log file has no width; a folded path could not be copied
+        console.print(table)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+
+class PlainLines(Quiet):
+    """Occasional lines on stderr, for log files and schedulers."""
+
+    def __init__(self) -> None:
+        self._paces: dict[str, Pace] = {}
+        self._last_line = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Print the first and the last event of a stage, notes, and progress every few seconds."""
+        pace = self._paces.setdefault(event.stage, Pace())
+        pace.rate(event.done)
+        if event.kind == "progress" and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = time.monotonic()
+        self.note(f"{event.stage}: {_sentence(event, pace)}")
+        if event.kind == "done":
+            del self._paces[event.stage]
+
+    def note(self, message: str) -> None:
+        """Print the sentence on stderr."""
+        print(message, file=sys.stderr, flush=True)
+
+
+class LiveBars(Quiet):
+    """One bar per stage on a terminal: rows per second, time left and figures such as the loss."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=30),
+            _Figures(),
+            console=Console(stderr=True, highlight=False),
+        )
+        self._bars: dict[str, _Bar] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Draw the event."""
+        if event.kind == "note":
+            self.note(f"{event.stage}: {event.message}")
+            return
+        if event.stage not in self._bars:
+            task = self._progress.add_task(event.stage, total=event.total or None, figures="")
+            self._bars[event.stage] = _Bar(task, Pace())
+        bar = self._bars[event.stage]
+        figures = ", ".join(_figures(event, bar.pace))
+        self._progress.update(bar.task, completed=event.done, total=event.total or None, figures=figures)
+        if event.kind == "done":
+            self._finish(event.stage)
+
+    def _finish(self, stage: str) -> None:
+        bar = self._bars.pop(stage)
+        task = self._progress.tasks[self._progress.task_ids.index(bar.task)]
+        self._progress.update(bar.task, total=task.completed or 1, completed=task.completed or 1)
+        self._progress.stop_task(bar.task)
+
+    def note(self, message: str) -> None:
+        """Print the sentence above the bars."""
+        self._progress.console.print(Text(message))
+
+    def error(self, message: str, kind: str) -> None:
+        """Stop the bars, then print the message."""
+        self._progress.stop()
+        super().error(message, kind)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class JsonLines(Quiet):
+    """One JSON object per event on stdout; ``event`` says which, the last is ``result`` or ``error``."""
+
+    def __call__(self, event: Event) -> None:
+        """Print the event as one line."""
+        values = asdict(event)
+        self._print({"event": values.pop("kind"), **values})
+
+    def note(self, message: str) -> None:
+        """Print the sentence as one line."""
+        self._print({"event": "note", "message": message})
+
+    def result(self, line: str, values: Mapping[str, Any]) -> None:
+        """Print the outcome as one line."""
+        self._print({"event": "result", "message": line, **values})
+
+    def error(self, message: str, kind: str) -> None:
+        """Print the error as one line, and for people on stderr."""
+        self._print({"event": "error", "kind": kind, "message": message})
+        super().error(message, kind)
+
+    def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Discard the table: its values are in the result."""
+
+    def _print(self, values: Mapping[str, Any]) -> None:
+        print(json.dumps(_strict(values), allow_nan=False, default=str), flush=True)
+
+
+@dataclass(frozen=True)
+class _Bar:
+    task: Any
+    pace: Pace
+
+
+class _Figures(ProgressColumn):
+    """What stands right of the bar."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields["figures"]))
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words of fitting precision: ``0.8 s``, ``42 s``, ``3:05 min``, ``2:07 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def figure(value: object) -> str:
+    """Return a number with thousands separators or four significant digits; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _figures(event: Event, pace: Pace) -> list[str]:
+    """Return what there is to say about an event: count, rate, time left, values."""
+    counted = f"{event.done:,}/{event.total:,} {event.unit}" if event.total else f"{event.done:,} {event.unit}"
+    parts = [counted]
+    rate = pace.rate(event.done)
+    if math.isfinite(rate):
+        parts.append(f"{rate:,.0f} {event.unit}/s")
+        if event.done < event.total:
+            parts.append(f"{duration(pace.remaining(event.done, event.total))} left")
+    parts += [f"{name.replace('_', ' ')} {figure(value)}" for name, value in event.values.items()]
+    return parts
+
+
+def _sentence(event: Event, pace: Pace) -> str:
+    if event.kind == "note":
+        return event.message
+    parts = _figures(event, pace)
+    return ", ".join([*parts, event.message] if event.message else parts)
+
+
+def _strict(value: Any) -> Any:
+    """Return ``value`` with what strict JSON lacks (NaN, infinities) as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
