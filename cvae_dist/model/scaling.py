@@ -1,0 +1,173 @@
+"""From data units to the standardised units the networks work in, and back."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cvae_dist.errors import InvalidInput
+from cvae_dist.store.moments import Moments
+
+MAX_STANDARDISED = 10.0  # a rare feature's sd is raised until no training row lies further out than this
+_CONSTANT = 2.4e-7  # relative: two units in the last place of float32, the noise of computed constants
+_COMMON_TOLERANCE = 0.25
+_COMMON_SHARE = 0.6
+_FEWEST_COMMON = 8  # fewer features than this are too few to tell common bounds from chance
+_SAFE_OFFSET = 4.0  # up to this |center| / scale, float32 arithmetic is exact to 1e-6
+_SAFE_MAGNITUDE = 1e30  # far from the ends of float32
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting decided from the data, and why."""
+
+    value: bool | str
+    reason: str
+
+
+def choose_normalization(
+    requested: bool | Literal["auto"], moments: Moments, dtype: str | np.dtype[np.generic], item_shape: tuple[int, ...]
+) -> Choice:
+    """Decide ``feature_normalization``: one scale per feature (True) or one for all (False)."""
+    if requested != "auto":
+        return Choice(requested, "as asked for")
+    if np.dtype(dtype) == np.uint8:
+        return Choice(False, "one scale for all features: uint8 values share their unit")
+    if len(item_shape) > 1:
+        return Choice(False, f"one scale for all features: items of shape {item_shape} share their unit")
+    if _common_bounds(moments):
+        return Choice(False, "one scale for all features: they share their bounds")
+    return Choice(True, "one scale per feature: the features differ in unit or range")
+
+
+def _common_bounds(moments: Moments) -> bool:
+    """Whether most features reach close to both ends of the range of all features."""
+    active = moments.maximum > moments.minimum
+    if np.count_nonzero(active) < _FEWEST_COMMON:
+        return False
+    low, high = moments.minimum[active], moments.maximum[active]
+    margin = _COMMON_TOLERANCE * (high.max() - low.min())
+    reaches_both = (low <= low.min() + margin) & (high >= high.max() - margin)
+    return bool(reaches_both.mean() >= _COMMON_SHARE)
+
+
+class Scaling(nn.Module):
+    """Standardise rows: ``(x - center) / scale``.
+
+    Attributes
+    ----------
+    center, scale : Tensor, shape (n_features,), float64
+        In data units. A constant feature has scale 0: it standardises to 0 and is restored as ``center``.
+    low, high : Tensor, shape (), float64
+        Bounds of all values, in data units.
+    """
+
+    center: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    _inverse: Tensor
+
+    def __init__(self, center: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        for name, value in (("center", center), ("scale", scale), ("low", low), ("high", high)):
+            self.register_buffer(name, value.to(torch.float64))
+        inverse = torch.where(self.scale > 0, 1 / self.scale, 0.0)
+        self.register_buffer("_inverse", inverse, persistent=False)
+        self._precision = _precision(self.center, self.scale, inverse)
+
+    @classmethod
+    def of(cls, moments: Moments, dtype: str | np.dtype[np.generic], *, per_feature: bool) -> Self:
+        """Derive the scaling from the statistics of the data.
+
+        Raises
+        ------
+        InvalidInput
+            There are no rows, or a mean or variance is not finite.
+        """
+        _check_usable(moments)
+        scale = feature_scales(moments) if per_feature else _global_scale(moments)
+        values = (moments.mean, scale, *bounds(moments, dtype))
+        return cls(*(torch.from_numpy(np.array(value, np.float64)) for value in values))
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.center.numel()
+
+    @property
+    def active(self) -> Tensor:
+        """Which features vary, (n_features,), bool."""
+        return self.scale > 0
+
+    @property
+    def restored_dtype(self) -> np.dtype[np.floating]:
+        """Float type that holds offset and digits of every feature: float32 where it can, else float64."""
+        return np.dtype(np.float32 if self._precision == torch.float32 else np.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return rows (n, n_features) of any real dtype, standardised, as float32.
+
+        The difference is taken in float64 where a large offset would cost float32 its digits.
+        """
+        rows = x.to(self._precision)
+        centered = rows - self.center.to(self._precision)
+        return centered.mul_(self._inverse.to(self._precision)).to(torch.float32)
+
+    def restore(self, standardised: Tensor) -> Tensor:
+        """Return standardised rows in data units: float32, or float64 where float32 cannot hold offset and digits."""
+        rows = standardised.to(self._precision)
+        return torch.addcmul(self.center.to(self._precision), rows, self.scale.to(self._precision))
+
+
+def is_constant(moments: Moments) -> npt.NDArray[np.bool_]:
+    """Return which features do not vary beyond the rounding of float32, (n_features,)."""
+    constant: npt.NDArray[np.bool_] = (moments.maximum <= moments.minimum) | (
+        moments.std <= _CONSTANT * np.abs(moments.mean)
+    )
+    return constant
+
+
+def feature_scales(moments: Moments) -> Vector:
+    """Return the sd of every feature, raised for rarely active ones, 0 for constant ones."""
+    reach = np.maximum(moments.maximum - moments.mean, moments.mean - moments.minimum)
+    return np.where(is_constant(moments), 0.0, np.maximum(moments.std, reach / MAX_STANDARDISED))
+
+
+def _global_scale(moments: Moments) -> Vector:
+    """Return the root mean square of the sds for every feature that varies."""
+    active = ~is_constant(moments)
+    scale = np.sqrt(np.mean(moments.std[active] ** 2)) if active.any() else 0.0
+    return np.where(active, scale, 0.0)
+
+
+def bounds(moments: Moments, dtype: str | np.dtype[np.generic]) -> tuple[float, float]:
+    """Return the bounds of all values: (0, 1) or (for uint8) (0, 255) where the data fit, else the extremes."""
+    low, high = float(moments.minimum.min()), float(moments.maximum.max())
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return (0.0, 255.0) if np.dtype(dtype) == np.uint8 else (low, high)
+
+
+def _precision(center: Tensor, scale: Tensor, inverse: Tensor) -> torch.dtype:
+    """Return the dtype in which standardising is exact to about 1e-6."""
+    offset = (center * inverse).abs().max()
+    magnitude = torch.stack([center.abs().max(), scale.max(), inverse.max()]).max()
+    return torch.float32 if offset <= _SAFE_OFFSET and magnitude <= _SAFE_MAGNITUDE else torch.float64
+
+
+def _check_usable(moments: Moments) -> None:
+    if moments.count == 0:
+        raise InvalidInput("there are no rows to take the scale of the features from; ingest some rows first")
+    broken = np.flatnonzero(~(np.isfinite(moments.mean) & np.isfinite(moments.std)))
+    if broken.size:
+        feature = int(broken[0])
+        raise InvalidInput(
+            f"{broken.size} features have no finite mean and variance (the first is feature {feature}, mean "
+            f"{moments.mean[feature]}), so they cannot be standardised; remove or rescale their values and ingest again"
+        )

@@ -1,0 +1,38 @@
+"""Numpy rows as tensors, in tiles whose size does not change what a row becomes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_MULTIPLE = 16  # matrix kernels treat every row alike from here on; a single row would take another kernel
+
+
+def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
+    """Return ``rows`` as a tensor of the same dtype, sharing memory where torch can."""
+    native = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def tiles(rows: npt.NDArray[np.generic], batch_rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows covered, tile); the last tile is padded with zero rows to a multiple of 16."""
+    for start in range(0, len(rows), batch_rows):
+        part = slice(start, min(start + batch_rows, len(rows)))
+        yield part, tensor_of(_pad(rows[part]))
+
+
+def _pad(rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    missing = -len(rows) % _MULTIPLE
+    if not missing:
+        return rows
+    return np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)])
+
+
+def cast(rows: npt.NDArray[np.generic], dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    """Return ``rows`` as ``dtype``; integers are rounded and kept within their range."""
+    if dtype.kind not in "iu":
+        return rows.astype(dtype, copy=False)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(rows.astype(np.float64)), limits.min, limits.max).astype(dtype)

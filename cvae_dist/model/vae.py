@@ -1,0 +1,164 @@
+"""The variational autoencoder: rows in data units to latents and back."""
+
+from typing import Literal, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cvae_dist.config import ModelConfig
+from cvae_dist.errors import InvalidInput
+from cvae_dist.model import posterior, tiling
+from cvae_dist.model.likelihood import choose_likelihood, make_likelihood
+from cvae_dist.model.networks import Decoder, Encoder
+from cvae_dist.model.scaling import Scaling, choose_normalization
+from cvae_dist.store.moments import Moments
+
+_MAX_INPUT = 8.0  # in standardised units: what lies further out tells the encoder nothing new
+
+Rows = npt.NDArray[np.generic]
+Floats = npt.NDArray[np.floating]
+
+
+class VAE(nn.Module):
+    """A variational autoencoder (Kingma and Welling 2014) over rows of ``n_features`` values in data units.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Every automatic value must be decided; :meth:`of` does that.
+    scaling : Scaling
+        Between data units and the networks' units.
+    """
+
+    def __init__(self, config: ModelConfig, scaling: Scaling) -> None:
+        super().__init__()
+        cells = config.cells_encoder or ()
+        self.config = config
+        self.scaling = scaling
+        self.encoder = Encoder(scaling.n_features, cells, config.dim_latent)
+        self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features)
+        self.likelihood = make_likelihood(cast(Literal["gaussian", "bernoulli"], config.likelihood), scaling)
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        moments: Moments,
+        dtype: str | np.dtype[np.generic],
+        item_shape: tuple[int, ...],
+        seed: int = 0,
+    ) -> Self:
+        """Build an untrained model for data with these statistics; ``config.cells_encoder`` must be given."""
+        per_feature = choose_normalization(config.feature_normalization, moments, dtype, item_shape).value
+        scaling = Scaling.of(moments, dtype, per_feature=bool(per_feature))
+        decided = {
+            "feature_normalization": per_feature,
+            "likelihood": choose_likelihood(config.likelihood, moments).value,
+        }
+        shape = {name: getattr(config, name) for name in ModelConfig.model_fields}
+        vae = cls(ModelConfig(**(shape | decided)), scaling)
+        vae.initialise(torch.Generator().manual_seed(seed))
+        return vae
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw initial weights; nothing else than ``generator`` decides them."""
+        self.encoder.initialise(generator)
+        self.decoder.initialise(generator, self.likelihood.initial_output())
+
+    @property
+    def n_features(self) -> int:
+        """Width of a row."""
+        return self.scaling.n_features
+
+    @property
+    def dim_latent(self) -> int:
+        """Width of a latent."""
+        return self.config.dim_latent
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the posterior's mean and log-variance, each (n, dim_latent), of rows in data units."""
+        return self._posterior(self.scaling(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the posterior mean, (n, dim_latent) float32, of rows (n, n_features) in data units."""
+        return self.encode(x)[0]
+
+    def decode(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return rows in data units, (n, n_features): the mean row, or a draw where a generator is given."""
+        output = self.decoder(latent)
+        chosen = self.likelihood.mean(output) if generator is None else self.likelihood.draw(output, generator)
+        return cast(Tensor, self.scaling.restore(chosen))
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two terms of the negative ELBO per row.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n, n_features)
+            Rows in data units, any real dtype.
+        noise : Tensor, shape (n, dim_latent), float32
+            Standard normal; zeros give the terms at the posterior mean.
+
+        Returns
+        -------
+        reconstruction, kl : Tensor, shape (n,), float32
+            -log p(x | z) in standardised units and KL(q(z | x) || p(z)), in nats.
+        """
+        standardised = self.scaling(x)
+        mean, logvar = self._posterior(standardised)
+        output = self.decoder(posterior.draw(mean, logvar, noise))
+        reconstruction = self.likelihood.negative_log_likelihood(output, standardised)
+        return reconstruction, posterior.kl_divergence(mean, logvar)
+
+    def _posterior(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.encoder(standardised.clamp(-_MAX_INPUT, _MAX_INPUT))
+        return mean, logvar
+
+    def embed_rows(self, rows: Rows, batch_rows: int = 2048) -> npt.NDArray[np.float32]:
+        """Return the latents, (n, dim_latent), of ``rows``, (n, n_features), any real dtype.
+
+        A row's latent is the same, bit for bit, in whatever company and order it arrives.
+        """
+        self._check_rows(rows)
+        latents = np.empty((len(rows), self.dim_latent), np.float32)
+        with torch.inference_mode():
+            for part, tile in tiling.tiles(rows, batch_rows):
+                latents[part] = self.embed(tile)[: part.stop - part.start].numpy(force=True)
+        return latents
+
+    def decode_rows(
+        self, latents: Floats, batch_rows: int = 2048, dtype: npt.DTypeLike | None = None
+    ) -> npt.NDArray[np.generic]:
+        """Return the mean rows, (n, n_features), of ``latents``, (n, dim_latent), in data units.
+
+        ``dtype`` is by default float32, or float64 where float32 cannot hold both offset and digits of a feature;
+        integers are rounded and kept within their range.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.dim_latent:
+            raise InvalidInput(f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})")
+        rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
+        with torch.inference_mode():
+            for part, tile in tiling.tiles(latents.astype(np.float32, copy=False), batch_rows):
+                rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
+        return rows
+
+    def score_rows(
+        self, rows: Rows, noise: npt.NDArray[np.float32] | None = None, batch_rows: int = 2048
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return reconstruction and KL per row, each (n,); without ``noise``, (n, dim_latent), at the posterior mean."""
+        self._check_rows(rows)
+        draws = np.zeros((len(rows), self.dim_latent), np.float32) if noise is None else noise
+        terms = np.empty((2, len(rows)), np.float32)
+        with torch.inference_mode():
+            for (part, tile), (_, draw) in zip(tiling.tiles(rows, batch_rows), tiling.tiles(draws, batch_rows), strict=True):
+                both = torch.stack(self(tile, draw))
+                terms[:, part] = both[:, : part.stop - part.start].numpy(force=True)
+        return terms[0], terms[1]
+
+    def _check_rows(self, rows: Rows) -> None:
+        if rows.ndim != 2 or rows.shape[1] != self.n_features:
+            raise InvalidInput(
+                f"rows of shape {rows.shape} do not fit this model: it was trained on rows of {self.n_features} features"
+            )
