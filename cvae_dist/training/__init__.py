@@ -1,0 +1,1 @@
+"""Train a model: which rows come next, how they arrive, the loop, checkpoints, ranks."""
