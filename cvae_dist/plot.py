@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -50,8 +50,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Found by farthest-point search over sRGB in Oklab (Ottosson 2020), seen normally and through the simulations
-# of deuteranopia and protanopia of Machado et al. (2009). A prefix is as distinct as its length allows: to the
-# colour-blind the two nearest of all 20 are further apart than the two nearest of matplotlib's tab10.
+# of deuteranopia and protanopia of Machado et al. (2009). A prefix is as distinct as its length allows: to
+# the colour-blind the two nearest of all 20 are further apart than the two nearest of matplotlib's tab10.
 PALETTE = (
     *(
         "#a53c00",
@@ -140,7 +140,7 @@ def classify(labels: NDArray[Any], categories: Sequence[str] | None = None) -> C
         codes = numbers.astype(np.intp)
         if len(codes) and (codes.min() < 0 or codes.max() >= len(categories)):
             raise InvalidInput(
-                f"labels run from {codes.min()} to {codes.max()}, but there are {len(categories)} categories, "
+                f"labels run from {codes.min()} to {codes.max()} with {len(categories)} categories, "
                 "so some cannot be named: give one category name for every label 0, 1, ..."
             )
         names = np.array([str(name) for name in categories])
@@ -204,7 +204,7 @@ def scatter_latents(
         _draw_histograms(axes, z[:, 0], groups, label_name)
         return figure
     if z.shape[1] == 1:
-        xy, names = np.column_stack([z[:, 0], groups]), ("z1", label_name)
+        xy, names = np.column_stack([z[:, 0], cast("Floats", groups)]), ("z1", label_name)
         groups = None
     else:
         xy, names = _two_axes(z)
@@ -303,7 +303,7 @@ def _draw_density(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> Sc
 
 
 def _window(xy: Floats) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return (left, bottom), (right, top) around all rows, or all but outliers that would squeeze the rest."""
+    """Return (left, bottom), (right, top) around all rows but outliers that would squeeze the rest."""
     inner = np.percentile(xy, [0.1, 99.9], axis=0).astype(float)
     slack = 0.3 * (inner[1] - inner[0])
     low, high = np.maximum(xy.min(axis=0), inner[0] - slack), np.minimum(xy.max(axis=0), inner[1] + slack)
@@ -483,8 +483,8 @@ def _draw_tiles(
     """Draw rows (r, c, n_features) in unit cells from the upper left; return what a colour bar needs."""
     if math.prod(item_shape) != tiles.shape[-1]:
         raise InvalidInput(
-            f"rows have {tiles.shape[-1]} features, but the shape {tuple(item_shape)} has {math.prod(item_shape)}, "
-            "so they cannot be drawn: give a shape whose product is the number of features"
+            f"rows of {tiles.shape[-1]} features cannot be drawn in the shape {tuple(item_shape)}, which has "
+            f"{math.prod(item_shape)}: give a shape whose product is the number of features"
         )
     low, high = limits or (float(np.nanmin(tiles)), float(np.nanmax(tiles)))
     high = high if high > low else low + 1.0
@@ -660,7 +660,7 @@ def _last_loss(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot_latents(
-    latents_url: str,
+    latents: str,
     filename: str,
     *,
     label: str | None = "label",
@@ -673,7 +673,7 @@ def plot_latents(
 
     Parameters
     ----------
-    latents_url : str
+    latents : str
         What ``embed`` wrote.
     filename : str
         Path or URL of the picture; the suffix chooses the format.
@@ -685,18 +685,18 @@ def plot_latents(
     InvalidInput
         The store has no rows, no such column, or the suffix is unknown.
     """
-    store = RowStore.open(latents_url, storage_options)
-    label = _carried_column(store, label)
-    ranges = _spread(store.rows, store.layout.rows_per_chunk)
-    z = _read_ranges(store, store.main, ranges)
-    labels = None if label is None else _read_ranges(store, label, ranges)
-    title = None if len(z) == store.rows else f"{len(z):,} of {store.rows:,} rows"
+    opened = RowStore.open(latents, storage_options)
+    label = _carried_column(opened, label)
+    ranges = _spread(opened.rows, opened.layout.rows_per_chunk)
+    z = _read_ranges(opened, opened.main, ranges)
+    labels = None if label is None else _read_ranges(opened, label, ranges)
+    title = None if len(z) == opened.rows else f"{len(z):,} of {opened.rows:,} rows"
     figure = scatter_latents(z.reshape(len(z), -1), labels, label_name=label or "label", title=title)
-    _write(figure, filename, storage_options, on_event)
+    _write(figure, filename, "plot latents", storage_options, on_event)
 
 
 def plot_grid(
-    model_url: str,
+    model: str,
     filename: str,
     *,
     xy_range: tuple[float, float] | None = None,
@@ -710,29 +710,33 @@ def plot_grid(
 
     Parameters
     ----------
-    model_url : str
+    model : str
         What ``train`` wrote.
     filename : str
         Path or URL of the picture; the suffix chooses the format.
     shape : sequence of int, optional
         Shape of one decoded row. Default: the shape of the items the model was trained on.
     """
-    from cvae_dist.model.directory import load_model  # here, as the other pictures need no torch
+    from cvae_dist.model.directory import (
+        load_model,
+        read_description,
+    )  # here, as other pictures need no torch
 
-    model = load_model(model_url, storage_options=storage_options)
+    vae = load_model(model, storage_options=storage_options)
+    lineage = read_description(Location.of(model, storage_options))["lineage"]
     figure = latent_grid(
-        model.decode_rows,
-        model.dim_latent,
-        shape or model.item_shape,
+        vae.decode_rows,
+        vae.dim_latent,
+        shape or lineage.get("item_shape") or (vae.n_features,),
         xy_range=xy_range,
         grid_size=grid_size,
         clip=clip,
     )
-    _write(figure, filename, storage_options, on_event)
+    _write(figure, filename, "plot grid", storage_options, on_event)
 
 
 def plot_loss(
-    model_url: str,
+    model: str,
     filename: str,
     *,
     storage_options: StorageOptions | None = None,
@@ -745,19 +749,25 @@ def plot_loss(
     SourceNotFound
         There is no history: no model is there, or its training has not recorded anything yet.
     """
-    location = Location.of(model_url, storage_options) / "history.jsonl"
+    location = Location.of(model, storage_options) / "history.jsonl"
     try:
         text = location.read().decode()
     except FileNotFoundError:
         raise SourceNotFound(
             f"{location} is not there, so there is no loss to draw: train the model first, or mend the path"
         ) from None
-    _write(loss_curves([json.loads(line) for line in text.splitlines()]), filename, storage_options, on_event)
+    _write(
+        loss_curves([json.loads(line) for line in text.splitlines()]),
+        filename,
+        "plot loss",
+        storage_options,
+        on_event,
+    )
 
 
 def plot_reconstructions(
-    store_url: str,
-    reconstructions_url: str,
+    store: str,
+    reconstructions: str,
     filename: str,
     *,
     n: int = 10,
@@ -768,30 +778,30 @@ def plot_reconstructions(
 
     Parameters
     ----------
-    store_url, reconstructions_url : str
+    store, reconstructions : str
         The rows, and what ``decode`` made of their latents: the same rows in the same order.
     filename : str
         Path or URL of the picture; the suffix chooses the format.
     n : int
         Number of rows.
     """
-    originals = RowStore.open(store_url, storage_options)
-    decoded = RowStore.open(reconstructions_url, storage_options)
+    originals = RowStore.open(store, storage_options)
+    decoded = RowStore.open(reconstructions, storage_options)
     if originals.rows != decoded.rows or originals.rows == 0 or n < 1:
         raise InvalidInput(
-            f"{n} rows of {originals.url} ({originals.rows:,} rows) cannot be drawn above those of {decoded.url} "
-            f"({decoded.rows:,} rows): ask for at least one, and for what was decoded from these very rows"
+            f"{n} rows of {originals.url} ({originals.rows:,} rows) cannot be drawn above "
+            f"{decoded.url} ({decoded.rows:,} rows): ask for at least one, and for what was decoded from these very rows"
         )
     picked = np.unique(np.linspace(0, originals.rows - 1, n).round().astype(int))
     ranges = [(int(i), int(i) + 1) for i in picked]
-    above, below = (_read_ranges(store, store.main, ranges) for store in (originals, decoded))
+    above, below = (_read_ranges(opened, opened.main, ranges) for opened in (originals, decoded))
     names, names_are = [f"{i:,}" for i in picked], "row"
     if "label" in originals.columns:
         labels = _read_ranges(originals, "label", ranges)
         names = [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]
         names_are = "row and its label"
     figure = compare_rows(above, below, originals.item_shape, names=names, names_are=names_are)
-    _write(figure, filename, storage_options, on_event)
+    _write(figure, filename, "plot reconstructions", storage_options, on_event)
 
 
 def _carried_column(store: RowStore, label: str | None) -> str | None:
@@ -819,9 +829,11 @@ def _read_ranges(store: RowStore, name: str, ranges: Sequence[tuple[int, int]]) 
     return np.concatenate([store.read(name, start, stop) for start, stop in ranges])
 
 
-def _write(figure: Figure, filename: str, storage_options: StorageOptions | None, on_event: OnEvent) -> None:
+def _write(
+    figure: Figure, filename: str, stage: str, storage_options: StorageOptions | None, on_event: OnEvent
+) -> None:
     write_figure(figure, filename, storage_options)
-    on_event(Event("plot", "done", done=1, total=1, unit="pictures", message=f"wrote {filename}"))
+    on_event(Event(stage, "done", done=1, total=1, unit="pictures", message=f"wrote {filename}"))
 
 
 # ------------------------------------------------------------------------------------------------ files
