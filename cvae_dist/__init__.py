@@ -1,6 +1,6 @@
 """Reversible, generative embeddings (a variational autoencoder) for datasets that outgrow one machine.
 
-    npy tree / bucket / zarr  --ingest-->  rows.zarr  --train-->  model/  --embed-->  latents.zarr  --decode-->  rows
+    npy tree  --ingest-->  rows.zarr  --train-->  model/  --embed-->  latents.zarr  --decode-->  rows again
 
 Importing this package is cheap: each name below loads its module (and torch or Dask with it) when it is
 first used, so that an ingest worker never pays for torch.

@@ -9,6 +9,10 @@ class InvalidInput(CvaeDistError, ValueError):
     """Rows, files or values that cannot be used as given."""
 
 
+class InvalidPipeline(InvalidInput):
+    """A pipeline file that cannot be run as it is written; nothing was run."""
+
+
 class SourceNotFound(CvaeDistError, FileNotFoundError):
     """A source, store or model that is not there, or holds nothing usable."""
 

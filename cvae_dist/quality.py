@@ -16,7 +16,7 @@ MAX_COMPARED_ROWS = 2_000  # held-out rows lie in different chunks: each costs o
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Mean squared error per feature, in the data's units squared and as a fraction of the data's variance."""
+    """Mean squared error per feature: in the data's units squared, and as a fraction of its variance."""
 
     mse: float
     fraction_of_variance: float
@@ -50,7 +50,9 @@ def evenly(rows: Rows, at_most: int) -> Rows:
     return rows if len(rows) <= at_most else rows[np.linspace(0, len(rows) - 1, at_most).astype(np.int64)]
 
 
-def neighbour_accuracy(latents: RowStore, held_out: Rows, *, label: str = "label", neighbours: int = 5) -> float:
+def neighbour_accuracy(
+    latents: RowStore, held_out: Rows, *, label: str = "label", neighbours: int = 5
+) -> float:
     """Return how often the majority of the nearest training rows has the class of a held-out row.
 
     Latents are compared by Euclidean distance. At most 50,000 training rows take part.
@@ -72,7 +74,9 @@ def neighbour_accuracy(latents: RowStore, held_out: Rows, *, label: str = "label
     training = np.setdiff1d(np.arange(latents.rows), held_out, assume_unique=True)
     training = evenly(training, MAX_NEIGHBOUR_ROWS)
     classifier = KNeighborsClassifier(n_neighbors=min(neighbours, len(training)))
-    classifier.fit(read_rows(latents, latents.main, training), read_rows(latents, label, training).astype(str))
+    classifier.fit(
+        read_rows(latents, latents.main, training), read_rows(latents, label, training).astype(str)
+    )
     accuracy = classifier.score(
         read_rows(latents, latents.main, held_out), read_rows(latents, label, held_out).astype(str)
     )

@@ -17,6 +17,7 @@ from rich.text import Text
 from cvae_dist.events import Event
 
 SECONDS_BETWEEN_LINES = 5.0
+MEASURED_HERE = frozenset({"rows_per_second", "steps_per_second", "seconds"})  # shown from the counts instead
 
 
 class Report(Protocol):
@@ -30,9 +31,6 @@ class Report(Protocol):
 
     def result(self, line: str, values: Mapping[str, Any]) -> None:
         """Show the outcome: one line for people, the same as values for programs."""
-
-    def error(self, message: str, kind: str) -> None:
-        """Show why the command failed; ``kind`` is the error's class name."""
 
     def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show rows of text under a heading."""
@@ -71,10 +69,6 @@ class Pace:
         advanced = done - self.first_done
         return advanced / seconds if advanced > 0 and seconds > 0 else math.nan
 
-    def remaining(self, done: int, total: int) -> float:
-        """Return the seconds left at the present rate; NaN while that is unknown."""
-        return (total - done) / self.rate(done)
-
 
 class Quiet:
     """Errors on stderr and the closing line, nothing on the way."""
@@ -88,10 +82,6 @@ class Quiet:
     def result(self, line: str, values: Mapping[str, Any]) -> None:
         """Print the closing line."""
         print(line, flush=True)
-
-    def error(self, message: str, kind: str) -> None:
-        """Print the message on stderr."""
-        print(f"cvae-dist: {message}", file=sys.stderr, flush=True)
 
     def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print an aligned table without frames."""
@@ -147,6 +137,7 @@ class LiveBars(Quiet):
             BarColumn(bar_width=30),
             _Figures(),
             console=Console(stderr=True, highlight=False),
+            redirect_stdout=False,  # results belong to stdout, whatever is drawn on stderr
         )
         self._bars: dict[str, _Bar] = {}
 
@@ -174,10 +165,10 @@ class LiveBars(Quiet):
         """Print the sentence above the bars."""
         self._progress.console.print(Text(message))
 
-    def error(self, message: str, kind: str) -> None:
-        """Stop the bars, then print the message."""
+    def result(self, line: str, values: Mapping[str, Any]) -> None:
+        """Stop the bars, then print the closing line."""
         self._progress.stop()
-        super().error(message, kind)
+        super().result(line, values)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -208,13 +199,17 @@ class JsonLines(Quiet):
         """Print the outcome as one line."""
         self._print({"event": "result", "message": line, **values})
 
-    def error(self, message: str, kind: str) -> None:
-        """Print the error as one line, and for people on stderr."""
-        self._print({"event": "error", "kind": kind, "message": message})
-        super().error(message, kind)
-
     def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Discard the table: its values are in the result."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
+            self._print({"event": "error", "kind": type(error).__name__, "message": error_text(error)})
 
     def _print(self, values: Mapping[str, Any]) -> None:
         print(json.dumps(_strict(values), allow_nan=False, default=str), flush=True)
@@ -231,6 +226,13 @@ class _Figures(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(str(task.fields["figures"]))
+
+
+def error_text(error: BaseException) -> str:
+    """Return what an error says to a person; of an operating system's error, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    return str(error) or type(error).__name__
 
 
 def duration(seconds: float) -> str:
@@ -254,15 +256,17 @@ def figure(value: object) -> str:
 
 def _figures(event: Event, pace: Pace) -> list[str]:
     """Return what there is to say about an event: count, rate, time left, values."""
-    counted = f"{event.done:,}/{event.total:,} {event.unit}" if event.total else f"{event.done:,} {event.unit}"
+    counted = (
+        f"{event.done:,}/{event.total:,} {event.unit}" if event.total else f"{event.done:,} {event.unit}"
+    )
     parts = [counted]
     rate = pace.rate(event.done)
     if math.isfinite(rate):
         parts.append(f"{rate:,.0f} {event.unit}/s")
         if event.done < event.total:
-            parts.append(f"{duration(pace.remaining(event.done, event.total))} left")
-    parts += [f"{name.replace('_', ' ')} {figure(value)}" for name, value in event.values.items()]
-    return parts
+            parts.append(f"{duration((event.total - event.done) / rate)} left")
+    shown = ((name, value) for name, value in event.values.items() if name not in MEASURED_HERE)
+    return parts + [f"{name.replace('_', ' ')} {figure(value)}" for name, value in shown]
 
 
 def _sentence(event: Event, pace: Pace) -> str:
