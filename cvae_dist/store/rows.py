@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
-from cvae_dist.store.layout import STRING, Block, Layout, group_metadata, write_small_array
+from cvae_dist.store.layout import STRING, ArrayLayout, Block, Layout, group_metadata, write_small_array
 from cvae_dist.store.ledger import Ledger, Record
 from cvae_dist.store.lineage import digest_json, history_line, versions
 from cvae_dist.store.moments import Moments
@@ -17,6 +17,7 @@ from cvae_dist.store.urls import Location, StorageOptions
 
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
 _MARKER = "zarr.json"
+_PIECES_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,19 @@ class RowStore:
         mean, std, minimum, maximum = (np.asarray(self.array(name)[...], dtype=np.float64) for name in names)
         return Moments(self.rows, mean, std * std * self.rows, minimum, maximum)
 
-    def publish(self, rows: int, records: Sequence[Record], lineage: Mapping[str, Any], command: str) -> Self:
+    def manifest(self) -> dict[str, Block]:
+        """Return the published source manifest: arrays over ``piece``, empty when the store has none."""
+        pieces: Mapping[str, int] = self.document.get("pieces", {})
+        return {name: np.asarray(self.array(f"manifest/{name}")[:count]) for name, count in pieces.items()}
+
+    def publish(
+        self,
+        rows: int,
+        records: Sequence[Record],
+        lineage: Mapping[str, Any],
+        command: str,
+        manifest: Mapping[str, Block],
+    ) -> Self:
         """Make ``rows`` rows visible: ledger, statistics, array shapes and, in one last write, the group.
 
         Every object of every shard must have been written. A reader of the group sees the old or all new rows;
@@ -205,11 +218,27 @@ class RowStore:
             **self.document, "published": True, "rows": rows, "dropped": sum(record.dropped for record in records),
             "fingerprint": digest_json({"records": [record.to_array().tolist() for record in records]}),
             "lineage": {**lineage, "versions": versions()},
+            "pieces": {name: len(values) for name, values in manifest.items()},
         }  # fmt: skip
+        pieces = self._write_manifest(manifest)
         history = "\n".join(filter(None, [self.history, history_line(command)]))
         store = type(self)(self.location, document, history)
-        store._write_metadata([*statistics, "ledger", "ledger/record", "ledger/moments"])
+        store._write_metadata([*statistics, "ledger", "ledger/record", "ledger/moments", *pieces])
         return store
+
+    def _write_manifest(self, manifest: Mapping[str, Block]) -> list[str]:
+        """Write the manifest in chunks of fixed size, so that an interrupted rewrite leaves the old rows readable."""
+        dtypes = {name: STRING if values.dtype.kind in "OT" else values.dtype.str for name, values in manifest.items()}
+        arrays = tuple(ArrayLayout(f"manifest/{name}", dtype, ("piece",)) for name, dtype in dtypes.items())
+        layout = Layout(_PIECES_PER_CHUNK, _PIECES_PER_CHUNK, arrays)
+        for array, values in zip(arrays, manifest.values(), strict=True):
+            for chunk in range(layout.shards(len(values))):
+                block = values[chunk * _PIECES_PER_CHUNK : (chunk + 1) * _PIECES_PER_CHUNK]
+                (self.location / array.key(chunk)).write(*layout.encode(array.name, block))
+            (self.location / array.name / _MARKER).write(layout.metadata(array.name, len(values)))
+        if arrays:
+            (self.location / "manifest" / _MARKER).write(group_metadata())
+        return ["manifest", *(array.name for array in arrays)] if arrays else []
 
     def _write_metadata(self, others: Sequence[str] = ()) -> None:
         """Write every array's metadata and then the group's, which also carries all of them (consolidated)."""

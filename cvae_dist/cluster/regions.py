@@ -1,0 +1,115 @@
+"""Run one function over many regions, in this process or on Dask, with a bounded number in flight."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, TypeVar
+
+from cvae_dist.errors import CvaeDistError, StorageFailed
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_IN_FLIGHT_PER_SLOT = 3
+
+
+def map_regions(
+    function: Callable[[Task], Result], tasks: Iterable[Task], *, client: "Client | None" = None, threads: int = 1
+) -> Iterator[Result]:
+    """Yield ``function(task)`` of every task, as they finish.
+
+    Only a few tasks per slot are in flight and every result is drained and released at once, so a dead worker can
+    cost no more than what it was doing: finished work is never asked for again.
+
+    Parameters
+    ----------
+    function : callable
+        Must be importable where it runs, and may run more than once per task.
+    tasks : iterable
+        Picklable when ``client`` is given. Consumed lazily.
+    client : distributed.Client, optional
+        Where to run; in this process when None.
+    threads : int
+        Threads used in this process.
+    """
+    if client is not None:
+        yield from _map_dask(function, tasks, client)
+    elif threads == 1:
+        yield from map(function, tasks)
+    else:
+        yield from _map_threads(function, tasks, threads)
+
+
+def _map_threads(function: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
+    queue = iter(tasks)
+    with ThreadPoolExecutor(threads, thread_name_prefix="region") as pool:
+        pending: set[Future[Result]] = set()
+        try:
+            while True:
+                room = 2 * threads - len(pending)
+                pending |= {pool.submit(function, task) for task in itertools.islice(queue, room)}
+                if not pending:
+                    return
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _map_dask(function: Callable[[Task], Result], tasks: Iterable[Task], client: "Client") -> Iterator[Result]:
+    from distributed import as_completed
+
+    queue = iter(tasks)
+    finished = as_completed(with_results=False)
+    window = _Window(client)
+
+    def submit(count: int) -> None:
+        for task in itertools.islice(queue, count):
+            # pure=False: a task is defined by what is on disk, never by Dask's memory of an equal call
+            finished.add(client.submit(function, task, pure=False))
+
+    try:
+        submit(window.size())
+        for future in finished:
+            result = _result(future)
+            future.release()
+            submit(window.size() - finished.count())
+            yield result
+    finally:
+        for future in list(finished.futures):
+            future.release()
+
+
+def _result(future: "Future[Result]") -> Result:
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise StorageFailed(
+            f"a task ended with its worker too often ({error}). What was recorded is kept; look for memory limits or "
+            "crashes in the workers' logs and run the same command again to go on"
+        ) from error
+    except CvaeDistError as error:
+        raise error from None  # the remote traceback explains nothing to the user that the message does not
+
+
+class _Window:
+    """How many tasks may be in flight; follows a cluster that grows and shrinks."""
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._read = 0.0
+        self._slots = 1
+
+    def size(self) -> int:
+        if time.monotonic() - self._read > 1.0:
+            self._slots = max(1, sum(self._client.nthreads().values()))
+            self._read = time.monotonic()
+        return _IN_FLIGHT_PER_SLOT * self._slots

@@ -1,0 +1,290 @@
+"""The protocol by which every store is written: plan, whole shards, ledger, publish."""
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cvae_dist.cluster.regions import map_regions
+from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.events import Event, OnEvent
+from cvae_dist.store import Digest, Layout, Lease, Ledger, Location, Moments, Record, RowStore
+from cvae_dist.store.layout import Block
+from cvae_dist.store.lineage import digest_json
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_SHARDS_PER_REGION = 16
+_WORKER_BYTES = 300_000_000  # an interpreter with NumPy, Zarr and torch imported
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows ``start:stop`` that one shard of the output holds."""
+
+    shard: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Made:
+    """The rows of one shard, by array name, and how many rows of the source were left out of it."""
+
+    blocks: Mapping[str, Block]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a verb wants written.
+
+    Attributes
+    ----------
+    kind, layout, rows : str, Layout, int
+        What the output is.
+    settings : Mapping
+        What made it, as JSON: a later run with other settings is refused.
+    lineage : Mapping
+        What is recorded with it, as JSON, and not compared.
+    make : callable
+        ``make(span, inputs) -> Made``: a picklable, pure function; it may run 0, 1 or 5 times for a shard.
+    inputs : callable
+        ``inputs(span)``: what ``make`` needs, small and picklable. Called in the driver, when the task is sent.
+    identity : callable
+        ``identity(span) -> str``: digest of what the rows of the span are made from, beside the settings.
+    task_bytes : int
+        Memory ``make`` needs beside the blocks it returns.
+    first_shard : int
+        Shards before it are published already and stay as they are.
+    threads : int
+        Threads to use when there is no cluster.
+    manifest : Mapping
+        Arrays over ``piece`` that say where the rows came from.
+    """
+
+    kind: str
+    layout: Layout
+    rows: int
+    settings: Mapping[str, Any]
+    make: Callable[[Span, Any], Made]
+    inputs: Callable[[Span], Any]
+    identity: Callable[[Span], str]
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    task_bytes: int = 0
+    first_shard: int = 0
+    threads: int = 1
+    manifest: Mapping[str, Block] = field(default_factory=dict)
+
+    def spans(self) -> Iterator[Span]:
+        """Yield the span of every shard, in order."""
+        size = self.layout.rows_per_shard
+        for shard in range(self.layout.shards(self.rows)):
+            yield Span(shard, shard * size, min((shard + 1) * size, self.rows))
+
+    def fingerprint(self, span: Span) -> int:
+        """Return the 64-bit digest of everything the shard is made from."""
+        text = f"{digest_json(self.settings)} {span.shard} {span.start} {span.stop} {self.identity(span)}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class StoreResult:
+    """What a verb that writes a store did.
+
+    Attributes
+    ----------
+    url : str
+        The output.
+    rows, rows_written, dropped : int
+        Rows in it, rows written by this run (0 when all was done before), and rows of the source left out.
+    seconds : float
+        Wall time of this run.
+    """
+
+    url: str
+    rows: int
+    rows_written: int
+    dropped: int
+    seconds: float
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether an earlier run had done everything."""
+        return self.rows_written == 0
+
+
+@dataclass(frozen=True)
+class _Shard:
+    span: Span
+    fingerprint: int
+    inputs: Any
+
+
+@dataclass(frozen=True)
+class _Region:
+    """One task: whole shards of every array of one output."""
+
+    output: Location
+    layout: Layout
+    make: Callable[[Span, Any], Made]
+    shards: tuple[_Shard, ...]
+
+
+def write_rows(
+    output: Location,
+    job: Callable[[RowStore | None], Job],
+    *,
+    stage: str,
+    overwrite: bool,
+    client: "Client | None",
+    on_event: OnEvent,
+) -> StoreResult:
+    """Write an output under its lease: what is recorded already stays, the rest is made, then all is published.
+
+    Parameters
+    ----------
+    output : Location
+        The store to write.
+    job : callable
+        Called once the lease is held, with the store as it is (None when there is none), to say what to write.
+    stage : str
+        Name of the verb, for events and history.
+    overwrite : bool
+        Delete an existing store of ours first.
+    client : distributed.Client, optional
+        Cluster to use; this process when None.
+    on_event : callable
+        Listener for progress.
+
+    Raises
+    ------
+    OutputLocked, SettingsChanged, InvalidInput, StorageFailed
+        Another driver writes it; it was made otherwise; a worker is too small; the storage refused.
+    """
+    began = time.monotonic()
+    with Lease.held(output) as lease:
+        store = RowStore.find(output)
+        if store is not None and overwrite:
+            output.delete()
+            store = None
+        work = job(store)
+        if store is None:
+            store = RowStore.create(output, work.kind, work.layout, work.settings)
+        else:
+            store.require_settings(work.kind, work.settings)
+            output.sweep_partial()
+        written = _write_shards(store, work, stage, client, on_event)
+        if written or not store.published or store.rows != work.rows:
+            lease.check()
+            records = _records(store.ledger, range(work.layout.shards(work.rows)))
+            whole = [record for record in records if record is not None]
+            store = store.publish(work.rows, whole, work.lineage, f"{stage} {output.name}", work.manifest)
+    result = StoreResult(str(output), store.rows, written, int(store.document["dropped"]), time.monotonic() - began)
+    message = "nothing to do, all rows were there" if not written else ""
+    on_event(Event(stage, "done", store.rows, store.rows, message=message, values={"seconds": result.seconds}))
+    return result
+
+
+def _write_shards(store: RowStore, job: Job, stage: str, client: "Client | None", on_event: OnEvent) -> int:
+    """Write every shard that has no matching record; return the number of rows written."""
+    pending = _pending(store, job)
+    total = sum(len(span) for span, _ in pending)
+    done = job.rows - total
+    on_event(Event(stage, "start", done, job.rows, message=f"{total:,} of {job.rows:,} rows to write" if done else ""))
+    if not pending:
+        return 0
+    _check_memory(job, client)
+    began, written = time.monotonic(), 0
+    for rows in map_regions(_write_region, _regions(store, job, pending, client), client=client, threads=job.threads):
+        written += rows
+        rate = written / max(time.monotonic() - began, 1e-9)
+        on_event(Event(stage, "progress", done + written, job.rows, values={"rows_per_second": rate}))
+    return written
+
+
+def _pending(store: RowStore, job: Job) -> list[tuple[Span, int]]:
+    """Return the spans, with their fingerprints, that are not recorded yet."""
+    spans = list(itertools.islice(job.spans(), job.first_shard, None))
+    records = _records(store.ledger, [span.shard for span in spans])
+    pending = []
+    for span, record in zip(spans, records, strict=True):
+        fingerprint = job.fingerprint(span)
+        if record is None or record.fingerprint != fingerprint:
+            pending.append((span, fingerprint))
+            _refuse_changed_rows(store, span)
+    return pending
+
+
+def _refuse_changed_rows(store: RowStore, span: Span) -> None:
+    """A published shard that is full is never rewritten; only the last one of a store that grows is."""
+    if store.published and span.start + store.layout.rows_per_shard <= store.rows:
+        raise SettingsChanged(
+            f"rows {span.start} to {span.stop} of {store.location} are published, but what they are made from has "
+            "changed since. Nothing was changed; write to another output, or use --overwrite to make it anew"
+        )
+
+
+def _regions(
+    store: RowStore, job: Job, pending: Sequence[tuple[Span, int]], client: "Client | None"
+) -> Iterator[_Region]:
+    slots = 1 if client is None else max(1, sum(client.nthreads().values()))
+    size = 1 if client is None else max(1, min(_SHARDS_PER_REGION, len(pending) // (4 * slots)))
+    for first in range(0, len(pending), size):
+        shards = tuple(_Shard(span, mark, job.inputs(span)) for span, mark in pending[first : first + size])
+        yield _Region(store.location, job.layout, job.make, shards)
+
+
+def _write_region(region: _Region) -> int:
+    """Write the shards of a region that are not recorded yet; return its number of rows."""
+    ledger = Ledger(region.output, region.layout)
+    for shard in region.shards:
+        record = ledger.read(shard.span.shard)
+        if record is None or record.fingerprint != shard.fingerprint:
+            _write_shard(region, shard, ledger)
+    return sum(len(shard.span) for shard in region.shards)
+
+
+def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
+    """Write one shard of every array and then its ledger row. The one place where rows reach the disk."""
+    made = region.make(shard.span, shard.inputs)
+    digests = []
+    for array in region.layout.arrays:
+        block = made.blocks[array.name]
+        if block.shape != (len(shard.span), *array.shape):
+            raise AssertionError(f"shard {shard.span.shard} of {array.name}: {block.shape} is not the whole shard")
+        buffers = region.layout.encode(array.name, block)
+        (region.output / array.key(shard.span.shard)).write(*buffers)
+        digests.append(Digest.of(*buffers))
+    main = made.blocks[region.layout.arrays[0].name]
+    moments = Moments.of(main.reshape(len(main), int(np.prod(main.shape[1:]))))
+    ledger.write(shard.span.shard, Record(shard.fingerprint, len(shard.span), made.dropped, tuple(digests)), moments)
+
+
+def _records(ledger: Ledger, shards: Iterable[int]) -> list[Record | None]:
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(ledger.read, shards))
+
+
+def _check_memory(job: Job, client: "Client | None") -> None:
+    """Refuse before anything is written when a worker is too small for its tasks."""
+    if client is None:
+        return
+    needed = job.layout.shard_bytes + job.task_bytes
+    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
+        projected = worker["nthreads"] * needed + _WORKER_BYTES
+        if 0 < worker["memory_limit"] < projected:
+            raise InvalidInput(
+                f"worker {address} may use {worker['memory_limit'] / 1e6:,.0f} MB, but its {worker['nthreads']} "
+                f"threads need {projected / 1e6:,.0f} MB ({needed / 1e6:,.0f} MB a task). Nothing was written; "
+                "give the workers more memory or fewer threads"
+            )

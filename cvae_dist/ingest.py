@@ -1,0 +1,297 @@
+"""The verb ``ingest``: rows from a source into a Zarr store with statistics."""
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cvae_dist.cluster import Job, Made, Span, StoreResult, map_regions, write_rows
+from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.events import Event, OnEvent, ignore
+from cvae_dist.sources import NpyTree, Pieces
+from cvae_dist.sources.npy import RowsPerFile
+from cvae_dist.store import STRING, ArrayLayout, Layout, Location, Moments, RowStore
+from cvae_dist.store.lineage import without_credentials
+from cvae_dist.store.urls import StorageOptions
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Nonfinite = Literal["raise", "drop"]
+Integers = npt.NDArray[np.int64]
+
+
+def ingest(
+    source: str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    rows_per_file: RowsPerFile = "auto",
+    label: Literal["folder"] | None = None,
+    nonfinite: Nonfinite = "raise",
+    overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
+    client: "Client | None" = None,
+    on_event: OnEvent = ignore,
+) -> StoreResult:
+    """Write the rows of a tree of ``.npy`` files into a store; new files of a known tree are appended.
+
+    Parameters
+    ----------
+    source : path
+        Directory of ``.npy`` files of one shape and dtype (float16/32/64 or integers), nested as you like.
+    store : path or URL
+        The Zarr group to write: ``x (sample, feature)`` in the dtype of the files.
+    rows_per_file : {"auto", "one", "many"}
+        ``one``: each file is one item of any shape. ``many``: the first axis of each file counts items.
+        ``auto``: a file with one axis is one vector, any other holds many.
+    label : {"folder"}, optional
+        Carry the name of each file's folder as the column ``label``.
+    nonfinite : {"raise", "drop"}
+        What to do with rows that hold NaN or infinity. ``drop`` reads the source twice and counts what it left out.
+    overwrite : bool
+        Replace a store that was made otherwise.
+    storage_options : Mapping, optional
+        Passed to fsspec for ``store``.
+    client : distributed.Client, optional
+        Dask cluster to use; threads of this process when None.
+    on_event : callable
+        Listener for progress.
+
+    Returns
+    -------
+    StoreResult
+
+    Raises
+    ------
+    SourceNotFound, InvalidInput
+        No directory or no files; a bad file or a non-finite row, named.
+    SettingsChanged, OutputLocked, StorageFailed
+        The store was made otherwise, is being written, or cannot be written. What was recorded is kept.
+    """
+    tree, pieces = NpyTree.list(Location.of(source), rows_per_file)
+    plan = _Plan(tree, pieces, label, nonfinite, client, on_event)
+    output = Location.of(store, storage_options)
+    return write_rows(output, plan.job, stage="ingest", overwrite=overwrite, client=client, on_event=on_event)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Decides which rows go where, knowing what the store holds already."""
+
+    tree: NpyTree
+    pieces: Pieces
+    label: str | None
+    nonfinite: Nonfinite
+    client: "Client | None"
+    on_event: OnEvent
+
+    def job(self, store: RowStore | None) -> Job:
+        """Describe the whole store after this run: the published rows, then those of new files."""
+        grown = store if store is not None and store.published else None
+        layout = Layout.of(self._arrays())
+        if grown is not None:  # told before anything is compared with a manifest made otherwise
+            grown.require_settings("rows", self._settings())
+        pieces, known = self._order(grown)
+        dropped = self._dropped(pieces, known, grown)
+        kept = pieces.without(dropped)
+        rows = int(kept.rows.sum())
+        if rows == 0:
+            raise InvalidInput(f"{self.tree.root} holds {len(pieces):,} files but no usable rows. Nothing was written")
+        published = grown.rows if grown is not None else 0
+        where = _Rows(self.tree, kept, dropped, published, grown)
+        return Job(
+            kind="rows",
+            layout=layout,
+            rows=rows,
+            settings=self._settings(),
+            lineage={"source": without_credentials(str(self.tree.root))},
+            make=_MakeShard(self.tree, self.label is not None, None if grown is None else grown.location),
+            inputs=where.inputs,
+            identity=where.identity,
+            task_bytes=16_000_000,
+            first_shard=published // layout.rows_per_shard if rows > published else layout.shards(rows),
+            # one file an item is bound by system calls, where a second thread only fights for the interpreter
+            threads=1 if self.tree.one_per_file else os.cpu_count() or 1,
+            manifest={**pieces.arrays(), "dropped": dropped},
+        )
+
+    def _arrays(self) -> tuple[ArrayLayout, ...]:
+        columns = ["id"] * self.tree.one_per_file + ["label"] * (self.label is not None)
+        attributes: dict[str, Any] = {"item_shape": list(self.tree.item_shape)}
+        if columns:
+            attributes["coordinates"] = " ".join(columns)
+        dtype = self.tree.dtype.newbyteorder("<").str
+        main = ArrayLayout("x", dtype, ("sample", "feature"), (self.tree.n_features,), attributes)
+        return (main, *(ArrayLayout(name, STRING, ("sample",)) for name in columns))
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "item_shape": list(self.tree.item_shape),
+            "dtype": self.tree.dtype.name,
+            "one_per_file": self.tree.one_per_file,
+            "label": self.label,
+            "nonfinite": self.nonfinite,
+        }
+
+    def _order(self, store: RowStore | None) -> tuple[Pieces, int]:
+        """Return the pieces in stored order, those already published first, and the number of these."""
+        if store is None:
+            return self.pieces, 0
+        manifest = store.manifest()
+        manifest.pop("dropped")
+        old = Pieces(**manifest)
+        known = set(old.path.tolist())
+        listed = dict(zip(self.pieces.path.tolist(), zip(self.pieces.size, self.pieces.modified, strict=True), strict=True))
+        stamps = zip(old.path.tolist(), old.size, old.modified, strict=True)
+        changed = [path for path, size, modified in stamps if listed.get(path, (size, modified)) != (size, modified)]
+        if changed:
+            raise SettingsChanged(
+                f"{len(changed):,} files that {store.location} was made from have changed since, {changed[0]} first. "
+                "Nothing was changed; write to another store, or use --overwrite to make it anew"
+            )
+        new = self.pieces[np.array([path not in known for path in self.pieces.path], dtype=bool)]
+        both = zip(old.arrays().values(), new.arrays().values(), strict=True)
+        return Pieces(*(np.concatenate(columns) for columns in both)), len(old)
+
+    def _dropped(self, pieces: Pieces, known: int, store: RowStore | None) -> Integers:
+        """Return the rows to leave out, counted over all pieces in stored order."""
+        if self.nonfinite == "raise" or self.tree.dtype.kind != "f":
+            return np.zeros(0, dtype=np.int64)
+        before = store.manifest()["dropped"] if store is not None else np.zeros(0, dtype=np.int64)
+        start = int(pieces.rows[:known].sum())
+        total = int(pieces.rows.sum())
+        step = max(1, 16_000_000 // (self.tree.n_features * self.tree.dtype.itemsize))
+        tasks = (
+            _Scan(self.tree, pieces.between(first, min(first + step, total)), first) for first in range(start, total, step)
+        )
+        found = list(map_regions(_nonfinite_rows, tasks, client=self.client))
+        dropped = np.sort(np.concatenate([before, *found]))
+        if len(dropped):
+            message = f"{len(dropped):,} of {total:,} rows hold NaN or infinity and are left out"
+            self.on_event(Event("ingest", "note", message=message))
+        return dropped
+
+
+@dataclass(frozen=True)
+class _Scan:
+    tree: NpyTree
+    pieces: Pieces
+    first: int
+
+
+def _nonfinite_rows(scan: _Scan) -> Integers:
+    block = np.empty((int(scan.pieces.rows.sum()), scan.tree.n_features), scan.tree.dtype)
+    scan.tree.read(scan.pieces, block)
+    rows: Integers = scan.first + np.flatnonzero(~np.isfinite(block).all(axis=1))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Maps a span of stored rows to what it is read from."""
+
+    tree: NpyTree
+    pieces: Pieces
+    dropped: Integers
+    published: int
+    store: RowStore | None
+
+    def inputs(self, span: Span) -> "_Inputs":
+        """Return the pieces of a span; rows published before come from the store itself."""
+        carried = max(0, min(self.published, span.stop) - span.start)
+        pieces = self.pieces.between(span.start + carried, span.stop)
+        return _Inputs(carried, pieces, self._dropped(span))
+
+    def identity(self, span: Span) -> str:
+        """Digest the names, sizes and times of the files behind a span, and the rows taken from them."""
+        inputs = self.inputs(span)
+        digest = hashlib.blake2b("\0".join(inputs.pieces.path.tolist()).encode(), digest_size=16)
+        for name, values in inputs.pieces.arrays().items():
+            if name != "path":
+                digest.update(values.tobytes())
+        carried = self.store.fingerprint if inputs.carried and self.store is not None else ""
+        return f"{digest.hexdigest()} {inputs.carried} {carried}"
+
+    def _dropped(self, span: Span) -> int:
+        """Count the rows left out just before and between the rows of a span; the last span takes the rest."""
+        position = self.dropped - np.arange(len(self.dropped))  # stored rows before each dropped one
+        last = span.stop == int(self.pieces.rows.sum())
+        lo = np.searchsorted(position, span.start, side="left")
+        hi = len(position) if last else np.searchsorted(position, span.stop, side="left")
+        return int(hi - lo)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    carried: int
+    pieces: Pieces
+    dropped: int
+
+
+@dataclass(frozen=True)
+class _MakeShard:
+    """Read the rows of one shard straight into its block."""
+
+    tree: NpyTree
+    labelled: bool
+    carried_from: Location | None
+
+    def __call__(self, span: Span, inputs: _Inputs) -> Made:
+        block = _block(len(span), self.tree.n_features, self.tree.dtype)
+        if len(inputs.pieces):
+            self.tree.read(inputs.pieces, block[inputs.carried :])
+        blocks = {"x": block, **self._columns(inputs.pieces)}
+        if inputs.carried:
+            self._carry(span, inputs.carried, blocks)
+        self._require_finite(block, inputs)
+        return Made(blocks, inputs.dropped)
+
+    def _columns(self, pieces: Pieces) -> dict[str, npt.NDArray[Any]]:
+        columns: dict[str, npt.NDArray[Any]] = {}
+        if self.tree.one_per_file:
+            columns["id"] = pieces.path
+        if self.labelled:
+            folders = [path.rpartition("/")[0].rpartition("/")[2] for path in pieces.path]
+            columns["label"] = np.repeat(np.array(folders, dtype=object), pieces.rows)
+        return columns
+
+    def _carry(self, span: Span, carried: int, blocks: dict[str, npt.NDArray[Any]]) -> None:
+        """Put the rows that were published before in front of the new ones."""
+        assert self.carried_from is not None
+        store = RowStore.open(self.carried_from)
+        for name, block in blocks.items():
+            old = store.read(name, span.start, span.start + carried)
+            if name == "x":
+                block[:carried] = old
+            else:
+                blocks[name] = np.concatenate([old.astype(object), block])
+
+    def _require_finite(self, block: npt.NDArray[Any], inputs: _Inputs) -> None:
+        if block.dtype.kind != "f" or Moments.of(block).is_finite:
+            return
+        row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0]) - inputs.carried
+        piece = int(np.searchsorted(np.cumsum(inputs.pieces.rows), row, side="right"))
+        in_file = row - int(inputs.pieces.rows[:piece].sum()) + int(inputs.pieces.first[piece])
+        raise InvalidInput(
+            f"{self.tree.root}/{inputs.pieces.path[piece]}, row {in_file}, holds NaN or infinity. Its shard was not "
+            "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop"
+        )
+
+
+_reused = threading.local()
+
+
+def _block(rows: int, features: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return a block of this thread that the next call reuses: fresh memory costs a page fault every 4 kB."""
+    size = rows * features * dtype.itemsize
+    buffer: npt.NDArray[np.uint8] | None = getattr(_reused, "buffer", None)
+    if buffer is None or len(buffer) < size:
+        buffer = _reused.buffer = np.empty(size, dtype=np.uint8)
+    return buffer[:size].view(dtype).reshape(rows, features)
+
+
+

@@ -1,0 +1,213 @@
+"""The verbs ``verify`` and ``info``: is every byte as it was written, and what is it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cvae_dist.errors import Corrupt, InvalidInput, SourceNotFound
+from cvae_dist.events import Event, OnEvent, ignore
+from cvae_dist.store import Digest, Location, Record, RowStore
+from cvae_dist.store.urls import StorageOptions
+
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One object that is not what the ledger says.
+
+    Attributes
+    ----------
+    array : str
+        Name of the array.
+    shard : int or None
+        Number of the shard; None when it concerns the whole array.
+    reason : str
+        What is wrong with it.
+    """
+
+    array: str
+    shard: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = self.array if self.shard is None else f"{self.array} shard {self.shard}"
+        return f"{where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What ``verify`` found.
+
+    Attributes
+    ----------
+    url : str
+        The store.
+    rows, objects : int
+        Rows and stored objects that were looked at.
+    problems : tuple of Problem
+        Empty when all is well.
+    """
+
+    url: str
+    rows: int
+    objects: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is as it was written."""
+        return not self.problems
+
+
+def verify(
+    url: str, *, storage_options: StorageOptions | None = None, on_event: OnEvent = ignore
+) -> VerifyResult:
+    """Read every object of a store again and compare it with the ledger.
+
+    Parameters
+    ----------
+    url : path or URL
+        A store.
+    storage_options : Mapping, optional
+        Passed to fsspec.
+    on_event : callable
+        Listener for progress.
+
+    Returns
+    -------
+    VerifyResult
+
+    Raises
+    ------
+    SourceNotFound, InvalidInput
+        There is no finished store.
+    """
+    store = RowStore.open(url, storage_options)
+    shards = store.layout.shards(store.rows)
+    records = [store.ledger.read(shard) for shard in range(shards)]
+    owners = _owners(store, records)
+    problems: list[Problem] = []
+    on_event(Event("verify", "start", 0, store.rows))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(lambda shard: list(_shard_problems(store, shard, records[shard], owners)), range(shards))
+        for shard, found in enumerate(results):
+            problems += found
+            on_event(Event("verify", "progress", min((shard + 1) * store.layout.rows_per_shard, store.rows), store.rows))
+    problems += _whole_problems(store, records)
+    on_event(Event("verify", "done", store.rows, store.rows))
+    return VerifyResult(store.url, store.rows, shards * (len(store.layout.arrays) + 2), tuple(problems))
+
+
+def _owners(store: RowStore, records: list[Record | None]) -> dict[tuple[str, Digest], int]:
+    """Map the digest of every object to its shard, to recognise shards that changed places."""
+    return {
+        (array.name, digest): shard
+        for shard, record in enumerate(records)
+        if record is not None
+        for array, digest in zip(store.layout.arrays, record.digests[:-1], strict=True)
+    }
+
+
+def _shard_problems(
+    store: RowStore, shard: int, record: Record | None, owners: Mapping[tuple[str, Digest], int]
+) -> Iterator[Problem]:
+    if record is None:
+        yield Problem("ledger/record", shard, "missing or damaged, so the shard cannot be checked")
+        return
+    for array, expected in zip(store.layout.arrays, record.digests[:-1], strict=True):
+        try:
+            found = Digest.of((store.location / array.key(shard)).read())
+        except FileNotFoundError:
+            yield Problem(array.name, shard, f"missing ({expected.size:,} bytes expected)")
+            continue
+        if found != expected:
+            yield Problem(array.name, shard, _difference(found, expected, owners.get((array.name, found))))
+    try:
+        store.ledger.read_moments(shard, record)
+    except Corrupt as error:
+        yield Problem("ledger/moments", shard, str(error))
+
+
+def _difference(found: Digest, expected: Digest, owner: int | None) -> str:
+    if owner is not None:
+        return f"holds the bytes of shard {owner}"
+    if found.size == 0:
+        return f"empty ({expected.size:,} bytes expected)"
+    if found.size != expected.size:
+        return f"{'truncated' if found.size < expected.size else 'too long'}: {found.size:,} of {expected.size:,} bytes"
+    return f"changed: CRC32C is {found.checksum:08x}, {expected.checksum:08x} was written"
+
+
+def _whole_problems(store: RowStore, records: list[Record | None]) -> Iterator[Problem]:
+    """Compare what readers see of the whole store with the ledger: shapes and statistics."""
+    for array in store.layout.arrays:
+        shape = json.loads((store.location / array.name / "zarr.json").read())["shape"]
+        if shape != [store.rows, *array.shape]:
+            yield Problem(array.name, None, f"its metadata says shape {shape}, the store has {store.rows} rows")
+    whole = [record for record in records if record is not None]
+    try:
+        total = store.ledger.total_moments(whole)
+        read = store.statistics()
+    except Corrupt:
+        return  # named with its shard already
+    except (ValueError, OSError) as error:
+        yield Problem("statistics", None, f"cannot be read: {error}")
+        return
+    if len(whole) == len(records) and not (np.array_equal(total.mean, read.mean) and total.count == read.count):
+        yield Problem("mean", None, "differs from the ledger's")
+
+
+def info(url: str, *, storage_options: StorageOptions | None = None) -> dict[str, Any]:
+    """Describe a store or a model directory in a few printable entries.
+
+    Raises
+    ------
+    SourceNotFound, InvalidInput
+        Nothing is there, or something else.
+    """
+    location = Location.of(url, storage_options)
+    config = location / "config.json"
+    if config.exists():
+        return {"model": str(location), **_model_info(config)}
+    store = RowStore.find(location)
+    if store is None:
+        raise SourceNotFound(f"there is neither a store nor a model at {location}; mend the path")
+    return _store_info(store)
+
+
+def _model_info(config: Location) -> dict[str, Any]:
+    try:
+        document = json.loads(config.read())
+    except ValueError as error:
+        raise InvalidInput(f"{config} is not JSON ({error}); the model directory is damaged or foreign") from error
+    entries: dict[str, Any] = document
+    return entries
+
+
+def _store_info(store: RowStore) -> dict[str, Any]:
+    layout = store.layout
+    entries: dict[str, Any] = {
+        "store": store.url,
+        "kind": store.kind,
+        "rows": store.rows if store.published else "none yet: begun, not finished",
+        "arrays": {a.name: f"{a.dtype} ({', '.join(a.dims)})" + (f" x {a.shape[0]:,}" if a.shape else "") for a in layout.arrays},
+        "item_shape": store.item_shape,
+        "shards": f"{layout.shards(store.rows):,} of {layout.rows_per_shard:,} rows, chunks of {layout.rows_per_chunk:,}",
+        "bytes": sum(array.row_bytes for array in layout.arrays if array.dtype != "string") * store.rows,
+        "dropped": store.document["dropped"],
+        "settings": store.document["settings"],
+        "lineage": store.document["lineage"],
+        "fingerprint": store.fingerprint,
+        "history": store.history.splitlines(),
+    }
+    if store.published:
+        moments = store.statistics()
+        entries["mean"] = f"{moments.mean.min():.6g} to {moments.mean.max():.6g} over features"
+        entries["std"] = f"{moments.std.min():.6g} to {moments.std.max():.6g} over features"
+        entries["range"] = f"{moments.minimum.min():.6g} to {moments.maximum.max():.6g}"
+    return entries
