@@ -717,10 +717,8 @@ def plot_grid(
     shape : sequence of int, optional
         Shape of one decoded row. Default: the shape of the items the model was trained on.
     """
-    from cvae_dist.model.directory import (
-        load_model,
-        read_description,
-    )  # here, as other pictures need no torch
+    # Here, as the other pictures need no torch.
+    from cvae_dist.model.directory import load_model, read_description
 
     vae = load_model(model, storage_options=storage_options)
     lineage = read_description(Location.of(model, storage_options))["lineage"]
@@ -756,13 +754,8 @@ def plot_loss(
         raise SourceNotFound(
             f"{location} is not there, so there is no loss to draw: train the model first, or mend the path"
         ) from None
-    _write(
-        loss_curves([json.loads(line) for line in text.splitlines()]),
-        filename,
-        "plot loss",
-        storage_options,
-        on_event,
-    )
+    figure = loss_curves([json.loads(line) for line in text.splitlines()])
+    _write(figure, filename, "plot loss", storage_options, on_event)
 
 
 def plot_reconstructions(
@@ -790,7 +783,7 @@ def plot_reconstructions(
     if originals.rows != decoded.rows or originals.rows == 0 or n < 1:
         raise InvalidInput(
             f"{n} rows of {originals.url} ({originals.rows:,} rows) cannot be drawn above "
-            f"{decoded.url} ({decoded.rows:,} rows): ask for at least one, and for what was decoded from these very rows"
+            f"{decoded.url} ({decoded.rows:,} rows): ask for at least one, decoded from these very rows"
         )
     picked = np.unique(np.linspace(0, originals.rows - 1, n).round().astype(int))
     ranges = [(int(i), int(i) + 1) for i in picked]

@@ -1,0 +1,349 @@
+"""Pictures: what is on them, checked through matplotlib's own objects, and the errors."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cvae_dist import plot
+from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
+
+RNG = np.random.default_rng(0)
+
+
+def texts(axes: Any) -> set[str]:
+    return {text.get_text() for text in axes.texts}
+
+
+def legend(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def linear_decoder(dim_latent: int, n_features: int) -> Any:
+    weights = np.random.default_rng(1).normal(size=(dim_latent, n_features)).astype(np.float32)
+    return lambda z: z @ weights
+
+
+class TestClassify:
+    def test_strings_are_classes_in_order(self) -> None:
+        classes = plot.classify(np.array(["b", "a", "b"], dtype=object))
+        assert isinstance(classes, plot.Classes)
+        assert classes.names == ("a", "b")
+        np.testing.assert_array_equal(classes.codes, [1, 0, 1])
+
+    def test_digits_as_strings_sort_as_numbers(self) -> None:
+        classes = plot.classify(np.array(["10", "2", "2"]))
+        assert isinstance(classes, plot.Classes)
+        assert classes.names == ("2", "10")
+
+    @pytest.mark.parametrize("labels", [np.arange(21), np.array([0.5, 1.0]), np.array([1.0, np.nan])])
+    def test_other_numbers_are_a_quantity(self, labels: np.ndarray) -> None:
+        values = plot.classify(labels)
+        np.testing.assert_array_equal(values, labels)
+
+    def test_rare_classes_are_put_together(self) -> None:
+        labels = np.repeat([f"c{i:02}" for i in range(30)], np.arange(1, 31))
+        classes = plot.classify(labels)
+        assert isinstance(classes, plot.Classes)
+        assert classes.names == (*(f"c{i}" for i in range(11, 30)), "other (11 classes)")
+        assert np.count_nonzero(classes.codes == 19) == sum(range(1, 12))
+        assert classes.colours[-1] == plot.OTHER_COLOUR
+        assert len(set(classes.colours)) == 20
+
+    def test_categories_name_indices(self) -> None:
+        classes = plot.classify(np.array([2, 0]), ["cat", "dog", "emu"])
+        assert isinstance(classes, plot.Classes)
+        assert [classes.names[code] for code in classes.codes] == ["emu", "cat"]
+
+    def test_missing_category_is_refused(self) -> None:
+        with pytest.raises(InvalidInput, match="0 to 2 with 2 categories"):
+            plot.classify(np.array([2, 0]), ["cat", "dog"])
+
+
+def _oklab(colours: tuple[str, ...], simulation: np.ndarray) -> np.ndarray:
+    """Oklab (Ottosson 2020) of sRGB colours seen through a matrix on linear RGB."""
+    srgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    lms = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    return np.cbrt(np.clip(linear @ simulation.T, 0, 1) @ lms.T) @ lab.T
+
+
+# Machado, Oliveira, Fernandes (2009), severity 1.0, and normal sight.
+SIGHTS = {
+    "normal": np.eye(3),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+}
+
+
+@pytest.mark.parametrize(("n_classes", "least"), [(10, 0.10), (20, 0.05)])
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_palette_is_distinct_to_every_sight(sight: str, n_classes: int, least: float) -> None:
+    lab = _oklab(plot.PALETTE[:n_classes], SIGHTS[sight])
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(n_classes, 1)]
+    assert distance.min() > least
+
+
+class TestScatter:
+    def test_classes_get_a_legend_and_their_names_on_the_points(self) -> None:
+        z = RNG.normal(size=(300, 2))
+        figure = plot.scatter_latents(z, np.repeat(["a", "b", "c"], 100), label_name="species")
+        (axes,) = figure.axes
+        assert legend(axes) == ["a", "b", "c"]
+        assert axes.get_legend().get_title().get_text() == "species"
+        assert texts(axes) == {"a", "b", "c"}
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("z1", "z2")
+        assert "300 rows in 2 latent dimensions" in axes.get_title()
+
+    def test_every_point_has_the_colour_of_its_class(self) -> None:
+        z = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+        figure = plot.scatter_latents(z, ["a", "b", "a"])
+        points = figure.axes[0].collections[0]
+        colour_of = {
+            float(x): tuple(c[:3])
+            for x, c in zip(points.get_offsets()[:, 0], points.get_facecolors(), strict=True)
+        }
+        assert colour_of[0.0] == colour_of[2.0] != colour_of[1.0]
+
+    def test_a_quantity_gets_a_named_colour_bar(self) -> None:
+        z = RNG.normal(size=(50, 2))
+        figure = plot.scatter_latents(z, np.linspace(0, 1, 50), label_name="mass")
+        assert figure.axes[1].get_ylabel() == "mass"
+
+    def test_points_shrink_as_they_become_more(self) -> None:
+        few, many = (
+            plot.scatter_latents(RNG.normal(size=(n, 2))).axes[0].collections[0] for n in (500, 50_000)
+        )
+        assert few.get_sizes()[0] > 5 * many.get_sizes()[0]
+        assert few.get_alpha() > many.get_alpha()
+
+    def test_many_dimensions_show_their_principal_axes(self) -> None:
+        scale = np.array([0.1, 5.0, 0.1, 2.0])
+        z = RNG.normal(size=(2000, 4)) * scale
+        (axes,) = plot.scatter_latents(z).axes
+        assert axes.get_xlabel().startswith("principal axis 1 of 4 (86 % of the variance)")
+        offsets = np.asarray(axes.collections[0].get_offsets())
+        np.testing.assert_allclose(np.sort(np.abs(offsets.std(axis=0))), [2.0, 5.0], rtol=0.1)
+
+    @pytest.mark.parametrize("labels", [None, np.repeat(["a", "b"], 50), np.linspace(0, 1, 100)])
+    def test_one_dimension(self, labels: Any) -> None:
+        (axes,) = plot.scatter_latents(RNG.normal(size=(100, 1)), labels, label_name="kind").axes
+        assert axes.get_xlabel() == "z1"
+        assert axes.get_ylabel()
+
+    def test_outliers_do_not_squeeze_the_rest_and_are_counted(self) -> None:
+        z = np.concatenate([RNG.normal(size=(20_000, 2)), [[1e6, 0.0], [0.0, -1e6]]])
+        (axes,) = plot.scatter_latents(z).axes
+        assert axes.get_xlim()[1] < 20
+        assert "(2 outside the picture)" in axes.get_title()
+
+    def test_rows_that_are_not_finite_are_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
+        z = RNG.normal(size=(100, 2))
+        z[3, 1] = np.nan
+        figure = plot.scatter_latents(z, ["a"] * 100)
+        assert len(figure.axes[0].collections[0].get_offsets()) == 99
+        assert "1 of 100" in caplog.text
+
+    @pytest.mark.parametrize("labels", ["classes", "quantity", None])
+    def test_density_above_a_hundred_thousand(self, labels: str | None) -> None:
+        pytest.importorskip("datashader")
+        z = RNG.normal(size=(100_001, 2)).astype(np.float32)
+        z[:50_000, 0] += 20
+        given = {"classes": np.where(z[:, 0] > 10, "right", "left"), "quantity": z[:, 0]}.get(labels or "")
+        figure = plot.scatter_latents(z, given)
+        axes = figure.axes[0]
+        assert not axes.collections
+        image = axes.images[0].get_array()
+        assert image.shape[:2] == (plot.PIXELS, plot.PIXELS)
+        if labels == "classes":
+            assert legend(axes) == ["left", "right"]
+            drawn = image[image[..., 3] > 0]
+            assert 0.5 < (drawn[:, 2] > drawn[:, 0]).mean() + 0.25 < 1.0  # both brown and blue are there
+        else:
+            assert len(figure.axes) == 2
+
+    @pytest.mark.parametrize(
+        ("z", "labels", "message"),
+        [
+            (np.zeros((0, 2)), None, "shape"),
+            (np.zeros(5), None, "shape"),
+            (np.zeros((3, 2)), ["a"], "3 latent rows"),
+            (np.full((3, 2), np.nan), None, "finite"),
+        ],
+    )
+    def test_unusable_input_is_refused(self, z: np.ndarray, labels: Any, message: str) -> None:
+        with pytest.raises(InvalidInput, match=message):
+            plot.scatter_latents(z, labels)
+
+
+class TestGrid:
+    def test_codes_are_the_normal_quantiles_with_y_upwards(self) -> None:
+        seen = []
+        decode = linear_decoder(2, 12)
+        plot.latent_grid(lambda z: seen.append(z) or decode(z), 2, (3, 4), grid_size=3)
+        codes = seen[-1].reshape(3, 3, 2)
+        quantiles = [-0.967422, 0.0, 0.967422]  # of 1/6, 1/2, 5/6: standard normal tables
+        np.testing.assert_allclose(codes[0, :, 0], quantiles, atol=1e-5)
+        np.testing.assert_allclose(codes[:, 0, 1], quantiles[::-1], atol=1e-5)
+
+    def test_range_gives_cell_centres_and_ticks(self) -> None:
+        (axes, _) = plot.latent_grid(linear_decoder(2, 4), 2, (2, 2), xy_range=(-4, 4), grid_size=4).axes
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["-3", "-1", "1", "3"]
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == ["-3", "-1", "1", "3"]
+        assert axes.get_yticks()[0] > axes.get_yticks()[-1]  # the lowest z2 is at the bottom of the picture
+
+    def test_tiles_stand_where_their_latents_say(self) -> None:
+        figure = plot.latent_grid(
+            lambda z: np.repeat(z[:, :1] + 10 * z[:, 1:], 4, axis=1), 2, (2, 2), grid_size=3
+        )
+        canvas = figure.axes[0].images[0].get_array()
+        assert canvas.shape == (6, 6)
+        assert canvas[0, 0] > 9 - 1
+        assert canvas[0, 5] > canvas[0, 0] > canvas[5, 5] > canvas[5, 0]
+
+    def test_clip_bounds_the_values_and_the_grey(self) -> None:
+        figure = plot.latent_grid(lambda z: 100 * np.repeat(z[:, :1], 4, axis=1), 2, (2, 2), clip=(0, 255))
+        image = figure.axes[0].images[0]
+        assert image.get_clim() == (0, 255)
+        assert image.get_array().min() == 0
+
+    def test_rows_that_are_no_images_become_lines(self) -> None:
+        figure = plot.latent_grid(linear_decoder(2, 30), 2, (30,), grid_size=4)
+        (axes,) = figure.axes
+        assert not axes.images
+        assert len(axes.collections[0].get_segments()) == 16
+
+    def test_the_two_most_influential_of_many_coordinates_are_varied(self) -> None:
+        decode = lambda z: np.stack([z[:, 0], 5 * z[:, 2], 3 * z[:, 4], z[:, 1]], axis=1)  # noqa: E731
+        (axes, _) = plot.latent_grid(decode, 5, (2, 2), grid_size=3).axes
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("z3", "z5")
+
+    def test_one_coordinate_is_one_row(self) -> None:
+        figure = plot.latent_grid(linear_decoder(1, 4), 1, (2, 2), grid_size=5)
+        assert figure.axes[0].images[0].get_array().shape == (2, 10)
+
+    def test_wrong_shape_names_both_numbers(self) -> None:
+        with pytest.raises(InvalidInput, match=r"64 features .* \(28, 28\), which has 784"):
+            plot.latent_grid(linear_decoder(2, 64), 2, (28, 28))
+
+    def test_empty_grid_is_refused(self) -> None:
+        with pytest.raises(InvalidInput, match="grid_size is 0"):
+            plot.latent_grid(linear_decoder(2, 4), 2, (2, 2), grid_size=0)
+
+
+@pytest.mark.parametrize(
+    ("item_shape", "shape"),
+    [
+        ((8, 6), (8, 6)),
+        ((8, 6, 1), (8, 6)),
+        ((1, 8, 6), (8, 6)),
+        ((8, 6, 3), (8, 6, 3)),
+        ((3, 8, 6), (8, 6, 3)),
+    ],
+)
+def test_image_shapes(item_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    rows = np.arange(2 * np.prod(item_shape), dtype=np.float32).reshape(2, -1)
+    images = plot.as_images(rows, item_shape)
+    assert images is not None
+    assert images.shape == (2, *shape)
+    if item_shape == (3, 8, 6):
+        np.testing.assert_array_equal(images[0, 2, 3], rows[0].reshape(item_shape)[:, 2, 3])
+
+
+@pytest.mark.parametrize("item_shape", [(64,), (1, 64), (64, 1), (4, 4, 4), (2, 2, 2, 8)])
+def test_other_shapes_are_no_images(item_shape: tuple[int, ...]) -> None:
+    assert plot.as_images(np.zeros((2, 64)), item_shape) is None
+
+
+class TestReconstructions:
+    def test_originals_are_above(self) -> None:
+        above, below = np.zeros((3, 16)), np.ones((3, 16))
+        figure = plot.compare_rows(above, below, (4, 4), names=["a", "b", "c"], names_are="id")
+        axes = figure.axes[0]
+        canvas = axes.images[0].get_array()
+        assert canvas.shape == (8, 12)
+        assert canvas[:4].max() == 0
+        assert canvas[4:].min() == 1
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == ["original", "reconstruction"]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a", "b", "c"]
+        assert axes.get_xlabel() == "id"
+        assert "error of these rows 1)" in axes.get_title()
+
+    def test_tiles_are_not_transposed(self) -> None:
+        rows = np.arange(12.0).reshape(1, 12)
+        image = plot.compare_rows(rows, rows, (3, 4)).axes[0].images[0].get_array()
+        np.testing.assert_array_equal(image[:3], rows.reshape(3, 4))
+
+    def test_unequal_shapes_are_refused(self) -> None:
+        with pytest.raises(InvalidInput, match=r"\(3, 16\) and reconstructions \(2, 16\)"):
+            plot.compare_rows(np.zeros((3, 16)), np.zeros((2, 16)), (4, 4))
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_written_whole_into_a_new_directory(tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / "new" / f"picture.{suffix}"
+    plot.write_figure(plot.scatter_latents(RNG.normal(size=(9, 2))), str(target))
+    assert target.stat().st_size > 1000
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_picture_is_reproducible(tmp_path: Path) -> None:
+    z = RNG.normal(size=(99, 2))
+    for name in ("a.png", "b.png"):
+        plot.write_figure(plot.scatter_latents(z, ["x", "y", "z"] * 33), str(tmp_path / name))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["picture.docx", "picture"])
+def test_unknown_suffix_names_the_known(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"must end in one of .*png"):
+        plot.write_figure(plot.scatter_latents(np.zeros((2, 2))), str(tmp_path / name))
+    assert not any(tmp_path.iterdir())
+
+
+def test_missing_library_ends_in_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(MissingExtra, match=r"matplotlib.*pip install 'cvae-dist\[plot\]'$"):
+        plot.scatter_latents(np.zeros((2, 2)))
+
+
+def test_neither_pyplot_nor_torch_nor_dask_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys, numpy as np\nfrom cvae_dist import plot\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"plot.write_figure(plot.scatter_latents(np.eye(2)), {str(tmp_path / 'p.png')!r})\n"
+        "print([name for name in ('matplotlib.pyplot', 'torch', 'dask') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_no_history_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="train the model first"):
+        plot.plot_loss(str(tmp_path), str(tmp_path / "loss.png"))
