@@ -34,7 +34,7 @@ _LANES_OF_CHUNKS = 12  # enough for a small gang, where a window of a lane has t
 _BLOCKS_PER_LANE = 4
 _LARGEST_BLOCK = 1024
 _BLOCKS_PER_BATCH_ROW = 10  # variance inflation 1 + B / K <= 1.1
-_LARGEST_WINDOW = 2**20  # rows over all lanes: bounds the temporaries of a shuffle to 8 MB
+_LARGEST_WINDOW = 2**19  # rows over all lanes: bounds each temporary of a shuffle to 4 MB
 _INDEX_WINDOW = 2**16  # rows over all lanes where the data is in memory and only indices are prefetched
 
 _ROUNDS = 6
@@ -214,9 +214,7 @@ class Sampler:
         """Return the order of one epoch over the rows of a store without ``excluded`` (sorted int64)."""
         return EpochOrder(self, epoch, excluded)
 
-    def indices(
-        self, epoch: int, step: int, rank: int = 0, world: int = 1, excluded: Rows = NO_ROWS
-    ) -> Rows:
+    def indices(self, epoch: int, step: int, rank: int = 0, world: int = 1, excluded: Rows = NO_ROWS) -> Rows:
         """Return the store rows of a rank's part of a step, in the order of :meth:`positions`.
 
         The definition of the order, row by row; a loader finds the same rows window by window.
@@ -268,7 +266,8 @@ class EpochOrder:
         start = self._block_start(block)
         begin = np.maximum(start, first[lane])
         end = np.minimum(self._block_start(block + 1), last[lane] + 1)
-        stored: Rows = self._permutation(block) * self.sampler.block_rows + (begin - start)
+        offset: Rows = begin - start
+        stored = self._permutation(block) * self.sampler.block_rows + offset
         return split_ranges(stored, end - begin, self.excluded)
 
     def take(self, window: int, rank: int = 0, world: int = 1) -> Rows:
@@ -276,7 +275,7 @@ class EpochOrder:
         lanes = self.sampler.lanes_of(rank, world)
         low, high = self._lane_window(window, lanes)
         lengths = high - low
-        order = self.window_order(window)[lanes]
+        order = self.window_order(window)[rank::world]
         order += (np.cumsum(lengths) - lengths)[:, np.newaxis]
         # longer lanes come first, so the rows missing from the others are the end of the last turn
         return order.T.ravel()[: int(lengths.sum())]

@@ -1,0 +1,579 @@
+"""Rows of one array, fast: any row ranges straight into the caller's memory.
+
+Plain shards on a mounted file system are read with ``preadv`` into the caller's rows, skipping the
+checksums between the chunks, so that a block of a few rows costs one system call. Compressed shards and object
+stores are read by whole inner chunks. A read through Zarr costs about a millisecond whatever its size, which a
+shuffled read of thousands of small blocks cannot bear.
+"""
+
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs import zstd
+
+from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
+from cvae_dist.store.layout import Block
+from cvae_dist.store.rows import RowStore
+from cvae_dist.store.urls import Location
+
+Rows = npt.NDArray[np.int64]
+
+_CHECKSUM_BYTES = 4
+_OPEN_SHARDS = 128  # file descriptors kept per reader
+_SHARDS_AT_ONCE = 64
+_FETCHED_BYTES = 8_000_000  # encoded chunks in flight
+_DECODED_BYTES = 8_000_000  # chunks of which a part is still to be asked for, as at the edge of a window
+_CHUNKS_PER_CALL = os.sysconf("SC_IOV_MAX") // 2
+_ADVISE: Callable[[int, int, int, int], None] | None = getattr(os, "posix_fadvise", None)  # Linux
+
+
+class Reader(Protocol):
+    """Rows that can be read by ranges."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+
+    @property
+    def n_features(self) -> int:
+        """Values of a row."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a value as stored."""
+
+    @property
+    def block_rows_hint(self) -> int:
+        """Rows that are cheap to read together: 1, or a chunk that can only be read whole."""
+
+    def read_into(self, out: Block, starts: Rows, counts: Rows, verify: bool = False) -> None:
+        """Read row ranges into ``out``, one after the other."""
+
+
+class ArrayRows:
+    """Rows of an array in memory, with the members of :class:`RowReader`.
+
+    Parameters
+    ----------
+    array : numpy.ndarray, shape (n, n_features)
+    """
+
+    block_rows_hint = 1
+
+    def __init__(self, array: Block) -> None:
+        if array.ndim != 2:
+            raise InvalidInput(
+                f"rows are 2-D (sample, feature), this array has shape {array.shape}; reshape it"
+            )
+        self.array = array
+        self.n_rows, self.n_features = array.shape
+        self.dtype = array.dtype
+
+    def read_into(self, out: Block, starts: Rows, counts: Rows, verify: bool = False) -> None:
+        """Read row ranges into ``out``; see :meth:`RowReader.read_into`."""
+        _check_request(self, out, starts, counts)
+        source, number = _enumerate_runs(counts)
+        np.take(self.array, starts[source] + number, axis=0, out=out, mode="clip")
+
+
+@dataclass(frozen=True)
+class ShardedArray:
+    """Where the rows of an array lie: one object per shard, each of whole checksummed inner chunks.
+
+    Attributes
+    ----------
+    location : Location
+        The Zarr array.
+    dtype : str
+        Little-endian NumPy code.
+    shape : tuple of int
+        Shape of one row.
+    rows, rows_per_shard, rows_per_chunk : int
+    compressed : bool
+        Whether inner chunks are zstd frames.
+    """
+
+    location: Location
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int
+    rows_per_shard: int
+    rows_per_chunk: int
+    compressed: bool = False
+
+    @classmethod
+    def of(cls, store: RowStore, name: str | None = None) -> Self:
+        """Describe one numeric array of a store; by default the main one."""
+        layout = store.layout
+        array = layout.array(name or store.main)
+        return cls(
+            store.location / array.name,
+            array.dtype,
+            array.shape,
+            store.rows,
+            layout.rows_per_shard,
+            layout.rows_per_chunk,
+            array.compressed,
+        )
+
+    @property
+    def n_features(self) -> int:
+        """Values of a row."""
+        return math.prod(self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row before compression."""
+        return np.dtype(self.dtype).itemsize * self.n_features
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of an inner chunk before compression."""
+        return self.row_bytes * self.rows_per_chunk
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index at the end of a shard, with its checksum."""
+        return self.rows_per_shard // self.rows_per_chunk * 16 + _CHECKSUM_BYTES
+
+    def shard(self, number: int) -> Location:
+        """Return where a shard lies."""
+        return self.location / (f"c/{number}" + "/0" * len(self.shape))
+
+
+class RowReader:
+    """Rows of one array of a store.
+
+    Safe to use from several threads. Keeps some files open, and some megabytes of chunks that were read in
+    part.
+
+    Parameters
+    ----------
+    source : RowStore or ShardedArray
+        The store, or the plain facts of one array.
+    name : str, optional
+        Array of the store; the main array by default.
+
+    Attributes
+    ----------
+    n_rows, n_features : int
+    dtype : numpy.dtype
+    block_rows_hint : int
+        1 where any row is cheap to read, else the rows of a chunk.
+    """
+
+    def __init__(self, source: RowStore | ShardedArray, name: str | None = None) -> None:
+        array = source if isinstance(source, ShardedArray) else ShardedArray.of(source, name)
+        self.n_rows, self.n_features = array.rows, array.n_features
+        self.dtype = np.dtype(array.dtype)
+        direct = array.location.is_local and not array.compressed
+        self.block_rows_hint = 1 if direct else array.rows_per_chunk
+        self._array = array
+        shards = _LocalShards(array) if array.location.is_local else _RemoteShards(array)
+        self._fill = _DirectRows(array, shards).fill if direct else _ChunkRows(array, shards).fill
+
+    def read_into(self, out: Block, starts: Rows, counts: Rows, verify: bool = False) -> None:
+        """Read row ranges into ``out``, one after the other, in the given order.
+
+        Parameters
+        ----------
+        out : numpy.ndarray, shape (sum(counts), n_features) or (sum(counts),) for one feature
+            C-contiguous, of the reader's dtype.
+        starts, counts : numpy.ndarray, int64
+            First row and number of rows of each range.
+        verify : bool
+            Check the CRC32C of plain local chunks too; those that are not read whole cannot be checked.
+            Chunks that are compressed or remote always are.
+
+        Raises
+        ------
+        Corrupt
+            A shard is missing, torn or changed; the text names it.
+        InvalidInput
+            A range leaves the array, or ``out`` does not fit.
+        StorageFailed
+            The storage refused.
+        """
+        _check_request(self, out, starts, counts)
+        if out.size:
+            self._fill(_Pieces.of(starts, counts, self._array.rows_per_chunk), out.data.cast("B"), verify)
+
+    def read(self, start: int, stop: int) -> Block:
+        """Return rows ``start:stop`` in a new array, checked against CRC32C; see :meth:`read_into`."""
+        out = np.empty((max(0, stop - start), self.n_features), self.dtype)
+        self.read_into(out, np.array([start]), np.array([len(out)]), verify=True)
+        return out
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Row ranges cut at the edges of chunks, sorted by row; ``target`` is the row of the output."""
+
+    row: Rows
+    count: Rows
+    target: Rows
+
+    @classmethod
+    def of(cls, starts: Rows, counts: Rows, rows_per_chunk: int) -> Self:
+        ends = starts + counts
+        chunks = np.where(counts > 0, (ends - 1) // rows_per_chunk - starts // rows_per_chunk + 1, 0)
+        source, number = _enumerate_runs(chunks)
+        edge = (starts[source] // rows_per_chunk + number) * rows_per_chunk
+        row = np.maximum(edge, starts[source])
+        count = np.minimum(edge + rows_per_chunk, ends[source]) - row
+        target = np.cumsum(count) - count
+        order = np.argsort(row, kind="stable")
+        return cls(row[order], count[order], target[order])
+
+    def __getitem__(self, part: Any) -> "_Pieces":
+        return _Pieces(self.row[part], self.count[part], self.target[part])
+
+    def by(self, rows_per_part: int) -> Iterator[tuple[int, "_Pieces"]]:
+        """Yield the number and the pieces of every part (shard) that is touched."""
+        part = self.row // rows_per_part
+        edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
+        for first, end in zip(edges, edges[1:], strict=False):
+            yield int(part[first]), self[first:end]
+
+
+class _Shard:
+    """The index of one shard, and its open file where it is local."""
+
+    def __init__(self, location: Location, index: bytes, array: ShardedArray, descriptor: int = -1) -> None:
+        self.location, self.descriptor = location, descriptor
+        table, checksum = index[:-_CHECKSUM_BYTES], index[-_CHECKSUM_BYTES:]
+        if len(index) != array.index_bytes or not _matches(checksum, table):
+            raise Corrupt(_corrupt(location, "its index is torn or changed"))
+        self.offset, self.size = (
+            np.frombuffer(table, "<i8").reshape(-1, 2).T
+        )  # -1 where a chunk was never written
+
+    def __del__(self) -> None:
+        if getattr(self, "descriptor", -1) >= 0:
+            os.close(self.descriptor)
+
+
+class _Shards:
+    """The shards used last; one that is dropped closes its file when nobody reads from it any more."""
+
+    def __init__(self, array: ShardedArray) -> None:
+        self.array = array
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, numbers: Sequence[int]) -> list[_Shard]:
+        """Return shards, opening those that are not open."""
+        with self._lock:
+            missing = [number for number in numbers if number not in self._shards]
+            opened = dict(zip(missing, self._open(missing), strict=True))
+            found = [opened.get(number) or self._shards[number] for number in numbers]
+            for number, shard in zip(numbers, found, strict=True):
+                self._shards[number] = shard
+                self._shards.move_to_end(number)
+            while len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        return found
+
+    def _open(self, numbers: Sequence[int]) -> list[_Shard]:
+        raise NotImplementedError
+
+    def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
+        """Return bytes of shards: (shard, offset, size) each."""
+        raise NotImplementedError
+
+
+class _LocalShards(_Shards):
+    def _open(self, numbers: Sequence[int]) -> list[_Shard]:
+        return [self._open_one(self.array.shard(number)) for number in numbers]
+
+    def _open_one(self, location: Location) -> _Shard:
+        try:
+            descriptor = os.open(location.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise Corrupt(_corrupt(location, "the file is missing")) from error
+        except OSError as error:
+            raise _storage_failed(location, error) from error
+        try:
+            start = os.fstat(descriptor).st_size - self.array.index_bytes
+            index = os.pread(descriptor, self.array.index_bytes, max(0, start))
+            return _Shard(location, index, self.array, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
+        for shard, offset, size in ranges:
+            _advise(shard, offset, size)
+        return [os.pread(shard.descriptor, size, offset) for shard, offset, size in ranges]
+
+
+class _RemoteShards(_Shards):
+    def _open(self, numbers: Sequence[int]) -> list[_Shard]:
+        locations = [self.array.shard(number) for number in numbers]
+        indices = self._cat(locations, [-self.array.index_bytes] * len(locations), [None] * len(locations))
+        return [_Shard(at, index, self.array) for at, index in zip(locations, indices, strict=True)]
+
+    def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
+        starts = [offset for _, offset, _ in ranges]
+        return self._cat(
+            [shard.location for shard, _, _ in ranges], starts, [o + size for _, o, size in ranges]
+        )
+
+    def _cat(self, locations: list[Location], starts: list[int], ends: Sequence[int | None]) -> list[bytes]:
+        paths = [location.path for location in locations]
+        filesystem = self.array.location.filesystem
+        results = filesystem.cat_ranges(paths, starts, list(ends), on_error="return") if paths else []
+        for location, result in zip(locations, results, strict=True):
+            if isinstance(result, FileNotFoundError):
+                raise Corrupt(_corrupt(location, "the object is missing")) from result
+            if isinstance(result, Exception):
+                raise _storage_failed(location, result) from result
+        return list(results)
+
+
+class _DirectRows:
+    """Plain shards on a mounted file system: one ``preadv`` per range, into the caller's rows."""
+
+    def __init__(self, array: ShardedArray, shards: _Shards) -> None:
+        self._array, self._shards = array, shards
+
+    def fill(self, pieces: _Pieces, view: memoryview, verify: bool) -> None:
+        groups = list(pieces.by(self._array.rows_per_shard))
+        for first in range(0, len(groups), _SHARDS_AT_ONCE):
+            batch = groups[first : first + _SHARDS_AT_ONCE]
+            shards = self._shards.get([number for number, _ in batch])
+            plans = [
+                _Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, batch, strict=True)
+            ]
+            for plan in plans:
+                plan.advise()
+            for plan in plans:
+                plan.fill(view, verify)
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What to read from one shard: pieces, their byte ranges, and which of them follow each other."""
+
+    array: ShardedArray
+    shard: _Shard
+    pieces: _Pieces
+    chunk: Rows
+    offset: Rows
+    begin: Rows
+    end: Rows
+
+    @classmethod
+    def of(cls, array: ShardedArray, shard: _Shard, pieces: _Pieces) -> Self:
+        chunk = pieces.row % array.rows_per_shard // array.rows_per_chunk
+        if (shard.size[chunk] != array.chunk_bytes + _CHECKSUM_BYTES).any():
+            raise Corrupt(_corrupt(shard.location, "chunks are missing or of the wrong size"))
+        offset = shard.offset[chunk] + pieces.row % array.rows_per_chunk * array.row_bytes
+        begin = pieces.target * array.row_bytes
+        return cls(array, shard, pieces, chunk, offset, begin, begin + pieces.count * array.row_bytes)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Return [first, end) of pieces that follow each other, in the file with a checksum in between."""
+        length = self.end - self.begin
+        follows = (self.offset[1:] == self.offset[:-1] + length[:-1] + _CHECKSUM_BYTES) & (
+            self.begin[1:] == self.end[:-1]
+        )
+        first = np.append(0, np.flatnonzero(~follows) + 1)
+        return list(zip(first.tolist(), [*first[1:].tolist(), len(length)], strict=True))
+
+    def advise(self) -> None:
+        """Let the kernel read ahead, so that small random blocks come at the speed of a sequential read."""
+        sizes = self.end - self.begin
+        for offset, size in zip(self.offset.tolist(), sizes.tolist(), strict=True):
+            _advise(self.shard, offset, size)
+
+    def fill(self, view: memoryview, verify: bool) -> None:
+        runs = self.runs()
+        if len(runs) == len(self.begin) and not verify:
+            self._fill_blocks(view)
+            return
+        for first, end in runs:
+            for part in range(first, end, _CHUNKS_PER_CALL):
+                self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end), verify)
+
+    def _fill_blocks(self, view: memoryview) -> None:
+        descriptor = self.shard.descriptor
+        columns = self.offset.tolist(), self.begin.tolist(), self.end.tolist()
+        for offset, begin, end in zip(*columns, strict=True):
+            try:
+                done = os.preadv(descriptor, (view[begin:end],), offset)
+            except OSError as error:
+                raise _storage_failed(self.shard.location, error) from error
+            if done != end - begin:
+                _read_fully(self.shard, [view[begin + done : end]], offset + done)
+
+    def _fill_run(self, view: memoryview, first: int, end: int, verify: bool) -> None:
+        checksums = memoryview(bytearray((end - first) * _CHECKSUM_BYTES))
+        buffers = []
+        bounds = zip(self.begin[first:end].tolist(), self.end[first:end].tolist(), strict=True)
+        for number, (low, high) in enumerate(bounds):
+            at = number * _CHECKSUM_BYTES
+            buffers += [view[low:high], checksums[at : at + _CHECKSUM_BYTES]]
+        # what follows the last piece is its checksum only if the piece ends with its chunk
+        _read_fully(self.shard, buffers[:-1], int(self.offset[first]))
+        if verify:
+            self._verify(buffers, first, end)
+
+    def _verify(self, buffers: list[memoryview], first: int, end: int) -> None:
+        array = self.array
+        for piece in range(first, end):
+            data, checksum = buffers[2 * (piece - first)], buffers[2 * (piece - first) + 1]
+            row, count = int(self.pieces.row[piece]), int(self.pieces.count[piece])
+            ends = row + count == array.rows
+            if row % array.rows_per_chunk or not (count == array.rows_per_chunk or ends):
+                continue
+            if piece == end - 1:
+                _read_fully(self.shard, [checksum], int(self.offset[piece]) + array.chunk_bytes)
+            padding = bytes(array.chunk_bytes - len(data))
+            if not _matches(checksum, data, padding):
+                raise Corrupt(_corrupt(self.shard.location, f"chunk {int(self.chunk[piece])} has changed"))
+
+
+class _ChunkRows:
+    """Chunks that can only be read whole: compressed, or in an object store."""
+
+    def __init__(self, array: ShardedArray, shards: _Shards) -> None:
+        self._array, self._shards = array, shards
+        self._decoded: OrderedDict[int, Block] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fill(self, pieces: _Pieces, view: memoryview, verify: bool) -> None:
+        chunks = list(pieces.by(self._array.rows_per_chunk))
+        at_once = max(1, _FETCHED_BYTES // self._array.chunk_bytes)
+        for first in range(0, len(chunks), at_once):
+            self._fill_chunks(chunks[first : first + at_once], view)
+
+    def _fill_chunks(self, chunks: list[tuple[int, _Pieces]], view: memoryview) -> None:
+        per_shard = self._array.rows_per_shard // self._array.rows_per_chunk
+        with self._lock:
+            kept = {number: self._decoded[number] for number, _ in chunks if number in self._decoded}
+        wanted = [number for number, _ in chunks if number not in kept]
+        numbers = sorted({number // per_shard for number in wanted})
+        shards = dict(zip(numbers, self._shards.get(numbers), strict=True))
+        ranges = [self._range(shards[number // per_shard], number % per_shard) for number in wanted]
+        encoded = dict(zip(wanted, zip(ranges, self._fetch(ranges), strict=True), strict=True))
+        for number, pieces in chunks:
+            if number in encoded and int(pieces.count[0]) == self._array.rows_per_chunk:
+                (shard, _, _), data = encoded[number]
+                begin = int(pieces.target[0]) * self._array.row_bytes
+                self._decode(shard, number, data, view[begin : begin + self._array.chunk_bytes])
+                pieces = pieces[1:]
+            if len(pieces.row):
+                block = kept[number] if number in kept else self._keep(number, *encoded[number])
+                self._copy(block, pieces, view)
+
+    def _range(self, shard: _Shard, chunk: int) -> tuple[_Shard, int, int]:
+        if shard.offset[chunk] < 0:
+            raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is missing"))
+        return shard, int(shard.offset[chunk]), int(shard.size[chunk])
+
+    def _fetch(self, ranges: list[tuple[_Shard, int, int]]) -> list[bytes]:
+        try:
+            return self._shards.fetch(ranges)
+        except OSError as error:
+            raise _storage_failed(self._array.location, error) from error
+
+    def _keep(self, number: int, where: tuple[_Shard, int, int], data: bytes) -> Block:
+        block = np.empty(self._array.chunk_bytes, np.uint8)
+        self._decode(where[0], number, data, block.data)
+        with self._lock:
+            self._decoded[number] = block
+            while len(self._decoded) > max(1, _DECODED_BYTES // self._array.chunk_bytes):
+                self._decoded.popitem(last=False)
+        return block
+
+    def _decode(self, shard: _Shard, number: int, data: bytes, out: memoryview) -> None:
+        payload, checksum = memoryview(data)[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+        if not _matches(checksum, payload):
+            chunk = number % (self._array.rows_per_shard // self._array.rows_per_chunk)
+            raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is torn or has changed"))
+        if self._array.compressed:
+            zstd.decompress(payload, out)
+        else:
+            out[:] = payload
+
+    def _copy(self, block: Block, pieces: _Pieces, view: memoryview) -> None:
+        row_bytes = self._array.row_bytes
+        columns = (
+            (pieces.row % self._array.rows_per_chunk).tolist(),
+            pieces.count.tolist(),
+            pieces.target.tolist(),
+        )
+        for row, count, target in zip(*columns, strict=True):
+            data = block.data[row * row_bytes : (row + count) * row_bytes]
+            view[target * row_bytes : (target + count) * row_bytes] = data
+
+
+def _check_request(reader: Reader, out: Block, starts: Rows, counts: Rows) -> None:
+    if len(starts) and (starts.min() < 0 or counts.min() < 0 or (starts + counts).max() > reader.n_rows):
+        wrong = int(np.flatnonzero((starts < 0) | (counts < 0) | (starts + counts > reader.n_rows))[0])
+        raise InvalidInput(
+            f"rows {starts[wrong]} to {starts[wrong] + counts[wrong]} are asked for, of {reader.n_rows} rows"
+        )
+    rows = int(counts.sum())
+    if out.size != rows * reader.n_features or out.dtype != reader.dtype or not out.flags.c_contiguous:
+        raise InvalidInput(
+            f"{rows} rows of {reader.n_features} {reader.dtype} values do not fit an array of shape {out.shape} "
+            f"and type {out.dtype}; give a C-contiguous one of that size and type"
+        )
+
+
+def _enumerate_runs(lengths: Rows) -> tuple[Rows, Rows]:
+    """Return run number and place in the run for every element of consecutive runs."""
+    run = np.repeat(np.arange(len(lengths)), lengths)
+    return run, np.arange(len(run)) - (np.cumsum(lengths) - lengths)[run]
+
+
+def _advise(shard: _Shard, offset: int, size: int) -> None:
+    if _ADVISE is not None:
+        _ADVISE(shard.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+
+def _read_fully(shard: _Shard, buffers: list[memoryview], offset: int) -> None:
+    """Fill all buffers; ``preadv`` may stop short."""
+    while buffers:
+        try:
+            done = os.preadv(shard.descriptor, buffers, offset)
+        except OSError as error:
+            raise _storage_failed(shard.location, error) from error
+        if done == 0:
+            raise Corrupt(_corrupt(shard.location, f"it ends at byte {offset}"))
+        offset += done
+        while buffers and done >= len(buffers[0]):
+            done -= len(buffers[0])
+            buffers = buffers[1:]
+        if done:
+            buffers = [buffers[0][done:], *buffers[1:]]
+
+
+def _matches(checksum: bytes | memoryview, *parts: bytes | memoryview) -> bool:
+    value = 0
+    for part in parts:
+        value = crc32c.crc32c(part, value)
+    return value == int.from_bytes(checksum, "little")
+
+
+def _corrupt(location: Location, what: str) -> str:
+    return (
+        f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify` names every bad shard, "
+        "and the command that wrote the store writes it again once the bad one is deleted"
+    )
+
+
+def _storage_failed(location: Location, error: Exception) -> StorageFailed:
+    return StorageFailed(
+        f"cannot read {location}: {error}. Mend the cause and run the same command again to go on"
+    )
