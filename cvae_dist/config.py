@@ -1,8 +1,6 @@
-"""Settings of the model and of its training: names, limits, automatic values, and their digest."""
+"""Settings of the model and of its training: names, limits and automatic values."""
 
 import difflib
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,14 +21,15 @@ class ModelConfig(BaseModel):
 
     dim_latent: int = Field(2, ge=1, le=4096, description="Number of latent dimensions.")
     cells_encoder: tuple[Width, ...] | None = Field(
-        None, description="Width of every encoder layer; the decoder mirrors it. Default: from the rows and features."
+        None,
+        description="Width of every encoder layer; the decoder mirrors it. Default: from rows and features.",
     )
     likelihood: LikelihoodName = Field(
         "auto", description="Distribution of a row given its latent; 'bernoulli' suits values in [0, 1]."
     )
     feature_normalization: bool | Literal["auto"] = Field(
         "auto",
-        description="True: one scale per feature (mixed units); False: one scale for all (images, spectra, embeddings).",
+        description="True: a scale per feature (mixed units); False: one for all (images, embeddings).",
     )
 
 
@@ -40,19 +39,36 @@ class TrainConfig(ModelConfig):
     batch_size: int | None = Field(
         None, ge=1, description="Rows of one step over all processes. Default: 256, less for few rows."
     )
-    num_steps: int | None = Field(None, ge=1, description="Gradient steps. Default: 60 epochs within 3,000 to 50,000.")
+    num_steps: int | None = Field(
+        None, ge=1, description="Gradient steps. Default: 60 epochs within 3,000 to 50,000."
+    )
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="Peak of the schedule. Default: 3e-3 * sqrt(batch_size / 256), at most 8e-3."
+        None,
+        gt=0,
+        le=1,
+        description="Peak of the schedule. Default: 3e-3 * sqrt(batch_size / 256), at most 8e-3.",
     )
-    kl_warmup: float = Field(0.2, ge=0, le=1, description="Share of the steps over which the KL weight grows to 1.")
+    kl_warmup: float = Field(
+        0.2, ge=0, le=1, description="Share of the steps over which the KL weight grows to 1."
+    )
     ema_decay: float | None = Field(
-        None, ge=0, lt=1, description="Decay of the averaged weights. Default: 0.999, or 0.99 below 5,000 steps."
+        None,
+        ge=0,
+        lt=1,
+        description="Decay of the averaged weights. Default: 0.999, or 0.99 below 5,000 steps.",
     )
-    grad_clip: float = Field(3.0, gt=0, description="Gradients are clipped at this multiple of their running norm.")
+    grad_clip: float = Field(
+        3.0, gt=0, description="Gradients are clipped at this multiple of their running norm."
+    )
     train_valid_split: float = Field(
-        0.9, gt=0, le=1, description="Share of the rows to train on; the rest (at most 10,000 rows) validates."
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the rows to train on; the rest (at most 10,000 rows) validates.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights, the row order and the noise.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the initial weights, the row order and the noise."
+    )
     test_every: int | None = Field(
         None, ge=1, description="Steps between validations. Default: grows with the steps done so far."
     )
@@ -74,12 +90,14 @@ class TrainConfig(ModelConfig):
                 "batch_size": batch_size,
                 "num_steps": num_steps,
                 "learning_rate": self.learning_rate or min(8e-3, 3e-3 * math.sqrt(batch_size / 256)),
-                "ema_decay": (0.99 if num_steps < 5000 else 0.999) if self.ema_decay is None else self.ema_decay,
+                "ema_decay": (0.99 if num_steps < 5000 else 0.999)
+                if self.ema_decay is None
+                else self.ema_decay,
             }
         )
 
     def validation_count(self, n_rows: int) -> int:
-        """Return how many rows validate: the share asked for, at most 10,000, leaving at least one to train on."""
+        """Return how many rows validate: the share asked for, at most 10,000, and not all."""
         return min(round(n_rows * (1 - self.train_valid_split)), 10_000, max(n_rows - 1, 0))
 
 
@@ -92,7 +110,7 @@ def _batch_size(n_rows: int) -> int:
 
 
 def _cells_encoder(n_rows: int, n_features: int, dim_latent: int) -> tuple[int, ...]:
-    """Return automatic widths: about 16 sqrt(n_features) as a power of two in [128, 1024], less for few rows."""
+    """Return automatic widths: about 16 sqrt(n_features) as a power of two, less for few rows."""
     exponent = min(max(round(math.log2(16 * math.sqrt(n_features))), 7), 10)
     width = min(2**exponent, max(64, n_rows // 4))
     second = max(width // 2, 64, min(4 * dim_latent, width))
@@ -128,23 +146,11 @@ def invalid_settings(error: ValidationError, kind: type[BaseModel]) -> InvalidIn
 def _explain(name: str, detail: ErrorDetails, kind: type[BaseModel]) -> str:
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, kind.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(kind.model_fields))}"
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(kind.model_fields))}"
+        )
         return f"unknown option {name!r}: {hint}"
     reason = detail["msg"][0].lower() + detail["msg"][1:]
     field = kind.model_fields.get(name)
-    about = f" {name}: {field.description}" if field and field.description else ""
-    return f"{name}={detail['input']!r} cannot be used: {reason}.{about}"
-
-
-def canonical_json(settings: Mapping[str, Any]) -> str:
-    """Return the one JSON text of ``settings``: sorted keys, no spaces, no NaN."""
-    return json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(settings: Mapping[str, Any]) -> str:
-    """Return the BLAKE2b-128 hex digest of :func:`canonical_json`.
-
-    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
-    True
-    """
-    return hashlib.blake2b(canonical_json(settings).encode(), digest_size=16).hexdigest()
+    about = f" ({field.description.rstrip('.')})" if field and field.description else ""
+    return f"{name}={detail['input']!r} cannot be used: {reason}{about}"

@@ -1,4 +1,4 @@
-"""A model on disk: ``config.json`` and ``model.safetensors`` in one directory, loadable from anywhere, no pickle."""
+"""A model on disk: ``config.json`` and ``model.safetensors`` in a directory, without pickle."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ Url = str | Location
 def save_model(
     url: Url, vae: VAE, lineage: Mapping[str, Any], storage_options: StorageOptions | None = None
 ) -> str:
-    """Write the model and return its digest. ``config.json`` goes last: a directory without it is not a model."""
+    """Write the model and return its digest. Without ``config.json``, written last, there is no model."""
     place = Location.of(url, storage_options)
     weights = safetensors.torch.save({name: value.contiguous() for name, value in vae.state_dict().items()})
     config = {
@@ -73,7 +73,9 @@ def read_description(place: Location) -> dict[str, Any]:
     except ValueError as error:
         raise Corrupt(f"{place / _CONFIG} is not JSON ({error}); {_remedy(place)}") from None
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise Corrupt(f"{place / _CONFIG} was not written by cvae-dist; give the directory of a model it trained")
+        raise Corrupt(
+            f"{place / _CONFIG} was not written by cvae-dist; give the directory of a model it trained"
+        )
     if description.get("version") != _VERSION:
         raise Corrupt(
             f"{place} has model format {description.get('version')!r}, this release reads {_VERSION}; "
@@ -90,14 +92,16 @@ def is_finished(place: Location) -> bool:
 
 
 def delete_model(place: Location) -> None:
-    """Delete the model's own files, ``config.json`` first, so that what is left is never taken for a model."""
+    """Delete the model's own files, ``config.json`` first, so that the rest is never taken for a model."""
     (place / _CONFIG).delete()
     (place / _WEIGHTS).delete()
 
 
 def _absence(place: Location) -> str:
     if (place / "checkpoints").exists():
-        return f"the training of {place} is not finished (it has checkpoints only); run the same train command again"
+        return (
+            f"the training of {place} is not finished (it has checkpoints only); run the same command again"
+        )
     if place.exists():
         return f"{place} is not a model: it has no {_CONFIG}; give the directory that `train` wrote"
     return f"there is no model at {place}; train one first, or mend the path"
@@ -114,7 +118,8 @@ def _read_weights(place: Location, digest: str) -> dict[str, Tensor]:
         raise Corrupt(f"{place / _WEIGHTS} is missing beside {_CONFIG}; {_remedy(place)}") from None
     if _digest(data) != digest:
         raise Corrupt(
-            f"{place / _WEIGHTS} ({len(data)} bytes) does not match the digest {digest} in {_CONFIG}; {_remedy(place)}"
+            f"{place / _WEIGHTS} ({len(data)} bytes) does not match the digest {digest} in {_CONFIG}; "
+            f"{_remedy(place)}"
         )
     return safetensors.torch.load(data)
 
@@ -125,7 +130,9 @@ def _rebuild(place: Location, settings: Mapping[str, Any], weights: dict[str, Te
         vae = VAE(make_config(ModelConfig, settings), scaling)
         vae.load_state_dict(weights)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise Corrupt(f"{_CONFIG} and {_WEIGHTS} of {place} do not fit together ({error}); {_remedy(place)}") from None
+        raise Corrupt(
+            f"{_CONFIG} and {_WEIGHTS} of {place} do not fit together ({error}); {_remedy(place)}"
+        ) from None
     return vae
 
 

@@ -23,17 +23,23 @@ _LOGIT_MARGIN = 1e-3
 
 
 def choose_likelihood(requested: LikelihoodName, moments: Moments) -> Choice:
-    """Decide ``likelihood``: ``bernoulli`` for binary values and grey values in [0, 1] that are mostly 0 or 1."""
+    """Decide ``likelihood``: ``bernoulli`` for binary values and grey values that are mostly 0 or 1."""
     if requested != "auto":
-        return Choice(requested, "as asked for")
+        return Choice(requested, f"likelihood={requested}, as asked for")
     low, high = float(moments.minimum.min()), float(moments.maximum.max())
     if low < 0 or high > 1:
-        return Choice("gaussian", f"Gaussian: the values, {low:.6g} to {high:.6g}, are not probabilities in [0, 1]")
+        return Choice(
+            "gaussian", f"Gaussian: the values, {low:.6g} to {high:.6g}, are not probabilities in [0, 1]"
+        )
     greatest = float((moments.mean * (1 - moments.mean)).sum())
     share = float(np.square(moments.std).sum()) / greatest if greatest > 0 else 0.0
     if share >= _MASS_AT_ENDS:
-        return Choice("bernoulli", f"Bernoulli: values in [0, 1] with {share:.0%} of the variance of binary ones")
-    return Choice("gaussian", f"Gaussian: values in [0, 1] with only {share:.0%} of the variance of binary ones")
+        return Choice(
+            "bernoulli", f"Bernoulli: values in [0, 1] with {share:.0%} of the variance of binary ones"
+        )
+    return Choice(
+        "gaussian", f"Gaussian: values in [0, 1] with only {share:.0%} of the variance of binary ones"
+    )
 
 
 class Gaussian(nn.Module):
@@ -56,7 +62,7 @@ class Gaussian(nn.Module):
         return torch.zeros_like(self.active)
 
     def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
-        """Return -log p(row | output) per row, (n,), in nats of standardised units; arguments (n, n_features)."""
+        """Return -log p(row | output) per row, (n,), in nats of standardised units; all (n, n_features)."""
         log_sigma = self.log_sigma.clamp(*_LOG_SIGMA_RANGE)
         squares = ((standardised - output) * self.active).square().sum(dim=-1)
         return 0.5 * squares * torch.exp(-2 * log_sigma) + self.active.sum() * (log_sigma + _HALF_LOG_TWO_PI)
@@ -71,7 +77,7 @@ class Gaussian(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    """Independent Bernoulli features whose logits are the decoder's output; values between 0 and 1 count as shares."""
+    """Independent Bernoulli features; the decoder gives logits; values within (0, 1) count as shares."""
 
     active: Tensor
     slope: Tensor
@@ -83,7 +89,9 @@ class Bernoulli(nn.Module):
         width = torch.where(width > 0, width, 1.0)
         self.register_buffer("active", scaling.active.to(torch.float32), persistent=False)
         self.register_buffer("slope", (scaling.scale / width).to(torch.float32), persistent=False)
-        self.register_buffer("offset", ((scaling.center - scaling.low) / width).to(torch.float32), persistent=False)
+        self.register_buffer(
+            "offset", ((scaling.center - scaling.low) / width).to(torch.float32), persistent=False
+        )
 
     def initial_output(self) -> Tensor:
         """Return the logits, (n_features,), of the mean row."""
@@ -92,7 +100,9 @@ class Bernoulli(nn.Module):
     def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
         """Return -log p(row | logits) per row, (n,), in nats; arguments (n, n_features)."""
         share = torch.addcmul(self.offset, standardised, self.slope).clamp(0, 1)
-        return (functional.binary_cross_entropy_with_logits(output, share, reduction="none") * self.active).sum(dim=-1)
+        return (
+            functional.binary_cross_entropy_with_logits(output, share, reduction="none") * self.active
+        ).sum(dim=-1)
 
     def mean(self, output: Tensor) -> Tensor:
         """Return the mean row in standardised units, (n, n_features)."""
@@ -111,4 +121,4 @@ Likelihood = Gaussian | Bernoulli
 
 def make_likelihood(name: Literal["gaussian", "bernoulli"], scaling: Scaling) -> Likelihood:
     """Return the likelihood called ``name`` for data scaled by ``scaling``."""
-    return {"gaussian": Gaussian, "bernoulli": Bernoulli}[name](scaling)
+    return Bernoulli(scaling) if name == "bernoulli" else Gaussian(scaling)

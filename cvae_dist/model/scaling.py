@@ -31,11 +31,14 @@ class Choice:
 
 
 def choose_normalization(
-    requested: bool | Literal["auto"], moments: Moments, dtype: str | np.dtype[np.generic], item_shape: tuple[int, ...]
+    requested: bool | Literal["auto"],
+    moments: Moments,
+    dtype: str | np.dtype[np.generic],
+    item_shape: tuple[int, ...],
 ) -> Choice:
     """Decide ``feature_normalization``: one scale per feature (True) or one for all (False)."""
     if requested != "auto":
-        return Choice(requested, "as asked for")
+        return Choice(requested, f"feature_normalization={requested}, as asked for")
     if np.dtype(dtype) == np.uint8:
         return Choice(False, "one scale for all features: uint8 values share their unit")
     if len(item_shape) > 1:
@@ -120,7 +123,7 @@ class Scaling(nn.Module):
         return centered.mul_(self._inverse.to(self._precision)).to(torch.float32)
 
     def restore(self, standardised: Tensor) -> Tensor:
-        """Return standardised rows in data units: float32, or float64 where float32 cannot hold offset and digits."""
+        """Return standardised rows in data units, as :attr:`restored_dtype`."""
         rows = standardised.to(self._precision)
         return torch.addcmul(self.center.to(self._precision), rows, self.scale.to(self._precision))
 
@@ -147,7 +150,7 @@ def _global_scale(moments: Moments) -> Vector:
 
 
 def bounds(moments: Moments, dtype: str | np.dtype[np.generic]) -> tuple[float, float]:
-    """Return the bounds of all values: (0, 1) or (for uint8) (0, 255) where the data fit, else the extremes."""
+    """Return bounds of all values: (0, 1) or, for uint8, (0, 255) where the data fit, else the extremes."""
     low, high = float(moments.minimum.min()), float(moments.maximum.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0
@@ -169,5 +172,6 @@ def _check_usable(moments: Moments) -> None:
         feature = int(broken[0])
         raise InvalidInput(
             f"{broken.size} features have no finite mean and variance (the first is feature {feature}, mean "
-            f"{moments.mean[feature]}), so they cannot be standardised; remove or rescale their values and ingest again"
+            f"{moments.mean[feature]}), so they cannot be standardised; remove or rescale their values and "
+            "ingest again"
         )

@@ -1,6 +1,7 @@
 """Numpy rows as tensors, in tiles whose size does not change what a row becomes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ def _pad(rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
 
 def cast(rows: npt.NDArray[np.generic], dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
     """Return ``rows`` as ``dtype``; integers are rounded and kept within their range."""
-    if dtype.kind not in "iu":
+    if not np.issubdtype(dtype, np.integer):
         return rows.astype(dtype, copy=False)
-    limits = np.iinfo(dtype)
+    limits: np.iinfo[Any] = np.iinfo(dtype.name)
     return np.clip(np.rint(rows.astype(np.float64)), limits.min, limits.max).astype(dtype)

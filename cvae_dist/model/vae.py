@@ -21,13 +21,24 @@ Rows = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.floating]
 
 
+def decide(
+    config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], item_shape: tuple[int, ...]
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Return the model's settings with what follows from the statistics filled in, and the reasons."""
+    normalization = choose_normalization(config.feature_normalization, moments, dtype, item_shape)
+    likelihood = choose_likelihood(config.likelihood, moments)
+    settings = {name: getattr(config, name) for name in ModelConfig.model_fields}
+    decided = settings | {"feature_normalization": normalization.value, "likelihood": likelihood.value}
+    return ModelConfig(**decided), (normalization.reason, likelihood.reason)
+
+
 class VAE(nn.Module):
     """A variational autoencoder (Kingma and Welling 2014) over rows of ``n_features`` values in data units.
 
     Parameters
     ----------
     config : ModelConfig
-        Every automatic value must be decided; :meth:`of` does that.
+        Every automatic value must be decided: see :func:`decide` and ``TrainConfig.resolve``.
     scaling : Scaling
         Between data units and the networks' units.
     """
@@ -43,22 +54,10 @@ class VAE(nn.Module):
 
     @classmethod
     def of(
-        cls,
-        config: ModelConfig,
-        moments: Moments,
-        dtype: str | np.dtype[np.generic],
-        item_shape: tuple[int, ...],
-        seed: int = 0,
+        cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0
     ) -> Self:
-        """Build an untrained model for data with these statistics; ``config.cells_encoder`` must be given."""
-        per_feature = choose_normalization(config.feature_normalization, moments, dtype, item_shape).value
-        scaling = Scaling.of(moments, dtype, per_feature=bool(per_feature))
-        decided = {
-            "feature_normalization": per_feature,
-            "likelihood": choose_likelihood(config.likelihood, moments).value,
-        }
-        shape = {name: getattr(config, name) for name in ModelConfig.model_fields}
-        vae = cls(ModelConfig(**(shape | decided)), scaling)
+        """Build an untrained model for data with these statistics; ``config`` comes from :func:`decide`."""
+        vae = cls(config, Scaling.of(moments, dtype, per_feature=bool(config.feature_normalization)))
         vae.initialise(torch.Generator().manual_seed(seed))
         return vae
 
@@ -88,8 +87,10 @@ class VAE(nn.Module):
     def decode(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return rows in data units, (n, n_features): the mean row, or a draw where a generator is given."""
         output = self.decoder(latent)
-        chosen = self.likelihood.mean(output) if generator is None else self.likelihood.draw(output, generator)
-        return cast(Tensor, self.scaling.restore(chosen))
+        chosen = (
+            self.likelihood.mean(output) if generator is None else self.likelihood.draw(output, generator)
+        )
+        return self.scaling.restore(chosen)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two terms of the negative ELBO per row.
@@ -133,26 +134,35 @@ class VAE(nn.Module):
     ) -> npt.NDArray[np.generic]:
         """Return the mean rows, (n, n_features), of ``latents``, (n, dim_latent), in data units.
 
-        ``dtype`` is by default float32, or float64 where float32 cannot hold both offset and digits of a feature;
+        ``dtype`` is by default float32, or float64 where float32 cannot hold offset and digits of a feature;
         integers are rounded and kept within their range.
         """
         if latents.ndim != 2 or latents.shape[1] != self.dim_latent:
-            raise InvalidInput(f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})")
+            raise InvalidInput(
+                f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})"
+            )
         rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
         with torch.inference_mode():
             for part, tile in tiling.tiles(latents.astype(np.float32, copy=False), batch_rows):
-                rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
+                rows[part] = tiling.cast(
+                    self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype
+                )
         return rows
 
     def score_rows(
         self, rows: Rows, noise: npt.NDArray[np.float32] | None = None, batch_rows: int = 2048
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return reconstruction and KL per row, each (n,); without ``noise``, (n, dim_latent), at the posterior mean."""
+        """Return reconstruction and KL per row, each (n,), in nats.
+
+        ``noise``, (n, dim_latent), is standard normal; without it the terms are those at the posterior mean.
+        """
         self._check_rows(rows)
         draws = np.zeros((len(rows), self.dim_latent), np.float32) if noise is None else noise
         terms = np.empty((2, len(rows)), np.float32)
         with torch.inference_mode():
-            for (part, tile), (_, draw) in zip(tiling.tiles(rows, batch_rows), tiling.tiles(draws, batch_rows), strict=True):
+            for (part, tile), (_, draw) in zip(
+                tiling.tiles(rows, batch_rows), tiling.tiles(draws, batch_rows), strict=True
+            ):
                 both = torch.stack(self(tile, draw))
                 terms[:, part] = both[:, : part.stop - part.start].numpy(force=True)
         return terms[0], terms[1]
@@ -160,5 +170,6 @@ class VAE(nn.Module):
     def _check_rows(self, rows: Rows) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:
             raise InvalidInput(
-                f"rows of shape {rows.shape} do not fit this model: it was trained on rows of {self.n_features} features"
+                f"rows of shape {rows.shape} do not fit this model: it was trained on rows of "
+                f"{self.n_features} features"
             )

@@ -1,0 +1,121 @@
+"""Checkpoints of a training: immutable files, and a small pointer that is moved last."""
+
+import hashlib
+import io
+import json
+import logging
+import posixpath
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cvae_dist.errors import Corrupt
+from cvae_dist.store.urls import Location
+
+_POINTER = "LATEST.json"
+_KEPT = 2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint file as the pointer names it."""
+
+    file: str
+    digest: str
+    size: int
+
+
+class Checkpoints:
+    """The checkpoints below one prefix.
+
+    A save writes ``step000123-<digest>.pt`` and then ``LATEST.json``, which names it and the one before.
+    Killed in between, the pointer still names a whole checkpoint. States hold only tensors, numbers, strings,
+    lists and dicts, and are read without unpickling anything else.
+    """
+
+    def __init__(self, place: Location) -> None:
+        self._place = place
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Store ``state`` as the newest checkpoint and forget all but the last two."""
+        data = _to_bytes(state)
+        entry = Entry(f"step{step:06d}-{_digest(data)}.pt", _digest(data), len(data))
+        older = [known for known in self._entries() if known.file != entry.file]
+        kept = [entry, *older][:_KEPT]
+        (self._place / entry.file).write(data)
+        (self._place / _POINTER).write(json.dumps({"checkpoints": [asdict(one) for one in kept]}).encode())
+        for forgotten in older[_KEPT - 1 :]:
+            (self._place / forgotten.file).delete()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the newest whole state, or None when nothing was saved yet.
+
+        Raises
+        ------
+        Corrupt
+            Checkpoints were saved, but none of those still named is whole.
+        """
+        entries = self._entries()
+        for entry in entries:
+            data = self._read(entry)
+            if data is not None:
+                state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+                return state
+            log.warning("checkpoint %s is missing or damaged and is passed over", self._place / entry.file)
+        if not entries:
+            return None
+        names = ", ".join(entry.file for entry in entries)
+        raise Corrupt(
+            f"no checkpoint in {self._place} is whole ({names} are missing or do not match their digests), "
+            "so the training cannot go on from there; train with --overwrite to begin anew"
+        )
+
+    def sweep(self) -> None:
+        """Delete files that the pointer does not name: what a run killed while saving left behind."""
+        if not self._place.exists():
+            return
+        self._place.sweep_partial()
+        named = {_POINTER, *(entry.file for entry in self._entries())}
+        for path in self._place.filesystem.ls(self._place.path, detail=False):
+            name = posixpath.basename(path)
+            if name not in named:
+                (self._place / name).delete()
+
+    def clear(self) -> None:
+        """Delete every checkpoint, the pointer first."""
+        (self._place / _POINTER).delete()
+        self._place.delete()
+
+    def _entries(self) -> list[Entry]:
+        try:
+            text = (self._place / _POINTER).read()
+        except FileNotFoundError:
+            return []
+        try:
+            return [Entry(**entry) for entry in json.loads(text)["checkpoints"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(
+                f"{self._place / _POINTER} does not name a checkpoint ({error}), so the training cannot go "
+                "on from there; train with --overwrite to begin anew"
+            ) from None
+
+    def _read(self, entry: Entry) -> bytes | None:
+        try:
+            data = (self._place / entry.file).read()
+        except FileNotFoundError:
+            return None
+        return data if len(data) == entry.size and _digest(data) == entry.digest else None
+
+
+def _to_bytes(state: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(dict(state), file)
+    return file.getvalue()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,406 @@
+"""The verb ``train``: rows to a model directory, going on by itself where an earlier run stopped."""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cvae_dist.config import WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
+from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.events import Event, Kind, OnEvent, ignore
+from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
+from cvae_dist.model.tiling import tensor_of
+from cvae_dist.model.vae import VAE, decide
+from cvae_dist.store import Location, Moments, RowStore
+from cvae_dist.store.lineage import versions, without_credentials
+from cvae_dist.store.reader import Reader, RowReader
+from cvae_dist.store.urls import StorageOptions
+from cvae_dist.training.checkpoint import Checkpoints
+from cvae_dist.training.history import History, Record, Scalars
+from cvae_dist.training.interruption import Interruption
+from cvae_dist.training.loader import Batch, Loader
+from cvae_dist.training.sampler import Sampler, plan_sampler, validation_rows
+from cvae_dist.training.trainer import Trainer
+from cvae_dist.training.validation import Indices, Validation, affordable_count
+
+_STAGE = "train"
+_CHECKPOINTS, _HISTORY, _LOGS = "checkpoints", "history.jsonl", "logs"
+_SECONDS_BETWEEN_EVENTS = 0.5
+
+StoppedBecause = Literal["finished", "no improvement", "interrupted", "already finished"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended.
+
+    Attributes
+    ----------
+    steps : int
+        Gradient steps done, in this run and those it went on from.
+    epochs : float
+        Passes over the training rows.
+    loss : float
+        Mean training loss per row since the last validation before the end, in nats.
+    validation_loss : float or None
+        Best validation -ELBO per row, in nats; None without validation rows.
+    stopped_because : str
+        ``finished``, ``no improvement``, ``interrupted`` (run again to go on) or ``already finished``.
+    seconds : float
+        Time spent training, over all runs.
+    model : str
+        URL of the model directory.
+    """
+
+    steps: int
+    epochs: float
+    loss: float
+    validation_loss: float | None
+    stopped_because: StoppedBecause
+    seconds: float
+    model: str
+
+
+def train(
+    store: str | RowStore,
+    model: str,
+    config: TrainConfig | None = None,
+    *,
+    overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
+    on_event: OnEvent = ignore,
+    **settings: Any,
+) -> TrainResult:
+    """Train a model on the rows of a store; run again, it goes on from the last checkpoint.
+
+    Parameters
+    ----------
+    store : str or RowStore
+        A published store of rows.
+    model : str
+        Path or URL of the model directory to write.
+    config : TrainConfig, optional
+        All settings at once.
+    overwrite : bool
+        Discard what is at ``model`` and begin anew.
+    storage_options : Mapping, optional
+        Passed to fsspec for both locations.
+    on_event : callable
+        Receives progress.
+    **settings
+        Single settings of :class:`~cvae_dist.config.TrainConfig`; they win over ``config``.
+
+    Raises
+    ------
+    InvalidInput
+        A setting is unknown or out of range, or the store has no rows.
+    SettingsChanged
+        ``model`` was begun or finished with other settings or on other rows.
+    TrainingDiverged
+        The loss was not finite in 50 steps.
+    Corrupt
+        The rows or the checkpoints are damaged.
+    """
+    config = make_config(TrainConfig, (config.model_dump(exclude_unset=True) if config else {}) | settings)
+    rows = store if isinstance(store, RowStore) else RowStore.open(store, storage_options)
+    data = _Data(
+        RowReader(rows), rows.statistics(), rows.item_shape, rows.fingerprint, without_credentials(rows.url)
+    )
+    place = Location.of(model, storage_options)
+    if overwrite:
+        _discard(place)
+    if is_finished(place):
+        return _already_finished(place, data, config, on_event)
+    return _run(data, config, place, on_event)[0]
+
+
+def fit(
+    reader: Reader,
+    moments: Moments,
+    item_shape: tuple[int, ...],
+    config: TrainConfig,
+    directory: str | None = None,
+    on_event: OnEvent = ignore,
+    *,
+    overwrite: bool = False,
+) -> tuple[VAE, list[Record]]:
+    """Train on any reader of rows; return the model, ready for inference, and the history.
+
+    Without ``directory`` nothing is written. With it this is :func:`train`: an interrupted training goes on.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        The training was interrupted; with a ``directory`` it goes on when called again.
+    """
+    data = _Data(reader, moments, item_shape, _digest(moments), "memory")
+    if directory is None:
+        _, vae, history = _run(data, config, None, on_event)
+        return vae, history
+    place = Location.of(directory)
+    if overwrite:
+        _discard(place)
+    if is_finished(place):
+        _already_finished(place, data, config, on_event)
+        return load_model(place), History.read(place / _HISTORY).records
+    result, vae, history = _run(data, config, place, on_event)
+    if result.stopped_because == "interrupted":
+        raise KeyboardInterrupt
+    return vae, history
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is trained on."""
+
+    reader: Reader
+    moments: Moments
+    item_shape: tuple[int, ...]
+    fingerprint: str
+    url: str
+
+
+def _digest(moments: Moments) -> str:
+    parts = (moments.mean, moments.m2, moments.minimum, moments.maximum)
+    return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
+
+
+def _discard(place: Location) -> None:
+    """Delete what an earlier training left; first what makes it a model, then what makes it resumable."""
+    delete_model(place)
+    Checkpoints(place / _CHECKPOINTS).clear()
+    for name in (_HISTORY, _LOGS):
+        (place / name).delete()
+
+
+def _already_finished(place: Location, data: _Data, config: TrainConfig, on_event: OnEvent) -> TrainResult:
+    """Return the result of the finished training at ``place``, or refuse when it was another one."""
+    lineage = read_description(place)["lineage"]
+    decided, _ = _decide(data, config)
+    _require_same(place, lineage.get("made_with", {}), _made_with(data, decided))
+    figures = lineage["figures"]
+    message = f"already trained: {place} has all its {figures['steps']} steps; --overwrite trains anew"
+    on_event(Event(_STAGE, "done", figures["steps"], figures["steps"], "steps", message, _known(figures)))
+    return TrainResult(**figures | {"stopped_because": "already finished", "model": str(place)})
+
+
+def _run(
+    data: _Data, config: TrainConfig, place: Location | None, on_event: OnEvent
+) -> tuple[TrainResult, VAE, list[Record]]:
+    """Train from the last checkpoint, or from the start, to the end or an interruption."""
+    config, reasons = _decide(data, config)
+    checkpoints = Checkpoints(place / _CHECKPOINTS) if place else None
+    state = checkpoints.load() if checkpoints else None
+    if place and checkpoints and state:
+        _require_same(place, state["made_with"], _made_with(data, config))
+        checkpoints.sweep()
+    excluded = _held_out(data.reader, config)
+    sampler = Sampler(**state["sampler"]) if state else _plan(data.reader, config, len(excluded))
+    validation = Validation.read(data.reader, excluded, config.dim_latent, config.seed)
+    vae = VAE.of(config, data.moments, data.reader.dtype, config.seed)
+    trainer = Trainer(vae, config, validation, sampler.steps_per_epoch)
+    history = History(place / _HISTORY if place else None, state["history"] if state else ())
+    if state:
+        trainer.restore(state["trainer"])
+    history.write()
+    logs = place / _LOGS if place and config.tb_logging else None
+    with (
+        Loader(data.reader, sampler, excluded=excluded, buffer_bytes=config.buffer_bytes) as loader,
+        Scalars(logs, trainer.step) as scalars,
+        Interruption() if place else contextlib.nullcontext() as interruption,
+    ):
+        made = {"made_with": _made_with(data, config), "sampler": asdict(sampler)}
+        run = _Run(trainer, history, scalars, checkpoints, made, interruption, on_event)
+        run.start(reasons, loader.variance_inflation)
+        stopped = run.steps(loader)
+    result = run.end(stopped, str(place or ""))
+    if stopped != "interrupted":
+        trainer.use_best_weights()
+        if place and checkpoints:
+            save_model(place, vae, _lineage(data, config, len(excluded), result))
+            checkpoints.clear()
+    return result, vae.requires_grad_(False).eval(), history.records
+
+
+class _Run:
+    """One run of a training: its trainer, and everything that tells or keeps what it does."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        history: History,
+        scalars: Scalars,
+        checkpoints: Checkpoints | None,
+        made: Mapping[str, Any],
+        interruption: Interruption | None,
+        on_event: OnEvent,
+    ) -> None:
+        self._trainer = trainer
+        self._history = history
+        self._scalars = scalars
+        self._checkpoints = checkpoints
+        self._made = made
+        self._interruption = interruption
+        self._on_event = on_event
+        self._began = time.monotonic() - trainer.seconds
+        self._told = self._recorded = time.monotonic()
+        self._rows_since_told = self._rows_since_record = 0
+
+    def start(self, reasons: tuple[str, ...], variance_inflation: float) -> None:
+        """Tell what is about to happen."""
+        trainer = self._trainer
+        values = {"variance_inflation": variance_inflation, "validation_rows": len(trainer.validation)}
+        going_on = f"going on from step {trainer.step}" if trainer.step else ""
+        self._tell("start", going_on, values)
+        for reason in reasons:
+            self._tell("note", reason)
+
+    def steps(self, loader: Loader) -> StoppedBecause:
+        """Train until there is a reason to stop, and return it."""
+        reason = self._reason_to_stop()
+        batches = loader.batches(*self._trainer.position)
+        while not reason:
+            self._step(next(batches))
+            reason = self._reason_to_stop()
+        return reason
+
+    def end(self, stopped: StoppedBecause, model: str) -> TrainResult:
+        """Save what an interrupted training needs to go on, tell the end and return the result."""
+        trainer = self._trainer
+        trainer.seconds = time.monotonic() - self._began
+        if stopped == "interrupted":
+            self._save()
+        figures = {"loss": trainer.loss, "validation_loss": trainer.best_loss, "seconds": trainer.seconds}
+        self._tell("done", _ENDINGS[stopped].format(step=trainer.step), _known(figures))
+        validation = trainer.best_loss if math.isfinite(trainer.best_loss) else None
+        epochs = trainer.step / trainer.steps_per_epoch
+        return TrainResult(trainer.step, epochs, trainer.loss, validation, stopped, trainer.seconds, model)
+
+    def _step(self, batch: Batch) -> None:
+        trainer = self._trainer
+        trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global)
+        self._rows_since_told += batch.n_global
+        self._rows_since_record += batch.n_global
+        if trainer.test_is_due:
+            self._record()
+        if trainer.step % trainer.config.checkpoint_every == 0 and not trainer.finished:
+            self._save()
+        if time.monotonic() - self._told >= _SECONDS_BETWEEN_EVENTS:
+            self._progress()
+
+    def _reason_to_stop(self) -> StoppedBecause | None:
+        if self._trainer.finished:
+            return "finished"
+        if self._trainer.hopeless:
+            return "no improvement"
+        return "interrupted" if self._interruption and self._interruption.requested else None
+
+    def _record(self) -> None:
+        now = time.monotonic()
+        record = self._trainer.test()
+        record["rows_per_second"] = self._rows_since_record / max(now - self._recorded, 1e-9)
+        record["time"] = now - self._began
+        self._recorded, self._rows_since_record = time.monotonic(), 0
+        self._history.append(record)
+        self._scalars.add(record)
+
+    def _save(self) -> None:
+        if self._checkpoints:
+            self._trainer.seconds = time.monotonic() - self._began
+            state = {**self._made, "trainer": self._trainer.state(), "history": self._history.records}
+            self._checkpoints.save(self._trainer.step, state)
+
+    def _progress(self) -> None:
+        now = time.monotonic()
+        rate = self._rows_since_told / (now - self._told)
+        self._told, self._rows_since_told = now, 0
+        figures = {
+            "loss": self._trainer.loss,
+            "validation_loss": self._trainer.best_loss,
+            "rows_per_second": rate,
+        }
+        self._tell("progress", values=_known(figures))
+
+    def _tell(
+        self, kind: Kind, message: str = "", values: Mapping[str, float | int | str] | None = None
+    ) -> None:
+        trainer = self._trainer
+        self._on_event(Event(_STAGE, kind, trainer.step, trainer.num_steps, "steps", message, values or {}))
+
+
+_ENDINGS: dict[StoppedBecause, str] = {
+    "finished": "trained {step} steps",
+    "no improvement": "trained {step} steps: validation has stopped improving",
+    "interrupted": "interrupted after step {step}, which is saved; the same command goes on from there",
+}
+
+
+def _known(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures that are finite numbers."""
+    return {
+        name: value
+        for name, value in figures.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def _decide(data: _Data, config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the settings without automatic values, and why the statistics led to theirs."""
+    if data.reader.n_rows == 0:
+        raise InvalidInput(f"{data.url} has no rows, so there is nothing to train on; ingest some rows first")
+    config = config.resolve(data.reader.n_rows, data.reader.n_features)
+    decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
+    return config.model_copy(update=decided.model_dump()), reasons
+
+
+def _made_with(data: _Data, config: TrainConfig) -> dict[str, Any]:
+    """Return everything that decides the weights: the rows and the settings."""
+    settings = config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS))
+    return {"rows": data.fingerprint, **settings}
+
+
+def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    changed = [name for name in asked if there.get(name) != asked[name]]
+    if changed:
+        differences = ", ".join(
+            f"{name}: {there.get(name)!r} there, {asked[name]!r} asked for" for name in changed
+        )
+        raise SettingsChanged(
+            f"the model at {place} was made with other settings or rows ({differences}). Nothing was changed; "
+            "use the same settings to go on with it, another directory, or --overwrite to train it anew"
+        )
+
+
+def _held_out(reader: Reader, config: TrainConfig) -> Indices:
+    count = affordable_count(config.validation_count(reader.n_rows), reader)
+    return validation_rows(reader.n_rows, count, config.seed)
+
+
+def _plan(reader: Reader, config: TrainConfig, held_out: int) -> Sampler:
+    """Choose the order of the rows; a resumed training keeps the one it began with."""
+    return plan_sampler(
+        reader.n_rows - held_out,
+        config.batch_size or 1,
+        reader.n_features * reader.dtype.itemsize,
+        config.seed,
+        config.buffer_bytes,
+        reader.block_rows_hint,
+        held_out,
+    )
+
+
+def _lineage(data: _Data, config: TrainConfig, held_out: int, result: TrainResult) -> dict[str, Any]:
+    """Return where the model came from, for ``config.json``."""
+    figures = {name: value for name, value in asdict(result).items() if name != "model"}
+    return {
+        "store": data.url,
+        "made_with": _made_with(data, config),
+        "item_shape": list(data.item_shape),
+        "dtype": data.reader.dtype.str,
+        "held_out": {"rows": data.reader.n_rows, "count": held_out, "seed": config.seed},
+        "figures": figures,
+        "versions": versions(),
+    }

@@ -1,0 +1,96 @@
+"""One update of the weights: adaptive clipping, AdamW, and the running average of the weights."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_BETAS = (0.9, 0.99)
+_WEIGHT_DECAY = 1e-4
+_NORM_DECAY = 0.99
+_AVERAGE_START = 10  # the average forgets the initial weights within the first tens of steps
+
+
+class Optimizer:
+    """AdamW on a module, with clipping at a multiple of the running gradient norm and averaged weights.
+
+    Attributes
+    ----------
+    average : dict[str, Tensor]
+        Exponential moving average of every parameter, by name: what validation and the saved model use.
+    updates, skipped : int
+        Updates made; updates left out because a gradient was not finite.
+    """
+
+    def __init__(self, module: nn.Module, ema_decay: float, grad_clip: float) -> None:
+        self._parameters: list[Tensor] = list(module.parameters())
+        self._adam = torch.optim.AdamW(self._parameters, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True)
+        self._ema_decay = ema_decay
+        self._grad_clip = grad_clip
+        self._running_norm = 0.0
+        self.average = {name: value.detach().clone() for name, value in module.named_parameters()}
+        self.updates = 0
+        self.skipped = 0
+
+    def step(self, loss: Tensor, learning_rate: float) -> bool:
+        """Follow the gradient of ``loss``; return False and change no weight when it is not finite."""
+        self._adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not self._clip():
+            self.skipped += 1
+            return False
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._adam.step()
+        self.updates += 1
+        decay = min(self._ema_decay, self.updates / (_AVERAGE_START + self.updates))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), self._parameters, 1 - decay)
+        return True
+
+    def _clip(self) -> bool:
+        """Scale the gradients down to the running norm's multiple; return whether they are finite."""
+        gradients = [value.grad for value in self._parameters if value.grad is not None]
+        total = nn.utils.get_total_norm(gradients)
+        norm = float(total)
+        if not norm < float("inf"):
+            return False
+        limit = self._grad_clip * (self._running_norm or norm)
+        if norm > limit:
+            nn.utils.clip_grads_with_norm_(self._parameters, limit, total)
+        kept = min(norm, limit)
+        self._running_norm = (
+            _NORM_DECAY * self._running_norm + (1 - _NORM_DECAY) * kept if self._running_norm else kept
+        )
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Return everything :meth:`restore` needs, the module's own parameters apart."""
+        return {
+            "adam": self._adam.state_dict(),
+            "average": self.average,
+            "running_norm": self._running_norm,
+            "updates": self.updates,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`; the module's parameters must have been restored in place."""
+        self._adam.load_state_dict(state["adam"])
+        assign(self.average, state["average"])
+        self._running_norm = state["running_norm"]
+        self.updates = state["updates"]
+        self.skipped = state["skipped"]
+
+
+def assign(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Copy ``source`` into the tensors of ``target`` in place."""
+    with torch.no_grad():
+        for name, value in target.items():
+            value.copy_(source[name])
+
+
+def clone(weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return copies of weights that later updates leave alone."""
+    return {name: value.detach().clone() for name, value in dict(weights).items()}

@@ -1,0 +1,225 @@
+"""The state of a training and what one step does to it; no files, no signals, no clock."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cvae_dist.config import TrainConfig
+from cvae_dist.errors import TrainingDiverged
+from cvae_dist.model.vae import VAE
+from cvae_dist.training import schedule
+from cvae_dist.training.history import Record
+from cvae_dist.training.optimizer import Optimizer, assign, clone
+from cvae_dist.training.validation import Validation
+
+_MAX_SKIPPED = 50
+
+
+@dataclass
+class _Sums:
+    """Terms of the training loss summed over rows since the last validation, in nats."""
+
+    reconstruction: float = 0.0
+    kl: float = 0.0
+    rows: int = 0
+
+    def add(self, reconstruction: float, kl: float, rows: int) -> None:
+        self.reconstruction += reconstruction
+        self.kl += kl
+        self.rows += rows
+
+    def means(self) -> Record:
+        if not self.rows:
+            return {}
+        reconstruction, kl = self.reconstruction / self.rows, self.kl / self.rows
+        return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+    @property
+    def loss(self) -> float:
+        return float(self.means().get("loss", math.nan))
+
+
+class Trainer:
+    """Weights, optimiser, position and best weights of one training.
+
+    Every random number is a function of (seed, epoch, step, position in the global batch), so the position is
+    all there is to remember: a restored trainer does what the interrupted one would have done, bit for bit.
+
+    Parameters
+    ----------
+    vae : VAE
+        Trained in place.
+    config : TrainConfig
+        Resolved: without automatic values.
+    validation : Validation
+        May hold no rows; then the last averaged weights are the best.
+    steps_per_epoch : int
+        Steps of one pass over the training rows.
+    """
+
+    def __init__(self, vae: VAE, config: TrainConfig, validation: Validation, steps_per_epoch: int) -> None:
+        self.vae = vae
+        self.config = config
+        self.validation = validation
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+        self.num_steps = cast(int, config.num_steps)
+        self.seconds = 0.0
+        self._batch_size = cast(int, config.batch_size)
+        self._peak_rate = cast(float, config.learning_rate)
+        self._optimizer = Optimizer(vae, cast(float, config.ema_decay), config.grad_clip)
+        self._generator = torch.Generator()
+        self._next_test = self._test_after(0)
+        self._sums = _Sums()
+        self._last_loss = math.nan
+        self._best_weights = clone(self._optimizer.average)
+        self.best_loss = math.inf
+        self._best_step = 0
+        self._tests_since_best = 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch, and step inside it, that come next."""
+        return divmod(self.step, self.steps_per_epoch)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.num_steps
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether validation has stopped improving, counted from the end of the KL warm-up."""
+        warm = round(self.config.kl_warmup * self.num_steps)
+        since = max(self._best_step, warm)
+        return schedule.is_hopeless(self.step, since, self._tests_since_best, self.steps_per_epoch)
+
+    @property
+    def best_weights(self) -> dict[str, Tensor]:
+        """Averaged parameters of the best validation, or the latest where nothing validates."""
+        return self._best_weights if len(self.validation) else self._optimizer.average
+
+    def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int) -> None:
+        """Do one step on this process's share of a global batch.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (n, n_features)
+            In data units, any real dtype.
+        positions : numpy.ndarray, shape (n,), int64
+            Place of each row in the global batch; decides its noise.
+        n_global : int
+            Rows of the global batch: the gradient is that of their mean.
+
+        Raises
+        ------
+        TrainingDiverged
+            The 50th step whose gradient is not finite.
+        """
+        reconstruction, kl = self.vae(rows, self._noise(n_global)[torch.from_numpy(positions)])
+        weight = schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup)
+        reconstruction, kl = reconstruction.sum(), kl.sum()
+        if self._optimizer.step((reconstruction + weight * kl) / n_global, self.learning_rate):
+            self._sums.add(reconstruction.item(), kl.item(), len(rows))
+        elif self._optimizer.skipped >= _MAX_SKIPPED:
+            raise self._diverged()
+        self.step += 1
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the step that comes next."""
+        return schedule.learning_rate(self.step, self.num_steps, self._peak_rate)
+
+    @property
+    def loss(self) -> float:
+        """Mean training -ELBO per row since the last validation (up to it, if it was just now), in nats."""
+        return self._sums.loss if self._sums.rows else self._last_loss
+
+    @property
+    def test_is_due(self) -> bool:
+        """Whether the history gets its next record now."""
+        return self.step >= self._next_test or self.finished
+
+    def test(self) -> Record:
+        """Validate the averaged weights, keep them if they are the best, and return the figures."""
+        record: Record = {
+            "step": self.step,
+            "epoch": self.step / self.steps_per_epoch,
+            **self._sums.means(),
+            "learning_rate": self.learning_rate,
+            "kl_weight": schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup),
+            "skipped_steps": self._optimizer.skipped,
+        }
+        if len(self.validation):
+            record |= self._validate()
+        self._last_loss = self.loss
+        self._sums = _Sums()
+        self._next_test = self._test_after(self.step)
+        return record
+
+    def _validate(self) -> Record:
+        reconstruction, kl = self.validation.terms(self.vae, self._optimizer.average)
+        loss = reconstruction + kl
+        self._tests_since_best += 1
+        if loss < self.best_loss:
+            self.best_loss, self._best_step, self._tests_since_best = loss, self.step, 0
+            self._best_weights = clone(self._optimizer.average)
+        return {"validation_loss": loss, "validation_reconstruction": reconstruction, "validation_kl": kl}
+
+    def _test_after(self, step: int) -> int:
+        return schedule.next_test(step, len(self.validation) / self._batch_size, self.config.test_every)
+
+    def _noise(self, n_global: int) -> Tensor:
+        key = f"noise/{self.config.seed}/{self.step}".encode()
+        self._generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()))
+        return torch.randn((n_global, self.vae.dim_latent), generator=self._generator)
+
+    def _diverged(self) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{_MAX_SKIPPED} of {self.step + 1} steps had a gradient that is not finite (learning rate "
+            f"{self.learning_rate:.3g}); they were left out and the weights before them are intact. Train "
+            f"anew with --overwrite and a lower --learning-rate, such as {self._peak_rate / 10:.2g}"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return everything :meth:`restore` needs, as tensors, numbers, strings and containers of them."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "last_loss": self._last_loss,
+            "next_test": self._next_test,
+            "parameters": dict(self.vae.named_parameters()),
+            "optimizer": self._optimizer.state(),
+            "sums": asdict(self._sums),
+            "best": {
+                "loss": self.best_loss,
+                "step": self._best_step,
+                "tests_since": self._tests_since_best,
+                "weights": self._best_weights,
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state` of a trainer with the same arguments."""
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self._last_loss = state["last_loss"]
+        self._next_test = state["next_test"]
+        assign(dict(self.vae.named_parameters()), state["parameters"])
+        self._optimizer.restore(state["optimizer"])
+        self._sums = _Sums(**state["sums"])
+        best = state["best"]
+        self.best_loss, self._best_step = best["loss"], best["step"]
+        self._tests_since_best = best["tests_since"]
+        self._best_weights = dict(best["weights"])
+
+    def use_best_weights(self) -> VAE:
+        """Put the best weights into the model and return it."""
+        assign(dict(self.vae.named_parameters()), self.best_weights)
+        return self.vae

@@ -1,0 +1,62 @@
+"""Held-out rows with fixed noise: successive validations differ by the weights alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cvae_dist.model.tiling import tiles
+from cvae_dist.model.vae import VAE
+from cvae_dist.store.reader import Reader
+
+_MAX_BYTES = 16_000_000
+_BATCH_ROWS = 1024
+
+Indices = npt.NDArray[np.int64]
+
+
+def affordable_count(count: int, reader: Reader) -> int:
+    """Return how many of ``count`` rows may be held in memory all through the training."""
+    return min(count, max(1, _MAX_BYTES // (reader.n_features * reader.dtype.itemsize)))
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Rows held in memory, shape (n, n_features), and their noise, (n, dim_latent)."""
+
+    rows: npt.NDArray[np.generic]
+    noise: npt.NDArray[np.float32]
+
+    @classmethod
+    def read(cls, reader: Reader, chosen: Indices, dim_latent: int, seed: int) -> Self:
+        """Read the ``chosen`` rows, sorted positions, and draw their noise."""
+        rows = np.empty((len(chosen), reader.n_features), reader.dtype)
+        if len(chosen):
+            reader.read_into(rows, *_ranges(chosen))
+        noise = torch.randn((len(chosen), dim_latent), generator=torch.Generator().manual_seed(seed))
+        return cls(rows, noise.numpy())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def terms(self, vae: VAE, weights: Mapping[str, Tensor]) -> tuple[float, float]:
+        """Return mean reconstruction and KL per row, in nats, of ``vae`` with these ``weights``."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        with torch.inference_mode():
+            for (part, tile), (_, noise) in zip(
+                tiles(self.rows, _BATCH_ROWS), tiles(self.noise, _BATCH_ROWS), strict=True
+            ):
+                terms = torch.func.functional_call(vae, dict(weights), (tile, noise))
+                sums += torch.stack(terms)[:, : part.stop - part.start].sum(dim=1, dtype=torch.float64)
+        reconstruction, kl = (sums / len(self)).tolist()
+        return reconstruction, kl
+
+
+def _ranges(rows: Indices) -> tuple[Indices, Indices]:
+    """Return starts and counts of the runs of neighbouring positions in sorted ``rows``."""
+    first = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    return rows[first], np.diff(first, append=len(rows))
