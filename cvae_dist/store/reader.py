@@ -1,9 +1,9 @@
 """Rows of one array, fast: any row ranges straight into the caller's memory.
 
 Plain shards on a mounted file system are read with ``preadv`` into the caller's rows, skipping the
-checksums between the chunks, so that a block of a few rows costs one system call. Compressed shards and object
-stores are read by whole inner chunks. A read through Zarr costs about a millisecond whatever its size, which a
-shuffled read of thousands of small blocks cannot bear.
+checksums between the chunks, so that a block of a few rows costs one system call. Compressed shards and
+object stores are read by whole inner chunks. A read through Zarr costs about a millisecond whatever its
+size, which a shuffled read of thousands of small blocks cannot bear.
 """
 
 import math
@@ -526,8 +526,8 @@ def _check_request(reader: Reader, out: Block, starts: Rows, counts: Rows) -> No
     rows = int(counts.sum())
     if out.size != rows * reader.n_features or out.dtype != reader.dtype or not out.flags.c_contiguous:
         raise InvalidInput(
-            f"{rows} rows of {reader.n_features} {reader.dtype} values do not fit an array of shape {out.shape} "
-            f"and type {out.dtype}; give a C-contiguous one of that size and type"
+            f"{rows} rows of {reader.n_features} {reader.dtype} values do not fit an array of shape "
+            f"{out.shape} and type {out.dtype}; give a C-contiguous one of that size and type"
         )
 
 
