@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from cvae_dist.cluster import Job, Made, Span, StoreResult, map_regions, write_rows
+from cvae_dist.cluster import Job, Made, Span, StoreResult, map_regions, reused_block, write_rows
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import NpyTree, Pieces
@@ -72,7 +71,7 @@ def ingest(
     SettingsChanged, OutputLocked, StorageFailed
         The store was made otherwise, is being written, or cannot be written. What was recorded is kept.
     """
-    tree, pieces = NpyTree.list(Location.of(source), rows_per_file)
+    tree, pieces = NpyTree.scan(Location.of(source), rows_per_file)
     plan = _Plan(tree, pieces, label, nonfinite, client, on_event)
     output = Location.of(store, storage_options)
     return write_rows(output, plan.job, stage="ingest", overwrite=overwrite, client=client, on_event=on_event)
@@ -100,7 +99,9 @@ class _Plan:
         kept = pieces.without(dropped)
         rows = int(kept.rows.sum())
         if rows == 0:
-            raise InvalidInput(f"{self.tree.root} holds {len(pieces):,} files but no usable rows. Nothing was written")
+            raise InvalidInput(
+                f"{self.tree.root} holds {len(pieces):,} files but no usable rows. Nothing was written"
+            )
         published = grown.rows if grown is not None else 0
         where = _Rows(self.tree, kept, dropped, published, grown)
         return Job(
@@ -145,9 +146,17 @@ class _Plan:
         manifest.pop("dropped")
         old = Pieces(**manifest)
         known = set(old.path.tolist())
-        listed = dict(zip(self.pieces.path.tolist(), zip(self.pieces.size, self.pieces.modified, strict=True), strict=True))
+        listed = dict(
+            zip(
+                self.pieces.path.tolist(),
+                zip(self.pieces.size, self.pieces.modified, strict=True),
+                strict=True,
+            )
+        )
         stamps = zip(old.path.tolist(), old.size, old.modified, strict=True)
-        changed = [path for path, size, modified in stamps if listed.get(path, (size, modified)) != (size, modified)]
+        changed = [
+            path for path, size, modified in stamps if listed.get(path, (size, modified)) != (size, modified)
+        ]
         if changed:
             raise SettingsChanged(
                 f"{len(changed):,} files that {store.location} was made from have changed since, {changed[0]} first. "
@@ -166,7 +175,8 @@ class _Plan:
         total = int(pieces.rows.sum())
         step = max(1, 16_000_000 // (self.tree.n_features * self.tree.dtype.itemsize))
         tasks = (
-            _Scan(self.tree, pieces.between(first, min(first + step, total)), first) for first in range(start, total, step)
+            _Scan(self.tree, pieces.between(first, min(first + step, total)), first)
+            for first in range(start, total, step)
         )
         found = list(map_regions(_nonfinite_rows, tasks, client=self.client))
         dropped = np.sort(np.concatenate([before, *found]))
@@ -241,7 +251,7 @@ class _MakeShard:
     carried_from: Location | None
 
     def __call__(self, span: Span, inputs: _Inputs) -> Made:
-        block = _block(len(span), self.tree.n_features, self.tree.dtype)
+        block = reused_block((len(span), self.tree.n_features), self.tree.dtype)
         if len(inputs.pieces):
             self.tree.read(inputs.pieces, block[inputs.carried :])
         blocks = {"x": block, **self._columns(inputs.pieces)}
@@ -280,18 +290,3 @@ class _MakeShard:
             f"{self.tree.root}/{inputs.pieces.path[piece]}, row {in_file}, holds NaN or infinity. Its shard was not "
             "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop"
         )
-
-
-_reused = threading.local()
-
-
-def _block(rows: int, features: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return a block of this thread that the next call reuses: fresh memory costs a page fault every 4 kB."""
-    size = rows * features * dtype.itemsize
-    buffer: npt.NDArray[np.uint8] | None = getattr(_reused, "buffer", None)
-    if buffer is None or len(buffer) < size:
-        buffer = _reused.buffer = np.empty(size, dtype=np.uint8)
-    return buffer[:size].view(dtype).reshape(rows, features)
-
-
-

@@ -94,10 +94,19 @@ def verify(
     problems: list[Problem] = []
     on_event(Event("verify", "start", 0, store.rows))
     with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(lambda shard: list(_shard_problems(store, shard, records[shard], owners)), range(shards))
+        results = pool.map(
+            lambda shard: list(_shard_problems(store, shard, records[shard], owners)), range(shards)
+        )
         for shard, found in enumerate(results):
             problems += found
-            on_event(Event("verify", "progress", min((shard + 1) * store.layout.rows_per_shard, store.rows), store.rows))
+            on_event(
+                Event(
+                    "verify",
+                    "progress",
+                    min((shard + 1) * store.layout.rows_per_shard, store.rows),
+                    store.rows,
+                )
+            )
     problems += _whole_problems(store, records)
     on_event(Event("verify", "done", store.rows, store.rows))
     return VerifyResult(store.url, store.rows, shards * (len(store.layout.arrays) + 2), tuple(problems))
@@ -148,7 +157,9 @@ def _whole_problems(store: RowStore, records: list[Record | None]) -> Iterator[P
     for array in store.layout.arrays:
         shape = json.loads((store.location / array.name / "zarr.json").read())["shape"]
         if shape != [store.rows, *array.shape]:
-            yield Problem(array.name, None, f"its metadata says shape {shape}, the store has {store.rows} rows")
+            yield Problem(
+                array.name, None, f"its metadata says shape {shape}, the store has {store.rows} rows"
+            )
     whole = [record for record in records if record is not None]
     try:
         total = store.ledger.total_moments(whole)
@@ -158,7 +169,9 @@ def _whole_problems(store: RowStore, records: list[Record | None]) -> Iterator[P
     except (ValueError, OSError) as error:
         yield Problem("statistics", None, f"cannot be read: {error}")
         return
-    if len(whole) == len(records) and not (np.array_equal(total.mean, read.mean) and total.count == read.count):
+    if len(whole) == len(records) and not (
+        np.array_equal(total.mean, read.mean) and total.count == read.count
+    ):
         yield Problem("mean", None, "differs from the ledger's")
 
 
@@ -184,7 +197,9 @@ def _model_info(config: Location) -> dict[str, Any]:
     try:
         document = json.loads(config.read())
     except ValueError as error:
-        raise InvalidInput(f"{config} is not JSON ({error}); the model directory is damaged or foreign") from error
+        raise InvalidInput(
+            f"{config} is not JSON ({error}); the model directory is damaged or foreign"
+        ) from error
     entries: dict[str, Any] = document
     return entries
 
@@ -195,7 +210,10 @@ def _store_info(store: RowStore) -> dict[str, Any]:
         "store": store.url,
         "kind": store.kind,
         "rows": store.rows if store.published else "none yet: begun, not finished",
-        "arrays": {a.name: f"{a.dtype} ({', '.join(a.dims)})" + (f" x {a.shape[0]:,}" if a.shape else "") for a in layout.arrays},
+        "arrays": {
+            a.name: f"{a.dtype} ({', '.join(a.dims)})" + (f" x {a.shape[0]:,}" if a.shape else "")
+            for a in layout.arrays
+        },
         "item_shape": store.item_shape,
         "shards": f"{layout.shards(store.rows):,} of {layout.rows_per_shard:,} rows, chunks of {layout.rows_per_chunk:,}",
         "bytes": sum(array.row_bytes for array in layout.arrays if array.dtype != "string") * store.rows,

@@ -49,7 +49,9 @@ def resolve_client(scheduler: str | None = None, workers: int | None = None) -> 
             yield client
     elif workers is not None:
         if workers < 1:
-            raise InvalidInput(f"workers={workers} starts no worker; use 1 or more, or leave it out to work in this process")
+            raise InvalidInput(
+                f"workers={workers} starts no worker; use 1 or more, or leave it out to work in this process"
+            )
         with _start(workers) as client:
             yield client
     else:

@@ -18,7 +18,11 @@ _IN_FLIGHT_PER_SLOT = 3
 
 
 def map_regions(
-    function: Callable[[Task], Result], tasks: Iterable[Task], *, client: "Client | None" = None, threads: int = 1
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    *,
+    client: "Client | None" = None,
+    threads: int = 1,
 ) -> Iterator[Result]:
     """Yield ``function(task)`` of every task, as they finish.
 
@@ -62,7 +66,9 @@ def _map_threads(function: Callable[[Task], Result], tasks: Iterable[Task], thre
                 future.cancel()
 
 
-def _map_dask(function: Callable[[Task], Result], tasks: Iterable[Task], client: "Client") -> Iterator[Result]:
+def _map_dask(
+    function: Callable[[Task], Result], tasks: Iterable[Task], client: "Client"
+) -> Iterator[Result]:
     from distributed import as_completed
 
     queue = iter(tasks)

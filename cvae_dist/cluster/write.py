@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -189,9 +190,13 @@ def write_rows(
             records = _records(store.ledger, range(work.layout.shards(work.rows)))
             whole = [record for record in records if record is not None]
             store = store.publish(work.rows, whole, work.lineage, f"{stage} {output.name}", work.manifest)
-    result = StoreResult(str(output), store.rows, written, int(store.document["dropped"]), time.monotonic() - began)
+    result = StoreResult(
+        str(output), store.rows, written, int(store.document["dropped"]), time.monotonic() - began
+    )
     message = "nothing to do, all rows were there" if not written else ""
-    on_event(Event(stage, "done", store.rows, store.rows, message=message, values={"seconds": result.seconds}))
+    on_event(
+        Event(stage, "done", store.rows, store.rows, message=message, values={"seconds": result.seconds})
+    )
     return result
 
 
@@ -200,12 +205,18 @@ def _write_shards(store: RowStore, job: Job, stage: str, client: "Client | None"
     pending = _pending(store, job)
     total = sum(len(span) for span, _ in pending)
     done = job.rows - total
-    on_event(Event(stage, "start", done, job.rows, message=f"{total:,} of {job.rows:,} rows to write" if done else ""))
+    on_event(
+        Event(
+            stage, "start", done, job.rows, message=f"{total:,} of {job.rows:,} rows to write" if done else ""
+        )
+    )
     if not pending:
         return 0
     _check_memory(job, client)
     began, written = time.monotonic(), 0
-    for rows in map_regions(_write_region, _regions(store, job, pending, client), client=client, threads=job.threads):
+    for rows in map_regions(
+        _write_region, _regions(store, job, pending, client), client=client, threads=job.threads
+    ):
         written += rows
         rate = written / max(time.monotonic() - began, 1e-9)
         on_event(Event(stage, "progress", done + written, job.rows, values={"rows_per_second": rate}))
@@ -261,13 +272,17 @@ def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
     for array in region.layout.arrays:
         block = made.blocks[array.name]
         if block.shape != (len(shard.span), *array.shape):
-            raise AssertionError(f"shard {shard.span.shard} of {array.name}: {block.shape} is not the whole shard")
+            raise AssertionError(
+                f"shard {shard.span.shard} of {array.name}: {block.shape} is not the whole shard"
+            )
         buffers = region.layout.encode(array.name, block)
         (region.output / array.key(shard.span.shard)).write(*buffers)
         digests.append(Digest.of(*buffers))
     main = made.blocks[region.layout.arrays[0].name]
     moments = Moments.of(main.reshape(len(main), int(np.prod(main.shape[1:]))))
-    ledger.write(shard.span.shard, Record(shard.fingerprint, len(shard.span), made.dropped, tuple(digests)), moments)
+    ledger.write(
+        shard.span.shard, Record(shard.fingerprint, len(shard.span), made.dropped, tuple(digests)), moments
+    )
 
 
 def _records(ledger: Ledger, shards: Iterable[int]) -> list[Record | None]:
@@ -288,3 +303,15 @@ def _check_memory(job: Job, client: "Client | None") -> None:
                 f"threads need {projected / 1e6:,.0f} MB ({needed / 1e6:,.0f} MB a task). Nothing was written; "
                 "give the workers more memory or fewer threads"
             )
+
+
+_reused = threading.local()
+
+
+def reused_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> Block:
+    """Return an array of this thread that its next call reuses: fresh memory costs a page fault every 4 kB."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    buffer: Block | None = getattr(_reused, "buffer", None)
+    if buffer is None or len(buffer) < size:
+        buffer = _reused.buffer = np.empty(size, dtype=np.uint8)
+    return buffer[:size].view(dtype).reshape(shape)

@@ -100,7 +100,9 @@ class Pieces:
             if row > start:
                 parts.append(self.between(start, row))
             start = row + 1
-        return Pieces(*(np.concatenate(columns) for columns in zip(*(p.arrays().values() for p in parts), strict=True)))
+        return Pieces(
+            *(np.concatenate(columns) for columns in zip(*(p.arrays().values() for p in parts), strict=True))
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class NpyTree:
     one_per_file: bool
 
     @classmethod
-    def list(cls, root: Location, rows_per_file: RowsPerFile) -> "tuple[NpyTree, Pieces]":
+    def scan(cls, root: Location, rows_per_file: RowsPerFile) -> "tuple[NpyTree, Pieces]":
         """List the tree: names, sizes and headers; no rows are read.
 
         Parameters
@@ -165,7 +167,9 @@ class NpyTree:
             rows = np.array([header.shape[0] for header in tree._headers(paths)], dtype=np.int64)
         starts = np.zeros(len(files), dtype=np.int64)
         names = np.array(paths, dtype=object)
-        return tree, Pieces(names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64))
+        return tree, Pieces(
+            names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64)
+        )
 
     @property
     def n_features(self) -> int:
@@ -194,7 +198,7 @@ class NpyTree:
             expected = file.read(self.header.offset)
         header, beyond = bytearray(self.header.offset), bytearray(1)
         size = self.header.size
-        rows = memoryview(out).cast("B") if out.size else memoryview(b"")
+        rows = out.data.cast("B") if out.size else memoryview(b"")
         width = out.shape[1] * out.itemsize
         root = self.root.path + "/"
         for number, path in enumerate(pieces.path):
@@ -226,7 +230,7 @@ class NpyTree:
             items = array[None] if self.one_per_file else array[first : first + len(out)]
             out[:] = items.reshape(len(out), -1)
 
-    def _headers(self, paths: Sequence[str]) -> "list[Header]":
+    def _headers(self, paths: Sequence[str]) -> list[Header]:
         """Return the headers of files, or refuse all unusable ones in one message."""
         headers, problems = [], []
         for path in paths:
@@ -275,14 +279,20 @@ def read_header(path: str) -> Header:
     header = _parse_header(path, head)
     if header.size != size:
         how = "truncated" if size < header.size else "longer than its header says"
-        raise InvalidInput(f"{path} is {how}: {size:,} bytes, {header.size:,} expected for shape {header.shape}")
+        raise InvalidInput(
+            f"{path} is {how}: {size:,} bytes, {header.size:,} expected for shape {header.shape}"
+        )
     return header
 
 
 def _parse_header(path: str, head: bytes) -> Header:
     start = 10 if head[6:7] == b"\x01" else 12
     length = int.from_bytes(head[8:start], "little")
-    return _parse_text(path, head[: start + length]) if start + length <= len(head) else _refuse_header(path, "too long")
+    return (
+        _parse_text(path, head[: start + length])
+        if start + length <= len(head)
+        else _refuse_header(path, "too long")
+    )
 
 
 def _refuse_header(path: str, why: str) -> Header:
@@ -304,9 +314,13 @@ def _parse_text(path: str, head: bytes) -> Header:
     except ValueError as error:
         return _refuse_header(path, str(error).splitlines()[0])
     if header.dtype.hasobject:
-        raise InvalidInput(f"{path} holds pickled Python objects, which are never loaded: they could run code")
+        raise InvalidInput(
+            f"{path} holds pickled Python objects, which are never loaded: they could run code"
+        )
     if header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
-        raise InvalidInput(f"{path} has dtype {header.dtype}; float16, float32, float64 and integers are accepted")
+        raise InvalidInput(
+            f"{path} has dtype {header.dtype}; float16, float32, float64 and integers are accepted"
+        )
     if not header.shape or any(n < 0 for n in header.shape):
         raise InvalidInput(f"{path} has shape {header.shape}, which holds no rows")
     return header
@@ -314,7 +328,9 @@ def _parse_text(path: str, head: bytes) -> Header:
 
 def _local_directory(root: Location) -> str:
     if not root.is_local:
-        raise InvalidInput(f"{root} is not a local directory; trees of .npy files are read from a mounted file system")
+        raise InvalidInput(
+            f"{root} is not a local directory; trees of .npy files are read from a mounted file system"
+        )
     if not os.path.isdir(root.path):
         raise SourceNotFound(f"there is no directory {root}. Nothing was written; mend the path")
     return root.path
@@ -335,7 +351,7 @@ def _walk(root: str, prefix: str = "") -> Iterator[tuple[str, int, int]]:
 
 
 def _read_fully(file: io.FileIO, out: npt.NDArray[Any]) -> None:
-    view = memoryview(out).cast("B")
+    view = out.data.cast("B")
     while len(view):
         count = file.readinto(view)
         if not count:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from numcodecs.zstd import Zstd
-from zarr.core.buffer import Buffer as ZarrBuffer
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer as ZarrBuffer
 from zarr.storage import MemoryStore
 
 from cvae_dist.store.urls import Buffer, Location
@@ -109,7 +109,13 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document that :meth:`from_json` reads back."""
         arrays = [
-            {"name": a.name, "dtype": a.dtype, "dims": a.dims, "shape": a.shape, "attributes": dict(a.attributes)}
+            {
+                "name": a.name,
+                "dtype": a.dtype,
+                "dims": a.dims,
+                "shape": a.shape,
+                "attributes": dict(a.attributes),
+            }
             for a in self.arrays
         ]
         document: dict[str, Any] = json.loads(json.dumps({**self.__dict__, "arrays": arrays}))
@@ -190,12 +196,16 @@ class Layout:
         for start in range(0, len(block), self.rows_per_chunk):
             rows = block[start : start + self.rows_per_chunk]
             if len(rows) < self.rows_per_chunk:
-                rows = np.concatenate([rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)])
-            raw = memoryview(np.ascontiguousarray(rows)).cast("B") if rows.size else memoryview(b"")
+                rows = np.concatenate(
+                    [rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)]
+                )
+            raw = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             yield compress(raw) if compress else raw
 
 
-def write_small_array(group: Location, name: str, values: Block, dims: tuple[str, ...], **attributes: Any) -> None:
+def write_small_array(
+    group: Location, name: str, values: Block, dims: tuple[str, ...], **attributes: Any
+) -> None:
     """Write a whole array that fits in memory: one checksummed chunk, its metadata last."""
     objects: Objects = {}
     values = np.asarray(values)

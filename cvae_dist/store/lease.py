@@ -140,7 +140,9 @@ def _process(pid: int) -> tuple[int, str]:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rsplit(b") ", 1)[1].split()
-        return pid, "" if fields[0] in b"ZX" else fields[19].decode()  # a killed process may wait to be reaped
+        return pid, "" if fields[0] in b"ZX" else fields[
+            19
+        ].decode()  # a killed process may wait to be reaped
     except (OSError, IndexError):
         return pid, "" if not _alive(pid) else "alive"
 

@@ -132,9 +132,18 @@ class Ledger:
         """Write the metadata of the ledger's arrays for ``shards`` shards."""
         objects: Objects = {}
         zarr.create_group(MemoryStore(objects), path="ledger")
-        _create(objects, "ledger/record", (shards, len(self._fields)), "<u8", ("shard", "field"), fields=self._fields)
+        _create(
+            objects,
+            "ledger/record",
+            (shards, len(self._fields)),
+            "<u8",
+            ("shard", "field"),
+            fields=self._fields,
+        )
         shape = (shards, len(_STATISTICS), self._n_features)
-        _create(objects, "ledger/moments", shape, "<f8", ("shard", "statistic", "feature"), statistics=_STATISTICS)
+        _create(
+            objects, "ledger/moments", shape, "<f8", ("shard", "statistic", "feature"), statistics=_STATISTICS
+        )
         for key, value in objects.items():
             if key.startswith("ledger/"):
                 (self._group / key).write(value.to_bytes())
@@ -146,7 +155,9 @@ class Ledger:
         return self._group / f"ledger/moments/c/{shard}/0/0"
 
 
-def _create(objects: Objects, name: str, shape: tuple[int, ...], dtype: str, dims: tuple[str, ...], **attrs: Any) -> None:
+def _create(
+    objects: Objects, name: str, shape: tuple[int, ...], dtype: str, dims: tuple[str, ...], **attrs: Any
+) -> None:
     zarr.create_array(
         MemoryStore(objects), name=name, shape=shape, chunks=(1, *shape[1:]), dtype=dtype, filters=None,
         compressors=[Crc32cCodec()], fill_value=0, dimension_names=dims, attributes=attrs,

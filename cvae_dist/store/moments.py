@@ -9,7 +9,9 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 _TILE_VALUES = 65_536  # 512 kB of float64: stays in a core's L2 cache
-_VECTOR_VALUES = 512  # narrow rows are folded to this width so that every reduction runs over long contiguous rows
+_VECTOR_VALUES = (
+    512  # narrow rows are folded to this width so that every reduction runs over long contiguous rows
+)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ class Location:
     path: str
 
     @classmethod
-    def of(cls, url: "str | os.PathLike[str] | Location", storage_options: StorageOptions | None = None) -> "Location":
+    def of(
+        cls, url: "str | os.PathLike[str] | Location", storage_options: StorageOptions | None = None
+    ) -> "Location":
         """Resolve a path, ``~`` path or fsspec URL such as ``s3://bucket/prefix``."""
         if isinstance(url, Location):
             return url

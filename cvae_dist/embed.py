@@ -1,0 +1,403 @@
+"""The verbs ``embed``, ``decode``, ``score`` and ``sample``: a trained model over the shards of a store."""
+
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cvae_dist.cluster import Job, Made, Span, StoreResult, reused_block, write_rows
+from cvae_dist.errors import Corrupt, InvalidInput
+from cvae_dist.events import OnEvent, ignore
+from cvae_dist.model.directory import load_model, read_description
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
+from cvae_dist.store.layout import Block
+from cvae_dist.store.lineage import without_credentials
+from cvae_dist.store.reader import RowReader
+from cvae_dist.store.urls import StorageOptions
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Url = str | os.PathLike[str]
+
+_TARGET_SHARD_BYTES = 16_000_000
+_MOST_INPUT_SHARDS = 16  # input shards behind one output shard: enough work for a task, little to repeat
+_LEAST_OUTPUT_SHARDS = 32  # so that many workers have something to do
+_NOISE_ROWS = 1024  # rows that share one random generator, counted from row 0 of the store
+
+
+def embed(
+    store: Url,
+    model: Url,
+    latents: Url,
+    *,
+    batch_rows: int = 2048,
+    overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
+    client: "Client | None" = None,
+    on_event: OnEvent = ignore,
+) -> StoreResult:
+    """Write the latent (posterior mean) of every row of a store.
+
+    Parameters
+    ----------
+    store : path or URL
+        Rows the model fits; their ids and columns are carried along.
+    model : path or URL
+        Directory of a trained model.
+    latents : path or URL
+        The Zarr group to write: ``latent (sample, latent)``, float32.
+    batch_rows : int
+        Rows that go through the network at once; does not change the result.
+    overwrite : bool
+        Replace latents that were made otherwise.
+    storage_options : Mapping, optional
+        Passed to fsspec for all three locations.
+    client : distributed.Client, optional
+        Dask cluster to use; this process when None.
+    on_event : callable
+        Listener for progress.
+
+    Returns
+    -------
+    StoreResult
+
+    Raises
+    ------
+    SourceNotFound, InvalidInput, Corrupt
+        There is no such store or model, they do not fit each other, or their bytes have changed.
+    SettingsChanged, OutputLocked, StorageFailed
+        The output was made otherwise, is being written, or cannot be written. What was recorded is kept.
+    """
+    network = _Network.of(model, storage_options)
+    source = _Rows.of(store, storage_options, network.n_features, f"model {network.location}")
+    main = ArrayLayout("latent", "<f4", ("sample", "latent"), (network.dim_latent,))
+    make = _MakeShard(source, network, _embed_rows, batch_rows)
+    return _write("latents", (main,), make, latents, overwrite, storage_options, client, on_event, "embed")
+
+
+def decode(
+    latents: Url,
+    model: Url,
+    out: Url,
+    *,
+    batch_rows: int = 2048,
+    overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
+    client: "Client | None" = None,
+    on_event: OnEvent = ignore,
+) -> StoreResult:
+    """Write the row, in the unit of the data, that the model decodes from every latent; see :func:`embed`."""
+    network = _Network.of(model, storage_options)
+    source = _Rows.of(
+        latents, storage_options, network.dim_latent, f"the latents of model {network.location}"
+    )
+    make = _MakeShard(source, network, _decode_rows, batch_rows)
+    arrays = (_row_layout(network),)
+    return _write("rows", arrays, make, out, overwrite, storage_options, client, on_event, "decode")
+
+
+def score(
+    store: Url,
+    model: Url,
+    out: Url,
+    *,
+    batch_rows: int = 2048,
+    overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
+    client: "Client | None" = None,
+    on_event: OnEvent = ignore,
+) -> StoreResult:
+    """Write ``negative_elbo`` (nats) and ``reconstruction_error`` (mean squared error) of every row.
+
+    The negative ELBO is estimated with one draw of the latent that depends on the number of the row alone. The
+    reconstruction error is that of the decoded posterior mean, in squared units of the data. High values of either
+    mark rows unlike those the model was trained on. See :func:`embed` for the parameters.
+    """
+    network = _Network.of(model, storage_options)
+    source = _Rows.of(store, storage_options, network.n_features, f"model {network.location}")
+    names = {
+        "negative_elbo": "negative evidence lower bound, nats",
+        "reconstruction_error": "mean squared error",
+    }
+    arrays = tuple(
+        ArrayLayout(name, "<f4", ("sample",), (), {"long_name": text}) for name, text in names.items()
+    )
+    make = _MakeShard(source, network, _score_rows, batch_rows)
+    return _write("scores", arrays, make, out, overwrite, storage_options, client, on_event, "score")
+
+
+def sample(
+    model: Url,
+    out: Url,
+    n: int,
+    *,
+    seed: int = 0,
+    noise: bool = True,
+    overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
+    client: "Client | None" = None,
+    on_event: OnEvent = ignore,
+) -> StoreResult:
+    """Write ``n`` new rows: latents drawn from the prior, decoded.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows, at least 1.
+    seed : int
+        Row ``i`` depends on ``seed`` and ``i`` alone.
+    noise : bool
+        Draw from the likelihood, as the data does; False gives the mean row of each latent.
+
+    See :func:`embed` for the others.
+    """
+    if n < 1:
+        raise InvalidInput(f"n={n} asks for no rows; use 1 or more")
+    network = _Network.of(model, storage_options)
+    layout = Layout.of((_row_layout(network),))
+    output = Location.of(out, storage_options)
+    job = Job(
+        kind="rows",
+        layout=layout,
+        rows=n,
+        settings={"model": network.digest, "seed": seed, "noise": noise},
+        lineage={"model": without_credentials(str(network.location))},
+        make=_Sample(network, seed, noise),
+        inputs=lambda span: None,
+        identity=lambda span: "",
+        task_bytes=layout.shard_bytes,
+    )
+    return write_rows(
+        output, lambda store: job, stage="sample", overwrite=overwrite, client=client, on_event=on_event
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A model by name: small enough to travel with every task, loaded once per process where it is used."""
+
+    location: Location
+    digest: str
+    n_features: int
+    dim_latent: int
+    item_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, url: Url, storage_options: StorageOptions | None) -> "_Network":
+        location = Location.of(url, storage_options)
+        description = read_description(location)
+        vae = _load(location, description["digest"])
+        item_shape = tuple(description["lineage"].get("item_shape") or (vae.n_features,))
+        return cls(location, description["digest"], vae.n_features, vae.dim_latent, item_shape)
+
+    def load(self) -> VAE:
+        """Return the model of this process."""
+        return _load(self.location, self.digest)
+
+
+_loading = threading.Lock()
+
+
+def _load(location: Location, digest: str) -> VAE:
+    with _loading:
+        return _load_once(location, digest)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(location: Location, digest: str) -> VAE:
+    found = read_description(location)["digest"]
+    if found != digest:
+        raise Corrupt(
+            f"the model at {location} has digest {found}, this run began with {digest}: it was trained anew meanwhile. "
+            "Nothing was published; run the same command again, with --overwrite if rows were written before"
+        )
+    return load_model(location)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A store that is read: its rows, what they are, and the columns that travel."""
+
+    location: Location
+    fingerprint: str
+
+    @classmethod
+    def of(cls, url: Url, storage_options: StorageOptions | None, n_features: int, reader: str) -> "_Rows":
+        store = RowStore.open(Location.of(url, storage_options))
+        if store.n_features != n_features:
+            raise InvalidInput(
+                f"{store.url} has rows of {store.n_features:,} values, but {reader} takes {n_features:,}. "
+                "Nothing was written; give a store and a model that belong together"
+            )
+        return cls(store.location, store.fingerprint)
+
+    def open(self) -> tuple[RowStore, RowReader]:
+        """Return the store and its reader, kept open between the shards of a process."""
+        return _open_rows(self)
+
+
+@functools.lru_cache(maxsize=2)
+def _open_rows(rows: _Rows) -> tuple[RowStore, RowReader]:
+    store = RowStore.open(rows.location)
+    return store, RowReader(store)
+
+
+Compute = Callable[[VAE, Block, Span, int], Mapping[str, Block]]
+
+
+@dataclass(frozen=True)
+class _MakeShard:
+    """Read the rows of one shard, send them through the model, and carry the columns."""
+
+    source: _Rows
+    network: _Network
+    compute: Compute
+    batch_rows: int
+
+    def __call__(self, span: Span, inputs: None) -> Made:
+        store, reader = self.source.open()
+        rows = reused_block((len(span), reader.n_features), reader.dtype)
+        reader.read_into(rows, np.array([span.start]), np.array([len(span)]), verify=True)
+        columns = {name: store.read(name, span.start, span.stop) for name in store.columns}
+        return Made({**self.compute(self.network.load(), rows, span, self.batch_rows), **columns})
+
+
+def _embed_rows(vae: VAE, rows: Block, span: Span, batch_rows: int) -> Mapping[str, Block]:
+    return {"latent": vae.embed_rows(rows, batch_rows)}
+
+
+def _decode_rows(vae: VAE, latents: Block, span: Span, batch_rows: int) -> Mapping[str, Block]:
+    return {"x": vae.decode_rows(latents, batch_rows)}
+
+
+def _score_rows(vae: VAE, rows: Block, span: Span, batch_rows: int) -> Mapping[str, Block]:
+    noise = np.concatenate([part for part, _ in _noise(span, vae.dim_latent, seed=0)])
+    reconstruction, kl = vae.score_rows(rows, noise, batch_rows)
+    error = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), batch_rows):
+        part = slice(start, start + batch_rows)
+        decoded = vae.decode_rows(vae.embed_rows(rows[part], batch_rows), batch_rows, np.float64)
+        error[part] = np.square(decoded - rows[part]).mean(axis=1)
+    return {"negative_elbo": reconstruction + kl, "reconstruction_error": error}
+
+
+@dataclass(frozen=True)
+class _Sample:
+    network: _Network
+    seed: int
+    noise: bool
+
+    def __call__(self, span: Span, inputs: None) -> Made:
+        vae = self.network.load()
+        parts = []
+        with torch.inference_mode():
+            for latents, block in _noise(span, vae.dim_latent, self.seed):
+                parts.append(self._decode(vae, latents, block, span))
+        return Made({"x": np.concatenate(parts)})
+
+    def _decode(self, vae: VAE, latents: npt.NDArray[np.float32], block: int, span: Span) -> Block:
+        """Decode the rows of one noise block; the whole block is drawn so that a row does not depend on the span."""
+        if not self.noise:
+            return vae.decode_rows(latents)
+        first = block * _NOISE_ROWS
+        whole = _standard_normal(self.seed, block, vae.dim_latent)
+        generator = torch.Generator().manual_seed(_mix(self.seed, block, "likelihood"))
+        rows = vae.decode(torch.from_numpy(whole), generator).numpy().astype(vae.scaling.restored_dtype)
+        return rows[max(0, span.start - first) : span.stop - first]
+
+
+def _noise(span: Span, dim_latent: int, seed: int) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
+    """Yield (standard normal rows, number of their block) covering a span; row ``i`` depends on ``i`` alone."""
+    for block in range(span.start // _NOISE_ROWS, -(-span.stop // _NOISE_ROWS)):
+        first = block * _NOISE_ROWS
+        rows = _standard_normal(seed, block, dim_latent)
+        yield rows[max(0, span.start - first) : span.stop - first], block
+
+
+def _standard_normal(seed: int, block: int, dim_latent: int) -> npt.NDArray[np.float32]:
+    generator = torch.Generator().manual_seed(_mix(seed, block, "latent"))
+    draws: npt.NDArray[np.float32] = torch.randn(_NOISE_ROWS, dim_latent, generator=generator).numpy()
+    return draws
+
+
+def _mix(seed: int, block: int, purpose: str) -> int:
+    digest = hashlib.blake2b(f"{seed} {block} {purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _row_layout(network: _Network) -> ArrayLayout:
+    dtype = np.dtype(network.load().scaling.restored_dtype).newbyteorder("<").str
+    attributes = {"item_shape": list(network.item_shape)}
+    return ArrayLayout("x", dtype, ("sample", "feature"), (network.n_features,), attributes)
+
+
+def _write(
+    kind: str,
+    arrays: tuple[ArrayLayout, ...],
+    make: _MakeShard,
+    out: Url,
+    overwrite: bool,
+    storage_options: StorageOptions | None,
+    client: "Client | None",
+    on_event: OnEvent,
+    stage: str,
+) -> StoreResult:
+    store, _ = make.source.open()
+    output = Location.of(out, storage_options)
+    columns = tuple(array for array in store.layout.arrays if array.name in store.columns)
+    coordinates = {"coordinates": " ".join(store.columns)} if columns else {}
+    main = tuple(
+        ArrayLayout(a.name, a.dtype, a.dims, a.shape, {**a.attributes, **coordinates}) for a in arrays
+    )
+    layout = _output_layout(store, (*main, *columns))
+    job = Job(
+        kind=kind,
+        layout=layout,
+        rows=store.rows,
+        settings={"model": make.network.digest},
+        lineage={
+            "store": without_credentials(store.url),
+            "store_fingerprint": store.fingerprint,
+            "model": without_credentials(str(make.network.location)),
+        },
+        make=make,
+        inputs=lambda span: None,
+        identity=functools.partial(_identity, store),
+        task_bytes=layout.rows_per_shard * store.layout.arrays[0].row_bytes,
+    )
+    return write_rows(
+        output, lambda existing: _keep_grid(job, existing), stage=stage, overwrite=overwrite, client=client,
+        on_event=on_event,
+    )  # fmt: skip
+
+
+def _keep_grid(job: Job, existing: RowStore | None) -> Job:
+    """Keep the shard grid of an output that is there: it was chosen for the size its source had at first."""
+    if existing is None or {a.name for a in existing.layout.arrays} != {a.name for a in job.layout.arrays}:
+        return job
+    return Job(**{**job.__dict__, "layout": existing.layout})
+
+
+def _output_layout(store: RowStore, arrays: tuple[ArrayLayout, ...]) -> Layout:
+    """Choose output shards that cover whole input shards: enough for a task, at most 16 MB, and many of them."""
+    rows = store.layout.rows_per_shard
+    fitting = _TARGET_SHARD_BYTES // (rows * max(array.row_bytes for array in arrays))
+    spread = store.layout.shards(store.rows) // _LEAST_OUTPUT_SHARDS
+    return Layout.of(arrays, rows_per_shard=rows * max(1, min(fitting, spread, _MOST_INPUT_SHARDS)))
+
+
+def _identity(store: RowStore, span: Span) -> str:
+    """Digest the ledger rows of the input shards behind a span."""
+    size = store.layout.rows_per_shard
+    records = [store.ledger.read(shard) for shard in range(span.start // size, -(-span.stop // size))]
+    text = repr([record.digests if record is not None else None for record in records])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
