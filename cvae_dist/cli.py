@@ -7,7 +7,9 @@ named by ``--config``, else from the defaults. Results go to stdout, everything 
 Commands import their verbs inside, so that ``--help`` needs neither torch nor Dask.
 """
 
+import difflib
 import json
+import math
 import os
 import signal
 import sys
@@ -24,6 +26,7 @@ from cyclopts.exceptions import CycloptsError, ValidationError
 from cyclopts.token import Token
 from pydantic import ValidationError as PydanticError
 from rich.console import Console
+from rich.text import Text
 
 from cvae_dist import __version__
 from cvae_dist.config import TrainConfig, invalid_settings
@@ -33,7 +36,10 @@ from cvae_dist.report import Report, duration, error_text, figure, open_report
 if TYPE_CHECKING:
     from distributed import Client
 
+    from cvae_dist.cluster import StoreResult
     from cvae_dist.pipeline import PipelineResult, StageResult
+    from cvae_dist.quality import Quality
+    from cvae_dist.training.loop import TrainResult
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
 
@@ -122,6 +128,11 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         return
     path = named[0].tokens[0].value
     options = {name.replace("_", "-"): value for name, value in _read_mapping(path).items()}
+    known = {name.lstrip("-") for argument in arguments for name in argument.names}
+    for name in options.keys() - known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"`cvae-dist {' '.join(commands)} --help` lists them."
+        raise CycloptsError(msg=f"--config {path}: unknown option {name}. {hint}")
     if "storage-options" in options:
         options["storage-options"] = json.dumps(options["storage-options"])
     source = cyclopts.config.Dict(options, source=path, use_commands_as_keys=False)
@@ -143,11 +154,11 @@ def _read_mapping(path: str) -> dict[str, Any]:
     return {str(name): value for name, value in options.items()}
 
 
-def _usage_error(error: CycloptsError) -> str:
+def _usage_error(error: CycloptsError) -> Text:
     cause = error.__cause__
     if isinstance(error, ValidationError) and isinstance(cause, PydanticError):
-        return f"cvae-dist: {invalid_settings(cause, TrainConfig)}"
-    return f"cvae-dist: {error}"
+        return Text(f"cvae-dist: {invalid_settings(cause, TrainConfig)}")
+    return Text(f"cvae-dist: {error}")
 
 
 app = App(
@@ -568,13 +579,25 @@ def _map_rows(
         return _wrote_rows(report, verb.__name__, result)
 
 
-def _wrote_rows(report: Report, stage: str, result: Any) -> int:
-    if result.rows_written:
+def _wrote_rows(report: Report, stage: str, result: "StoreResult") -> int:
+    if not result.nothing_to_do:
         line = f"{stage}: wrote {result.rows_written:,} rows to {result.url} in {duration(result.seconds)}"
     else:
         line = f"{stage}: nothing to do, {result.url} has its {result.rows:,} rows already"
-    values = {name: getattr(result, name) for name in ("url", "rows", "rows_written", "seconds")}
-    report.result(line, {"stage": stage, **values})
+    report.result(line, {"stage": stage, **asdict(result)})
+    return DONE
+
+
+def _trained(report: Report, result: "TrainResult") -> int:
+    if result.stopped_because == "interrupted":
+        raise KeyboardInterrupt
+    if result.stopped_because == "already finished":
+        line = f"train: nothing to do, {result.model} is trained already ({result.steps:,} steps)"
+    else:
+        line = f"train: wrote {result.model} after {result.steps:,} steps in {duration(result.seconds)}"
+    loss = result.validation_loss
+    line += f", validation -ELBO {loss:.4g} nats per row" if loss is not None and math.isfinite(loss) else ""
+    report.result(line, {"stage": "train", **asdict(result)})
     return DONE
 
 
@@ -585,10 +608,36 @@ def _drew(report: Report, stage: str, filename: str) -> int:
 
 def _ran(report: Report, pipeline: str, result: "PipelineResult") -> int:
     report.table(("stage", "output", "rows", "time"), [_stage_row(stage) for stage in result.stages])
-    report.table(("quality", ""), [(name, figure(value)) for name, value in result.quality.items()])
+    if result.quality is not None:
+        report.table(("quality", "", ""), _quality_rows(result.quality))
     verdict = "nothing to do, all of it was done already" if result.already_done else "done"
     report.result(f"{pipeline}: {verdict} ({duration(result.seconds)})", asdict(result))
     return DONE
+
+
+def _quality_rows(quality: "Quality") -> list[tuple[str, str, str]]:
+    """Return name, figure and meaning of what could be measured."""
+    rows = f"{quality.held_out_rows:,} rows held out of training"
+    fraction = quality.reconstruction_fraction
+    of_variance = "" if fraction is None else f", {fraction:.1%} of the data's variance"
+    table = [
+        ("validation -ELBO", quality.negative_elbo, ".4g", f"nats per row, on {rows}"),
+        (
+            "5-NN accuracy",
+            quality.neighbour_accuracy,
+            ".1%",
+            f"{rows}, classified by their nearest training rows",
+        ),
+        (
+            "reconstruction MSE",
+            quality.reconstruction_mse,
+            ".4g",
+            f"per feature, in data units squared{of_variance}",
+        ),
+    ]
+    return [
+        (name, format(value, shape), meaning) for name, value, shape, meaning in table if value is not None
+    ]
 
 
 def _stage_row(stage: "StageResult") -> tuple[str, str, str, str]:

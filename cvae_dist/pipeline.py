@@ -18,18 +18,19 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from cvae_dist.cluster import resolve_client
+from cvae_dist.cluster import StoreResult, resolve_client
 from cvae_dist.config import TrainConfig, invalid_settings
 from cvae_dist.errors import Corrupt, InvalidPipeline, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.store import Location, RowStore
+from cvae_dist.quality import Quality, measure
+from cvae_dist.store import Location
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Pipeline:
     stages: tuple[Stage, ...]
     shared: Shared
 
-    def outputs(self, verb: str) -> Iterator[Stage]:
+    def of(self, verb: str) -> Iterator[Stage]:
         """Yield the stages of one verb."""
         return (stage for stage in self.stages if stage.name == verb)
 
@@ -121,11 +122,11 @@ class StageResult:
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """What all stages did, and how good the model is (empty where it could not be measured)."""
+    """What all stages did, and how good the model is (None where none was trained)."""
 
     stages: tuple[StageResult, ...]
     seconds: float
-    quality: Mapping[str, float | int] = field(default_factory=dict)
+    quality: Quality | None
 
     @property
     def already_done(self) -> bool:
@@ -164,12 +165,11 @@ def run(
     CvaeDistError
         A stage failed. The stages before it are done and stay so.
     """
-    given = {"scheduler": scheduler, "workers": workers, "storage_options": storage_options}
-    plan = read_pipeline(pipeline, **{name: value for name, value in given.items() if value is not None})
+    plan = read_pipeline(pipeline, scheduler=scheduler, workers=workers, storage_options=storage_options)
     started = time.monotonic()
     with resolve_client(scheduler=plan.shared.scheduler, workers=plan.shared.workers) as client:
         results = tuple(_perform(stage, plan.shared, client, on_event) for stage in plan.stages)
-    quality = measure_quality(plan)
+    quality = _quality(plan)
     return PipelineResult(results, time.monotonic() - started, quality)
 
 
@@ -177,7 +177,11 @@ def run(
 
 
 def read_pipeline(
-    pipeline: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None, **shared: Any
+    pipeline: str | os.PathLike[str],
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Pipeline:
     """Read and check a whole pipeline file; the keyword arguments replace its shared settings."""
     content = _read_yaml(os.fspath(pipeline), storage_options)
@@ -185,13 +189,13 @@ def read_pipeline(
     if not isinstance(entries, list) or not entries:
         raise InvalidPipeline(
             f"{pipeline} has no list `stages`: nothing was run. Write `stages:` and below it one `- verb: "
-            f"{{argument: value}}` per stage; the verbs are {', '.join(VERBS)}."
+            f"{{argument: value}}` per stage; the verbs are {', '.join(VERBS)}"
         )
-    if storage_options is not None:
-        shared["storage_options"] = dict(storage_options)
-    checked = _check(Shared, {**content, **shared}, os.fspath(pipeline))
+    given = {"scheduler": scheduler, "workers": workers, "storage_options": storage_options}
+    replaced = {name: value for name, value in given.items() if value is not None}
+    shared = _check(Shared, {**content, **replaced}, os.fspath(pipeline))
     stages = tuple(_read_stage(entry, f"{pipeline}, stage {i}") for i, entry in enumerate(entries, 1))
-    return Pipeline(stages, checked)
+    return Pipeline(stages, shared)
 
 
 def _read_yaml(pipeline: str, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -240,17 +244,16 @@ def _check(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
 
 def _arguments_model(name: str) -> type[BaseModel]:
     """Return the arguments of a verb, from its signature, as something that checks values."""
-    function = VERBS[name].load()
-    hints = get_type_hints(function)
+    verb = VERBS[name]
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in inspect.signature(verb.load()).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             fields |= {key: (info.annotation, info) for key, info in TrainConfig.model_fields.items()}
         elif parameter.name not in SHARED:
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (hints[parameter.name], default)
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    return create_model(f"arguments of {name}", __config__=config, **fields)
+            is_location = parameter.name in (*verb.reads, verb.writes)  # in Python also an open store
+            fields[parameter.name] = (str if is_location else parameter.annotation, default)
+    return create_model(name, __config__=ConfigDict(extra="forbid"), __module__=verb.module, **fields)
 
 
 # ---------------------------------------------------------------------------------------- the stages
@@ -271,7 +274,13 @@ def _perform(stage: Stage, shared: Shared, client: Any, on_event: OnEvent) -> St
 
 
 def _stage_result(stage: Stage, outcome: Any, seconds: float) -> StageResult:
-    raise NotImplementedError
+    rows = outcome.rows if isinstance(outcome, StoreResult) else None
+    already_done = isinstance(outcome, StoreResult) and outcome.nothing_to_do
+    if stage.name == "train":
+        if outcome.stopped_because == "interrupted":
+            raise KeyboardInterrupt  # the stages that follow need the finished model
+        already_done = outcome.stopped_because == "already finished"
+    return StageResult(stage.name, stage.output, rows, seconds, already_done)
 
 
 def _is_drawn(stage: Stage, storage_options: Mapping[str, Any] | None) -> bool:
@@ -288,12 +297,26 @@ def _is_drawn(stage: Stage, storage_options: Mapping[str, Any] | None) -> bool:
 
 def _published(place: Location) -> float:
     """Return when a store or a model was last published, in seconds since the epoch."""
-    heads = [place / "zarr.json", place / "model.safetensors", place / "history.jsonl"]
+    heads = [place / "zarr.json", place / "config.json", place / "history.jsonl"]
     return max((os.path.getmtime(head.path) for head in heads if head.exists()), default=float("inf"))
 
 
 # --------------------------------------------------------------------------------------- the quality
 
 
-def measure_quality(plan: Pipeline) -> Mapping[str, float | int]:
-    raise NotImplementedError
+def _quality(plan: Pipeline) -> Quality | None:
+    """Measure the first model that the pipeline trains, as far as its stages made what that takes."""
+    trained = next(plan.of("train"), None)
+    if trained is None:
+        return None
+    store, model = trained.arguments["store"], trained.arguments["model"]
+    embedded = next((s for s in plan.of("embed") if s.arguments["store"] == store), None)
+    latents = embedded.output if embedded else None
+    decoded = next((s for s in plan.of("decode") if s.arguments["latents"] == latents), None)
+    return measure(
+        store,
+        model,
+        latents=latents,
+        reconstructions=decoded.output if decoded else None,
+        storage_options=plan.shared.storage_options,
+    )

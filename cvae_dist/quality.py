@@ -1,12 +1,13 @@
 """How good a model's latents and reconstructions are, measured on rows it was not trained on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvae_dist.store import RowStore
+from cvae_dist.store import Location, RowStore
 
 Rows = NDArray[np.int64]
 
@@ -15,11 +16,28 @@ MAX_COMPARED_ROWS = 2_000  # held-out rows lie in different chunks: each costs o
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """Mean squared error per feature: in the data's units squared, and as a fraction of its variance."""
+class Quality:
+    """How good a model is, on rows it was not trained on. None where it was not or cannot be measured.
 
-    mse: float
-    fraction_of_variance: float
+    Attributes
+    ----------
+    held_out_rows : int
+        Rows that were measured.
+    negative_elbo : float
+        Validation -ELBO per row, in nats.
+    neighbour_accuracy : float
+        Share of the held-out rows that have the class of the majority of their 5 nearest training rows.
+    reconstruction_mse : float
+        Mean squared error per feature, in the data's units squared.
+    reconstruction_fraction : float
+        The same as a fraction of the variance: 0 is perfect, 1 is what the mean row alone would give.
+    """
+
+    held_out_rows: int
+    negative_elbo: float | None = None
+    neighbour_accuracy: float | None = None
+    reconstruction_mse: float | None = None
+    reconstruction_fraction: float | None = None
 
 
 def read_rows(store: RowStore, name: str, rows: Rows) -> NDArray[Any]:
@@ -83,21 +101,60 @@ def neighbour_accuracy(
     return float(accuracy)
 
 
-def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: Rows) -> Reconstruction:
-    """Compare held-out rows (at most 2,000 of them) with what the decoder made of their latents.
-
-    The fraction is the mean squared error over the mean variance of the features: 0 is perfect, 1 is what
-    the mean row alone would give.
+def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: Rows) -> float:
+    """Return the mean squared error per feature of held-out rows (at most 2,000 of them).
 
     Parameters
     ----------
     rows, reconstructions : RowStore
         The same rows in the same order.
     held_out : (n,) sorted int64 array
+
+    Returns
+    -------
+    float
+        In the data's units squared.
     """
     compared = evenly(held_out, MAX_COMPARED_ROWS)
     truth = read_rows(rows, rows.main, compared).astype(np.float64)
     decoded = read_rows(reconstructions, reconstructions.main, compared).astype(np.float64)
-    mse = float(np.mean((truth - decoded) ** 2))
-    variance = float(np.mean(rows.statistics().std ** 2))
-    return Reconstruction(mse, mse / variance if variance > 0 else float("nan"))
+    return float(np.mean((truth - decoded) ** 2))
+
+
+def measure(
+    store: str,
+    model: str,
+    *,
+    latents: str | None = None,
+    reconstructions: str | None = None,
+    label: str = "label",
+    storage_options: Mapping[str, Any] | None = None,
+) -> Quality:
+    """Measure a model on the rows that its training held out.
+
+    Parameters
+    ----------
+    store, model : str
+        The rows it was trained on, and its directory.
+    latents, reconstructions : str, optional
+        Latents of those rows, and rows decoded from them.
+    label : str
+        Carried column with the classes; without it there is no neighbour accuracy.
+    """
+    from cvae_dist.model.directory import read_description
+    from cvae_dist.training.sampler import validation_rows
+
+    lineage = read_description(Location.of(model, storage_options))["lineage"]
+    held_out = validation_rows(**lineage["held_out"])
+    if not len(held_out):
+        return Quality(0)
+    accuracy = mse = fraction = None
+    if latents is not None:
+        embedded = RowStore.open(latents, storage_options)
+        accuracy = neighbour_accuracy(embedded, held_out, label=label) if label in embedded.columns else None
+    if reconstructions is not None:
+        rows = RowStore.open(store, storage_options)
+        mse = reconstruction_error(rows, RowStore.open(reconstructions, storage_options), held_out)
+        variance = float(np.mean(rows.statistics().std ** 2))
+        fraction = mse / variance if variance > 0 else None
+    return Quality(len(held_out), lineage["figures"]["validation_loss"], accuracy, mse, fraction)

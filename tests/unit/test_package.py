@@ -1,0 +1,48 @@
+"""Importing the package, and the parts an ingest worker needs, must stay cheap."""
+
+import subprocess
+import sys
+
+import pytest
+
+import cvae_dist
+
+
+def modules_after(statement: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has after a statement."""
+    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import cvae_dist", {"torch", "dask", "distributed", "zarr", "numpy", "sklearn"}),
+        ("import cvae_dist.store", {"torch", "dask", "distributed", "sklearn"}),
+        ("import cvae_dist.ingest", {"torch", "distributed", "sklearn"}),
+        ("import cvae_dist.verify", {"torch", "distributed", "sklearn"}),
+        ("import cvae_dist.training.loader, cvae_dist.model", {"dask", "distributed", "sklearn"}),
+    ],
+)
+def test_an_import_loads_nothing_it_does_not_need(statement: str, unwanted: set[str]) -> None:
+    loaded = modules_after(statement)
+    assert "cvae_dist" in loaded
+    assert not loaded & unwanted
+
+
+@pytest.mark.parametrize("name", cvae_dist.__all__)
+def test_every_exported_name_is_there(name: str) -> None:
+    assert getattr(cvae_dist, name).__name__ == name
+    assert name in dir(cvae_dist)
+
+
+def test_a_verb_stays_a_function_when_its_module_is_imported_first() -> None:
+    code = "import cvae_dist.ingest, cvae_dist as cvae; print(cvae.ingest.__name__, callable(cvae.ingest))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ingest", "True"]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'emebd'"):
+        cvae_dist.emebd  # noqa: B018 - the access is the test
