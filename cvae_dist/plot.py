@@ -581,7 +581,7 @@ def compare_rows(
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
-    """Draw a training run: -ELBO above, its two parts below, against the step.
+    """Draw a training run: -ELBO above, its two parts below, in nats per row against the step.
 
     Parameters
     ----------
@@ -610,15 +610,11 @@ class Panel:
     series: Mapping[str, tuple[str, str]]
 
 
+TRAINING, VALIDATION = ("training batches", "#9fb3d1"), ("validation, averaged weights", PALETTE[0])
 PANELS = (
-    Panel(
-        "-ELBO (nats per row)",
-        {"loss": ("training batches", "#96a8c8"), "validation_loss": ("validation", PALETTE[0])},
-    ),
-    Panel(
-        "parts (nats per row)",
-        {"reconstruction": ("reconstruction", INK), "kl": ("KL to the prior", PALETTE[5])},
-    ),
+    Panel("-ELBO (nats per row)", {"loss": TRAINING, "validation_loss": VALIDATION}),
+    Panel("reconstruction", {"reconstruction": TRAINING, "validation_reconstruction": VALIDATION}),
+    Panel("KL to the prior", {"kl": TRAINING, "validation_kl": VALIDATION}),
 )
 
 
@@ -629,7 +625,7 @@ def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Flo
 
 
 def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], panel: Panel) -> None:
-    """Draw the curves; the first tenth of the steps may leave the picture at the top."""
+    """Draw the curves; what the first tenth of the steps looked like does not decide the scale."""
     shown = []
     for key, (name, colour) in panel.series.items():
         steps, values = _series(history, key)
@@ -645,7 +641,8 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], panel: Panel) 
         axes.set_ylim(low - pad, high + pad)
     axes.set_ylabel(panel.name)
     axes.grid(color="0.9")
-    axes.legend(loc="upper right", frameon=False)
+    if panel is PANELS[0]:
+        axes.legend(loc="upper right", frameon=False)
 
 
 def _last_loss(history: Sequence[Mapping[str, Any]]) -> str:
