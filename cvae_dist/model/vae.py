@@ -57,7 +57,8 @@ class VAE(nn.Module):
         cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0
     ) -> Self:
         """Build an untrained model for data with these statistics; ``config`` comes from :func:`decide`."""
-        vae = cls(config, Scaling.of(moments, dtype, per_feature=bool(config.feature_normalization)))
+        own = ModelConfig(**{name: getattr(config, name) for name in ModelConfig.model_fields})
+        vae = cls(own, Scaling.of(moments, dtype, per_feature=bool(config.feature_normalization)))
         vae.initialise(torch.Generator().manual_seed(seed))
         return vae
 

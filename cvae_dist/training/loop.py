@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from cvae_dist.config import WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event, Kind, OnEvent, ignore
@@ -126,17 +128,19 @@ def fit(
     on_event: OnEvent = ignore,
     *,
     overwrite: bool = False,
+    validation: Reader | None = None,
 ) -> tuple[VAE, list[Record]]:
     """Train on any reader of rows; return the model, ready for inference, and the history.
 
     Without ``directory`` nothing is written. With it this is :func:`train`: an interrupted training goes on.
+    Rows given for ``validation`` validate instead of a share of the others.
 
     Raises
     ------
     KeyboardInterrupt
         The training was interrupted; with a ``directory`` it goes on when called again.
     """
-    data = _Data(reader, moments, item_shape, _digest(moments), "memory")
+    data = _Data(reader, moments, item_shape, _digest(moments, validation), "memory", validation)
     if directory is None:
         _, vae, history = _run(data, config, None, on_event)
         return vae, history
@@ -161,10 +165,16 @@ class _Data:
     item_shape: tuple[int, ...]
     fingerprint: str
     url: str
+    validation: Reader | None = None
 
 
-def _digest(moments: Moments) -> str:
-    parts = (moments.mean, moments.m2, moments.minimum, moments.maximum)
+def _digest(moments: Moments, validation: Reader | None) -> str:
+    """Return a digest of rows in memory: of their moments, and of every row that validates."""
+    parts = [moments.mean, moments.m2, moments.minimum, moments.maximum]
+    if validation is not None:
+        rows = np.empty((validation.n_rows, validation.n_features), validation.dtype)
+        validation.read_into(rows, np.zeros(1, np.int64), np.array([validation.n_rows]))
+        parts.append(rows)
     return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
 
 
@@ -197,9 +207,8 @@ def _run(
     if place and checkpoints and state:
         _require_same(place, state["made_with"], _made_with(data, config))
         checkpoints.sweep()
-    excluded = _held_out(data.reader, config)
+    validation, excluded = _validation(data, config)
     sampler = Sampler(**state["sampler"]) if state else _plan(data.reader, config, len(excluded))
-    validation = Validation.read(data.reader, excluded, config.dim_latent, config.seed)
     vae = VAE.of(config, data.moments, data.reader.dtype, config.seed)
     trainer = Trainer(vae, config, validation, sampler.steps_per_epoch)
     history = History(place / _HISTORY if place else None, state["history"] if state else ())
@@ -374,9 +383,13 @@ def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str,
         )
 
 
-def _held_out(reader: Reader, config: TrainConfig) -> Indices:
-    count = affordable_count(config.validation_count(reader.n_rows), reader)
-    return validation_rows(reader.n_rows, count, config.seed)
+def _validation(data: _Data, config: TrainConfig) -> tuple[Validation, Indices]:
+    """Return what validates, and which of the rows it takes away from training."""
+    reader = data.validation or data.reader
+    wanted = config.validation_count(reader.n_rows) if data.validation is None else reader.n_rows
+    chosen = validation_rows(reader.n_rows, affordable_count(wanted, reader), config.seed)
+    validation = Validation.read(reader, chosen, config.dim_latent, config.seed)
+    return validation, chosen if data.validation is None else chosen[:0]
 
 
 def _plan(reader: Reader, config: TrainConfig, held_out: int) -> Sampler:
