@@ -23,7 +23,7 @@ from cvae_dist.events import OnEvent, ignore
 from cvae_dist.model.directory import is_finished, load_model, read_description
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location, Moments, RowStore
-from cvae_dist.store.reader import ArrayRows, RowReader
+from cvae_dist.store.reader import ArrayRows, Reader, RowReader
 from cvae_dist.training.history import History
 from cvae_dist.training.loop import fit, train
 
@@ -203,6 +203,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _config(self, settings: dict[str, Any]) -> TrainConfig:
         own = {name: getattr(self, name) for name in TrainConfig.model_fields if hasattr(self, name)}
+        if self.X_valid is not None:
+            own["train_valid_split"] = 1.0  # all of X trains
         own["cells_encoder"] = None if self.cells_encoder is None else tuple(self.cells_encoder)
         return make_config(
             TrainConfig, {name: _plain(value) for name, value in own.items()} | self._seed() | settings
@@ -214,38 +216,47 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return {"seed": int(check_random_state(self.random_state).randint(2**31))}
 
     def _fit(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
-        directory = None if self.logdir is None else self._url()
-        if _is_place(X):
-            with self._store(X, directory, on_event) as store:
-                self._fit_store(store, config, overwrite, on_event)
-        else:
+        if not _is_place(X):
             rows, item_shape = self._array(X, reset=True)
-            self.model_, self.history_ = fit(
-                ArrayRows(rows),
-                Moments.of(rows),
-                item_shape,
-                config,
-                directory,
-                on_event,
-                overwrite=overwrite,
-            )
-            self.item_shape_ = item_shape
+            self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
+            return self
+        with self._store(X, self._directory, on_event) as store:
+            if self._directory is not None and self.X_valid is None:
+                self._train(store, config, overwrite, on_event)
+            else:
+                self.n_features_in_ = store.n_features
+                moments = store.statistics()
+                self._fit_rows(RowReader(store), moments, store.item_shape, config, overwrite, on_event)
         return self
 
-    def _fit_store(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> None:
-        if self.logdir is None:
-            self.model_, self.history_ = fit(
-                RowReader(store), store.statistics(), store.item_shape, config, None, on_event
-            )
-            self.item_shape_, self.n_features_in_ = store.item_shape, store.n_features
-            return
-        result = train(
-            store,
-            self._url(),
+    def _fit_rows(
+        self,
+        reader: Reader,
+        moments: Moments,
+        item_shape: tuple[int, ...],
+        config: TrainConfig,
+        overwrite: bool,
+        on_event: OnEvent,
+    ) -> None:
+        valid = None if self.X_valid is None else ArrayRows(self._array(self.X_valid, reset=False)[0])
+        self.model_, self.history_ = fit(
+            reader,
+            moments,
+            item_shape,
             config,
+            self._directory,
+            on_event,
             overwrite=overwrite,
-            storage_options=self.storage_options,
-            on_event=on_event,
+            validation=valid,
+        )
+        self.item_shape_ = item_shape
+
+    def _train(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> None:
+        """Train by the verb, which keeps the store's fingerprint in the model's lineage."""
+        options = self.storage_options
+        directory = cast(str, self._directory)
+        result = train(
+            store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event
         )
         if result.stopped_because == "interrupted":
             raise KeyboardInterrupt
@@ -381,8 +392,12 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     # ------------------------------------------------------------------------------------ the model
 
-    def _url(self) -> str:
-        return os.fspath(self.logdir or "")
+    @property
+    def _directory(self) -> str | None:
+        return None if self.logdir is None else os.fspath(self.logdir)
+
+    def _place(self) -> Location:
+        return Location.of(cast(str, self._directory), self.storage_options)
 
     def _model(self) -> VAE:
         """Return the trained model, restoring it from ``logdir`` where this object did not train it."""
@@ -393,14 +408,14 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self.model_
 
     def _not_trained(self) -> str:
-        where = "no logdir is given" if self.logdir is None else f"{self._url()} holds no finished model"
+        where = "no logdir is given" if self.logdir is None else f"{self.logdir} holds no finished model"
         return (
             f"this {type(self).__name__} instance is not fitted yet ({where}), so it can neither embed nor "
             "decode: call train() or fit(X) first, or give the logdir of a trained model"
         )
 
     def _restore(self) -> None:
-        place = Location.of(self._url(), self.storage_options)
+        place = self._place()
         self.model_ = load_model(place)
         self.n_features_in_ = self.model_.n_features
         lineage = read_description(place)["lineage"]
@@ -410,7 +425,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def __sklearn_is_fitted__(self) -> bool:
         if hasattr(self, "model_"):
             return True
-        return self.logdir is not None and is_finished(Location.of(self._url(), self.storage_options))
+        return self.logdir is not None and is_finished(self._place())
 
     @property
     def _n_features_out(self) -> int:
