@@ -135,8 +135,9 @@ class Loader:
         prefetcher = self._prefetch(epoch, step)
         out = np.empty((self._batch, self._reader.n_features), self._reader.dtype)
         try:
-            slot: _Slot | None = prefetcher.next()
-            slot.used = self._served(slot.first, self._sampler.step(step)[0])
+            opening = prefetcher.next()
+            opening.used = self._served(opening.first, self._sampler.step(step)[0])
+            slot: _Slot | None = opening
             while not prefetcher.stopped:
                 first, end = self._sampler.step(step)
                 count, filled = self._served(first, end), 0
