@@ -411,9 +411,14 @@ def latent_grid(
     varied = _influential_axes(decode, dim_latent)
     codes = _grid_codes(values, dim_latent, varied)
     tiles = np.asarray(decode(codes.reshape(-1, dim_latent)), dtype=np.float32).reshape(*codes.shape[:2], -1)
+    low, high = (
+        clip or np.nanpercentile(tiles, [0.5, 99.5]).tolist()
+    )  # a few overshoots must not grey the rest
     figure = _figure(*(figsize if dim_latent > 1 else (figsize[0], 2.4)))
     axes = figure.add_subplot()
-    mappable = _draw_tiles(axes, tiles if clip is None else np.clip(tiles, *clip), item_shape, clip)
+    mappable = _draw_tiles(
+        axes, tiles if clip is None else np.clip(tiles, low, high), item_shape, (low, high)
+    )
     _label_grid(axes, values, varied)
     spacing = (
         "at the normal quantiles of the prior" if xy_range is None else "from {:g} to {:g}".format(*xy_range)
@@ -421,7 +426,8 @@ def latent_grid(
     rest = ", the other coordinates 0" if dim_latent > 2 else ""
     axes.set_title(title or f"Decoded latents {spacing}{rest}")
     if mappable is not None:
-        figure.colorbar(mappable, ax=axes, label="decoded value", shrink=0.6, aspect=30)
+        extend = "both" if clip is None else "neither"
+        figure.colorbar(mappable, ax=axes, label="decoded value", extend=extend, shrink=0.6, aspect=30)
     return figure
 
 
@@ -478,7 +484,7 @@ def as_images(rows: Floats, item_shape: Sequence[int]) -> Floats | None:
 
 
 def _draw_tiles(
-    axes: Axes, tiles: Floats, item_shape: Sequence[int], limits: tuple[float, float] | None = None
+    axes: Axes, tiles: Floats, item_shape: Sequence[int], limits: tuple[float, float]
 ) -> ScalarMappable | None:
     """Draw rows (r, c, n_features) in unit cells from the upper left; return what a colour bar needs."""
     if math.prod(item_shape) != tiles.shape[-1]:
@@ -486,12 +492,11 @@ def _draw_tiles(
             f"rows of {tiles.shape[-1]} features cannot be drawn in the shape {tuple(item_shape)}, which has "
             f"{math.prod(item_shape)}: give a shape whose product is the number of features"
         )
-    low, high = limits or (float(np.nanmin(tiles)), float(np.nanmax(tiles)))
-    high = high if high > low else low + 1.0
+    low, high = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1.0)
     images = as_images(tiles, item_shape)
     axes.tick_params(length=0)
     if images is None:
-        _draw_lines(axes, (tiles - low) / (high - low))
+        _draw_lines(axes, np.clip((tiles - low) / (high - low), -0.05, 1.05))
         return None
     canvas = np.concatenate(np.concatenate(list(images), axis=-2 if images.ndim == 4 else -3), axis=1)
     extent = (0, tiles.shape[1], tiles.shape[0], 0)
@@ -537,7 +542,7 @@ def compare_rows(
     names_are: str = "row",
     title: str | None = None,
 ) -> Figure:
-    """Draw originals above their reconstructions, on one scale.
+    """Draw originals above their reconstructions, both on the scale of the originals.
 
     Parameters
     ----------
@@ -563,7 +568,7 @@ def compare_rows(
     width = max(6.0, 1.1 * len(above) + 1.6)
     figure = _figure(width, 2 * tall * (width - 1.6) / len(above) + 1.2)
     axes = figure.add_subplot()
-    mappable = _draw_tiles(axes, tiles, item_shape)
+    mappable = _draw_tiles(axes, tiles, item_shape, (float(np.nanmin(above)), float(np.nanmax(above))))
     axes.axhline(1, color="white" if image is not None else "0.3", linewidth=3)
     axes.set_yticks([0.5, 1.5], ["original", "reconstruction"])
     axes.set_xticks(
@@ -588,7 +593,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = Non
     history : sequence of mappings
         The lines of a model's ``history.jsonl``; each has ``step`` and any of the recorded figures.
     title : str, optional
-        Default: the last validation -ELBO.
+        Default: the best -ELBO and its step.
     """
     if not any(key in line for line in history for panel in PANELS for key in panel.series):
         raise InvalidInput("the training history holds no loss yet: train for some steps first")
@@ -598,7 +603,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = Non
     for axes, panel in zip(stack, panels, strict=True):
         _draw_panel(axes, history, panel)
     stack[-1].set_xlabel("training step")
-    figure.suptitle(title or _last_loss(history))
+    figure.suptitle(title or _best_loss(history))
     return figure
 
 
@@ -645,11 +650,12 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], panel: Panel) 
         axes.legend(loc="upper right", frameon=False)
 
 
-def _last_loss(history: Sequence[Mapping[str, Any]]) -> str:
-    for key, what in (("validation_loss", "validation"), ("loss", "training batches")):
+def _best_loss(history: Sequence[Mapping[str, Any]]) -> str:
+    for key, what in (("validation_loss", "validation"), ("loss", "training")):
         steps, values = _series(history, key)
-        if len(values):
-            return f"-ELBO after {int(steps[-1]):,} steps: {values[-1]:.4g} nats per row ({what})"
+        if np.isfinite(values).any():
+            best = int(np.nanargmin(values))
+            return f"Best {what} -ELBO: {values[best]:.4g} nats per row at step {int(steps[best]):,}"
     return "Training run"
 
 

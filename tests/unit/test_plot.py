@@ -282,6 +282,7 @@ class TestReconstructions:
         figure = plot.compare_rows(above, below, (4, 4), names=["a", "b", "c"], names_are="id")
         axes = figure.axes[0]
         canvas = axes.images[0].get_array()
+        assert axes.images[0].get_clim() == (0, 1)
         assert canvas.shape == (8, 12)
         assert canvas[:4].max() == 0
         assert canvas[4:].min() == 1
@@ -347,3 +348,36 @@ def test_neither_pyplot_nor_torch_nor_dask_is_imported(tmp_path: Path) -> None:
 def test_no_history_is_said(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="train the model first"):
         plot.plot_loss(str(tmp_path), str(tmp_path / "loss.png"))
+
+
+class TestLoss:
+    HISTORY = [
+        {"step": step, "loss": 1e6 if step == 10 else 100.0 / step, "kl": 1.0, "reconstruction": 2.0}
+        | {"validation_loss": 7.0 - (step == 500), "validation_kl": 1.0, "validation_reconstruction": 2.0}
+        for step in range(10, 1001, 10)
+    ]
+
+    def test_panels_and_best(self) -> None:
+        figure = plot.loss_curves(self.HISTORY)
+        first, *others = figure.axes
+        assert [axes.get_ylabel() for axes in figure.axes] == [
+            "-ELBO (nats per row)",
+            "reconstruction",
+            "KL to the prior",
+        ]
+        assert legend(first) == ["training batches", "validation, averaged weights"]
+        assert others[-1].get_xlabel() == "training step"
+        assert figure.get_suptitle() == "Best validation -ELBO: 6 nats per row at step 500"
+
+    def test_the_first_steps_do_not_decide_the_scale(self) -> None:
+        assert plot.loss_curves(self.HISTORY).axes[0].get_ylim()[1] < 20
+
+    def test_without_validation(self) -> None:
+        figure = plot.loss_curves([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}])
+        assert len(figure.axes) == 1
+        assert "training -ELBO: 2.5" in figure.get_suptitle()
+
+    @pytest.mark.parametrize("history", [[], [{"step": 5, "epoch": 0.1}]])
+    def test_nothing_recorded(self, history: list[dict[str, float]]) -> None:
+        with pytest.raises(InvalidInput, match="no loss yet"):
+            plot.loss_curves(history)
