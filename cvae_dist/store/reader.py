@@ -6,6 +6,7 @@ object stores are read by whole inner chunks. A read through Zarr costs about a 
 size, which a shuffled read of thousands of small blocks cannot bear.
 """
 
+import contextlib
 import math
 import os
 import threading
@@ -32,6 +33,7 @@ _SHARDS_AT_ONCE = 64
 _FETCHED_BYTES = 8_000_000  # encoded chunks in flight
 _DECODED_BYTES = 8_000_000  # chunks of which a part is still to be asked for, as at the edge of a window
 _CHUNKS_PER_CALL = os.sysconf("SC_IOV_MAX") // 2
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 _ADVISE: Callable[[int, int, int, int], None] | None = getattr(os, "posix_fadvise", None)  # Linux
 
 
@@ -353,10 +355,17 @@ class _DirectRows:
             plans = [
                 _Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, batch, strict=True)
             ]
-            for plan in plans:
-                plan.advise()
-            for plan in plans:
-                plan.fill(view, verify)
+            self._fill_batch(plans, view, verify)
+
+    def _fill_batch(self, plans: "list[_Reads]", view: memoryview, verify: bool) -> None:
+        cached = not verify  # what is to be verified is read in long runs
+        for number, plan in enumerate(plans):
+            done = plan.fill_cached(view) if cached else 0
+            if cached and done < len(plan.begin):
+                cached = False
+                for later in plans[number:]:
+                    later.advise()
+            plan.fill(view, done, verify)
 
 
 @dataclass(frozen=True)
@@ -380,14 +389,15 @@ class _Reads:
         begin = pieces.target * array.row_bytes
         return cls(array, shard, pieces, chunk, offset, begin, begin + pieces.count * array.row_bytes)
 
-    def runs(self) -> list[tuple[int, int]]:
+    def runs(self, done: int) -> list[tuple[int, int]]:
         """Return [first, end) of pieces that follow each other, in the file with a checksum in between."""
-        length = self.end - self.begin
-        follows = (self.offset[1:] == self.offset[:-1] + length[:-1] + _CHECKSUM_BYTES) & (
-            self.begin[1:] == self.end[:-1]
-        )
-        first = np.append(0, np.flatnonzero(~follows) + 1)
-        return list(zip(first.tolist(), [*first[1:].tolist(), len(length)], strict=True))
+        if done == len(self.begin):
+            return []
+        low, high, offset = self.begin[done:], self.end[done:], self.offset[done:]
+        follows = offset[1:] == offset[:-1] + (high - low)[:-1] + _CHECKSUM_BYTES
+        follows &= low[1:] == high[:-1]
+        first = (np.append(0, np.flatnonzero(~follows) + 1) + done).tolist()
+        return list(zip(first, [*first[1:], len(self.begin)], strict=True))
 
     def advise(self) -> None:
         """Let the kernel read ahead, so that small random blocks come at the speed of a sequential read."""
@@ -395,25 +405,23 @@ class _Reads:
         for offset, size in zip(self.offset.tolist(), sizes.tolist(), strict=True):
             _advise(self.shard, offset, size)
 
-    def fill(self, view: memoryview, verify: bool) -> None:
-        runs = self.runs()
-        if len(runs) == len(self.begin) and not verify:
-            self._fill_blocks(view)
-            return
-        for first, end in runs:
-            for part in range(first, end, _CHUNKS_PER_CALL):
-                self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end), verify)
-
-    def _fill_blocks(self, view: memoryview) -> None:
+    def fill_cached(self, view: memoryview) -> int:
+        """Read pieces for as long as the kernel has them in memory; return how many."""
         descriptor = self.shard.descriptor
         columns = self.offset.tolist(), self.begin.tolist(), self.end.tolist()
-        for offset, begin, end in zip(*columns, strict=True):
-            try:
-                done = os.preadv(descriptor, (view[begin:end],), offset)
-            except OSError as error:
-                raise _storage_failed(self.shard.location, error) from error
-            if done != end - begin:
-                _read_fully(self.shard, [view[begin + done : end]], offset + done)
+        number = 0
+        with contextlib.suppress(OSError):  # the reads that wait meet it again, and say what it is
+            for offset, begin, end in zip(*columns, strict=True):
+                if os.preadv(descriptor, (view[begin:end],), offset, _NOWAIT) != end - begin:
+                    break
+                number += 1
+        return number
+
+    def fill(self, view: memoryview, done: int, verify: bool) -> None:
+        """Read what is left after ``done`` pieces, waiting for the storage."""
+        for first, end in self.runs(done):
+            for part in range(first, end, _CHUNKS_PER_CALL):
+                self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end), verify)
 
     def _fill_run(self, view: memoryview, first: int, end: int, verify: bool) -> None:
         checksums = memoryview(bytearray((end - first) * _CHECKSUM_BYTES))

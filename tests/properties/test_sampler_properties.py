@@ -117,7 +117,7 @@ def test_other_seeds_and_epochs_give_other_orders(sampler: Sampler, epoch: int) 
 
     def whole(sampler: Sampler, epoch: int) -> list[int]:
         steps = range(sampler.steps_per_epoch)
-        return np.concatenate([sampler.indices(epoch, step) for step in steps]).tolist()
+        return [int(row) for step in steps for row in sampler.indices(epoch, step)]
 
     order = whole(sampler, epoch)
     assert order == whole(sampler, epoch)
