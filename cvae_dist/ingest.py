@@ -257,8 +257,10 @@ class _MakeShard:
         blocks = {"x": block, **self._columns(inputs.pieces)}
         if inputs.carried:
             self._carry(span, inputs.carried, blocks)
-        self._require_finite(block, inputs)
-        return Made(blocks, inputs.dropped)
+        moments = Moments.of(block)
+        if not moments.is_finite:
+            self._refuse_nonfinite(block, inputs)
+        return Made(blocks, inputs.dropped, moments)
 
     def _columns(self, pieces: Pieces) -> dict[str, npt.NDArray[Any]]:
         columns: dict[str, npt.NDArray[Any]] = {}
@@ -280,9 +282,7 @@ class _MakeShard:
             else:
                 blocks[name] = np.concatenate([old.astype(object), block])
 
-    def _require_finite(self, block: npt.NDArray[Any], inputs: _Inputs) -> None:
-        if block.dtype.kind != "f" or Moments.of(block).is_finite:
-            return
+    def _refuse_nonfinite(self, block: npt.NDArray[Any], inputs: _Inputs) -> None:
         row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0]) - inputs.carried
         piece = int(np.searchsorted(np.cumsum(inputs.pieces.rows), row, side="right"))
         in_file = row - int(inputs.pieces.rows[:piece].sum()) + int(inputs.pieces.first[piece])

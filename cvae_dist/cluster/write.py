@@ -39,10 +39,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Made:
-    """The rows of one shard, by array name, and how many rows of the source were left out of it."""
+    """The rows of one shard, by array name, and how many rows of the source were left out of it.
+
+    ``moments`` are those of the main array, where ``make`` knows them already.
+    """
 
     blocks: Mapping[str, Block]
     dropped: int = 0
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -279,7 +283,7 @@ def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
         (region.output / array.key(shard.span.shard)).write(*buffers)
         digests.append(Digest.of(*buffers))
     main = made.blocks[region.layout.arrays[0].name]
-    moments = Moments.of(main.reshape(len(main), int(np.prod(main.shape[1:]))))
+    moments = made.moments or Moments.of(main.reshape(len(main), int(np.prod(main.shape[1:]))))
     ledger.write(
         shard.span.shard, Record(shard.fingerprint, len(shard.span), made.dropped, tuple(digests)), moments
     )

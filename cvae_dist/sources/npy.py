@@ -161,7 +161,8 @@ class NpyTree:
         tree = cls(root, item_shape, first.dtype.newbyteorder("="), first, one)
         paths, sizes, times = (list(column) for column in zip(*files, strict=True))
         if one:
-            tree._headers([path for path, size in zip(paths, sizes, strict=True) if size != first.size])
+            expected = first.size
+            tree._headers([path for path, size in zip(paths, sizes, strict=True) if size != expected])
             rows = np.ones(len(files), dtype=np.int64)
         else:
             rows = np.array([header.shape[0] for header in tree._headers(paths)], dtype=np.int64)

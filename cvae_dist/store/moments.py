@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
-_TILE_VALUES = 65_536  # 512 kB of float64: stays in a core's L2 cache
+_TILE_VALUES = 32_768  # 256 kB of float64: stays in a core's L2 cache
 _VECTOR_VALUES = (
     512  # narrow rows are folded to this width so that every reduction runs over long contiguous rows
 )
@@ -53,11 +53,11 @@ class Moments:
         fold = max(1, _VECTOR_VALUES // features)
         folded = rows // fold * fold
         tile_rows = max(1, _TILE_VALUES // (fold * features)) * fold
-        shift = block[:tile_rows].mean(axis=0, dtype=np.float64)
-        sums = _Sums(shift, fold)
+        tile = _Tile(tile_rows * features)
+        shift = tile.widened(block[:tile_rows]).mean(axis=0, dtype=np.float64)
+        sums, tail = _Sums(shift, fold, tile), _Sums(shift, 1, tile)
         for start in range(0, folded, tile_rows):
             sums.add(block[start : min(start + tile_rows, folded)])
-        tail = _Sums(shift, 1)
         if folded < rows:
             tail.add(block[folded:])
         return cls._from_sums(rows, shift, sums, tail)
@@ -105,13 +105,53 @@ class Moments:
         )
 
 
+class _Tile:
+    """Scratch memory for one tile: allocated anew for every tile, it would cost more than the arithmetic."""
+
+    def __init__(self, values: int) -> None:
+        self._half = np.empty(values, np.uint16)
+        self._bits = np.empty(values, np.uint32)
+        self._sign = np.empty(values, np.uint32)
+        self._double = np.empty(values, np.float64)
+
+    def widened(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Return float16 as float32, exactly, and anything else as it is.
+
+        Moving the bits and scaling by 2**112 (the difference of the exponents' biases) takes a quarter of the time
+        of NumPy's cast, which looks at every value by itself.
+        """
+        if rows.dtype != np.float16:
+            return rows
+        source = np.ascontiguousarray(rows).view(np.uint16).ravel()
+        half, bits, sign = (scratch[: rows.size] for scratch in (self._half, self._bits, self._sign))
+        np.bitwise_and(source, np.uint16(0x7FFF), out=half)
+        if half.max(initial=0) >= 0x7C00:  # infinity or NaN
+            return rows.astype(np.float32)
+        np.copyto(bits, half)
+        np.left_shift(bits, np.uint32(13), out=bits)
+        single = bits.view(np.float32)
+        np.multiply(single, np.float32(2.0**112), out=single)
+        np.bitwise_and(source, np.uint16(0x8000), out=half)
+        np.copyto(sign, half)
+        np.left_shift(sign, np.uint32(16), out=sign)
+        np.bitwise_or(bits, sign, out=bits)
+        return single.reshape(rows.shape)
+
+    def double(self, rows: npt.NDArray[np.generic]) -> Vector:
+        """Return a float64 copy that lives until the next call."""
+        double = self._double[: rows.size].reshape(rows.shape)
+        np.copyto(double, rows)
+        return double
+
+
 class _Sums:
     """Running sums of one block, ``fold`` rows side by side in one long vector."""
 
-    def __init__(self, shift: Vector, fold: int) -> None:
+    def __init__(self, shift: Vector, fold: int, tile: _Tile) -> None:
         width = len(shift) * fold
-        self.shift = np.tile(shift, fold)
-        self.rows_per_vector = fold
+        self._shift = np.tile(shift, fold)
+        self._rows_per_vector = fold
+        self._tile = tile
         self.first = np.zeros(width)
         self.second = np.zeros(width)
         self.minimum = np.full(width, np.inf)
@@ -119,16 +159,17 @@ class _Sums:
 
     def add(self, rows: npt.NDArray[np.generic]) -> None:
         """Add rows, shape (k * fold, n_features)."""
-        tile = rows.reshape(-1, len(self.shift)).astype(np.float64)
+        tile = self._tile.widened(rows).reshape(-1, len(self._shift))
         np.minimum(self.minimum, tile.min(axis=0), out=self.minimum)
         np.maximum(self.maximum, tile.max(axis=0), out=self.maximum)
         with np.errstate(invalid="ignore", over="ignore"):
-            tile -= self.shift
-            self.first += tile.sum(axis=0)
-            np.multiply(tile, tile, out=tile)
-            self.second += tile.sum(axis=0)
+            deviations = self._tile.double(tile)
+            deviations -= self._shift
+            self.first += deviations.sum(axis=0)
+            np.multiply(deviations, deviations, out=deviations)
+            self.second += deviations.sum(axis=0)
 
     def fold(self, vector: Vector, reduce: np.ufunc) -> Vector:
         """Reduce a folded vector back to one value per feature."""
-        folded: Vector = reduce.reduce(vector.reshape(self.rows_per_vector, -1), axis=0)
+        folded: Vector = reduce.reduce(vector.reshape(self._rows_per_vector, -1), axis=0)
         return folded
