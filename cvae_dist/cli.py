@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -648,38 +648,51 @@ def _stage_row(stage: "StageResult") -> tuple[str, str, str, str]:
 # --------------------------------------------------------------------------------------- the way out
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception, so that everything held is given back on the way out."""
+@contextmanager
+def _signals() -> Iterator[Callable[[], set[int]]]:
+    """Make SIGTERM interrupt like Ctrl-C; yield what returns the signals that arrived since.
 
+    Python writes every signal's number to the descriptor, also of those that a verb handles itself.
+    """
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-def _terminate(signum: int, frame: object) -> None:
-    raise Terminated
+    def arrived() -> set[int]:
+        with suppress(BlockingIOError):  # none did
+            return set(os.read(reader, 64))
+        return set()
+
+    try:
+        yield arrived
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(reader)
+        os.close(writer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = app(arguments)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else DONE
-    except BrokenPipeError:
-        # The reader went away (`cvae-dist info ... | head`); python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        return _stopped("interrupted", INTERRUPTED)
-    except Terminated:
-        return _stopped("terminated", TERMINATED)
-    except (CvaeDistError, OSError) as error:
-        return _failed(error)
+    with _signals() as arrived:
+        try:
+            code = app(arguments)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else DONE
+        except BrokenPipeError:
+            # The reader went away (`cvae-dist info ... | head`); python would complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except KeyboardInterrupt:
+            terminated = signal.SIGTERM in arrived()
+            _complain(f"{'terminated' if terminated else 'interrupted'}; the same command goes on from here")
+            return TERMINATED if terminated else INTERRUPTED
+        except (CvaeDistError, OSError) as error:
+            _complain(error_text(error))
+            return WRONG_USAGE if isinstance(error, InvalidPipeline) else FAILED
 
 
-def _stopped(how: str, code: int) -> int:
-    print(f"cvae-dist: {how}; the same command goes on from here", file=sys.stderr, flush=True)
-    return code
-
-
-def _failed(error: Exception) -> int:
-    print(f"cvae-dist: {error_text(error)}", file=sys.stderr, flush=True)
-    return WRONG_USAGE if isinstance(error, InvalidPipeline) else FAILED
+def _complain(message: str) -> None:
+    print(f"cvae-dist: {message}", file=sys.stderr, flush=True)

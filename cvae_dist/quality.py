@@ -92,13 +92,16 @@ def neighbour_accuracy(
     training = np.setdiff1d(np.arange(latents.rows), held_out, assume_unique=True)
     training = evenly(training, MAX_NEIGHBOUR_ROWS)
     classifier = KNeighborsClassifier(n_neighbors=min(neighbours, len(training)))
-    classifier.fit(
-        read_rows(latents, latents.main, training), read_rows(latents, label, training).astype(str)
-    )
+    classifier.fit(read_rows(latents, latents.main, training), _classes(latents, label, training))
     accuracy = classifier.score(
-        read_rows(latents, latents.main, held_out), read_rows(latents, label, held_out).astype(str)
+        read_rows(latents, latents.main, held_out), _classes(latents, label, held_out)
     )
     return float(accuracy)
+
+
+def _classes(store: RowStore, label: str, rows: Rows) -> NDArray[np.str_]:
+    """Return a column in the kind of string that scikit-learn knows."""
+    return np.array([str(name) for name in read_rows(store, label, rows)])
 
 
 def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: Rows) -> float:
