@@ -84,14 +84,14 @@ class Quiet:
         print(line, flush=True)
 
     def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print an aligned table without frames."""
+        """Print an aligned table without frames, after an empty line."""
         table = Table(*heading, box=None, pad_edge=False, header_style="bold")
         for row in rows:
             table.add_row(*map(Text, row))
         console = Console(highlight=False)
         if not console.is_terminal:
             console.width = 160  # a log file has no width; a folded path could not be copied
-        console.print(table)
+        console.print("", table, sep="\n")
 
     def __enter__(self) -> Self:
         return self
@@ -256,10 +256,7 @@ def figure(value: object) -> str:
 
 def _figures(event: Event, pace: Pace) -> list[str]:
     """Return what there is to say about an event: count, rate, time left, values."""
-    counted = (
-        f"{event.done:,}/{event.total:,} {event.unit}" if event.total else f"{event.done:,} {event.unit}"
-    )
-    parts = [counted]
+    parts = [f"{event.done:,}/{event.total:,} {event.unit}"] if event.total else []
     rate = pace.rate(event.done)
     if math.isfinite(rate):
         parts.append(f"{rate:,.0f} {event.unit}/s")
