@@ -114,6 +114,11 @@ def _as_numbers(labels: NDArray[Any]) -> NDArray[Any] | None:
     return numbers
 
 
+def _as_strings(labels: NDArray[Any]) -> NDArray[Any]:
+    """Return the labels as strings; NumPy cannot cast those of variable width, as stores hold, to fixed."""
+    return labels if labels.dtype.kind == "T" else labels.astype(str)
+
+
 def _merge_rare(names: NDArray[Any], codes: NDArray[np.intp]) -> Classes:
     """Keep the most frequent classes in their order and put all others into one."""
     kept = np.sort(np.argsort(-np.bincount(codes), kind="stable")[: MAX_CLASSES - 1])
@@ -150,7 +155,7 @@ def classify(labels: NDArray[Any], categories: Sequence[str] | None = None) -> C
         if len(values) > MAX_CLASSES or not np.all(values == np.round(values)):
             return numbers
         return Classes(tuple(f"{value:.0f}" for value in values), codes)
-    names, codes = np.unique(labels.astype(str), return_inverse=True)
+    names, codes = np.unique(_as_strings(labels), return_inverse=True)
     return _merge_rare(names, codes) if len(names) > MAX_CLASSES else Classes(tuple(map(str, names)), codes)
 
 
