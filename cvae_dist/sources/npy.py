@@ -4,8 +4,8 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,14 +31,19 @@ class Header(NamedTuple):
         As stored, possibly big-endian.
     fortran : bool
         Column-major order.
-    offset : int
-        Bytes before the data.
+    text : bytes
+        The header itself, up to the data.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
-    offset: int
+    text: bytes
+
+    @property
+    def offset(self) -> int:
+        """Bytes before the data."""
+        return len(self.text)
 
     @property
     def size(self) -> int:
@@ -79,30 +84,39 @@ class Pieces:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays by name."""
-        return dict(self.__dict__)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
+    def ends(self) -> Integers:
+        """Rows up to and including each piece: one sum over all pieces, however often they are cut."""
+        ends: Integers = np.cumsum(self.rows, dtype=np.int64)
+        return ends
+
+    @property
+    def total(self) -> int:
+        """Rows of all pieces together."""
+        return int(self.ends[-1]) if len(self) else 0
 
     def between(self, start: int, stop: int) -> "Pieces":
         """Return the pieces, cut at both ends, that make rows ``start:stop`` of all of them."""
-        ends = np.cumsum(self.rows)
-        lo, hi = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left") + 1
-        part = self[lo:hi]
-        stops = ends[lo:hi]
+        lo = np.searchsorted(self.ends, start, side="right")
+        hi = np.searchsorted(self.ends, stop, side="left") + 1
+        part, stops = self[lo:hi], self.ends[lo:hi]
         starts = stops - part.rows
         skipped = np.maximum(start - starts, 0)
         kept = np.minimum(stops, stop) - starts - skipped
-        return Pieces(part.path, part.first + skipped, kept, part.size, part.modified)
+        whole = Pieces(part.path, part.first + skipped, kept, part.size, part.modified)
+        return whole[kept > 0] if (kept <= 0).any() else whole
 
     def without(self, dropped: Integers) -> "Pieces":
         """Return the pieces that remain when these rows, counted over all pieces, are left out."""
-        parts = []
-        start = 0
-        for row in [*dropped.tolist(), int(self.rows.sum())]:
-            if row > start:
-                parts.append(self.between(start, row))
-            start = row + 1
-        return Pieces(
-            *(np.concatenate(columns) for columns in zip(*(p.arrays().values() for p in parts), strict=True))
-        )
+        cuts = np.unique(np.concatenate([[0], self.ends, dropped, dropped + 1]))
+        starts, stops = cuts[:-1], cuts[1:]
+        keep = ~np.isin(starts, dropped)
+        starts, stops = starts[keep], stops[keep]
+        piece = np.searchsorted(self.ends, starts, side="right")
+        first = self.first[piece] + starts - (self.ends - self.rows)[piece]
+        return Pieces(self.path[piece], first, stops - starts, self.size[piece], self.modified[piece])
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,8 @@ class NpyTree:
         Of the first file: the schema every other file has to follow.
     one_per_file : bool
         Each file is one item.
+    model : str
+        Path of the first file, relative to the root: the one every other file has to follow.
     """
 
     root: Location
@@ -128,6 +144,7 @@ class NpyTree:
     dtype: np.dtype[Any]
     header: Header
     one_per_file: bool
+    model: str
 
     @classmethod
     def scan(cls, root: Location, rows_per_file: RowsPerFile) -> "tuple[NpyTree, Pieces]":
@@ -151,14 +168,19 @@ class NpyTree:
         files = sorted(_walk(_local_directory(root)))
         if not files:
             raise SourceNotFound(f"there is no .npy file below {root}. Nothing was written; mend the path")
-        first = read_header(os.path.join(root.path, files[0][0]))
+        try:
+            first = read_header(os.path.join(root.path, files[0][0]))
+        except InvalidInput as error:
+            raise InvalidInput(f"{error}. {_KEPT}") from None
         one = rows_per_file == "one" or (rows_per_file == "auto" and len(first.shape) == 1)
         item_shape = first.shape if one else first.shape[1:]
         if not one and not item_shape:
             item_shape = (1,)
         if 0 in item_shape:
-            raise InvalidInput(f"{files[0][0]} has shape {first.shape}: items without values cannot be used")
-        tree = cls(root, item_shape, first.dtype.newbyteorder("="), first, one)
+            raise InvalidInput(
+                f"{root}/{files[0][0]} has shape {first.shape}: items without values cannot be used. {_KEPT}"
+            )
+        tree = cls(root, item_shape, first.dtype.newbyteorder("="), first, one, files[0][0])
         paths, sizes, times = (list(column) for column in zip(*files, strict=True))
         if one:
             expected = first.size
@@ -195,8 +217,7 @@ class NpyTree:
 
     def _read_items(self, pieces: Pieces, out: npt.NDArray[Any]) -> None:
         """Read one item per file with three system calls each: header, row and end of file in one ``preadv``."""
-        with open(os.path.join(self.root.path, pieces.path[0]), "rb") as file:
-            expected = file.read(self.header.offset)
+        expected = self.header.text
         header, beyond = bytearray(self.header.offset), bytearray(1)
         size = self.header.size
         rows = out.data.cast("B") if out.size else memoryview(b"")
@@ -251,13 +272,20 @@ class NpyTree:
         header = read_header(full)
         shape = header.shape if self.one_per_file else header.shape[1:] or (1,)
         if shape != self.item_shape:
-            raise InvalidInput(f"{full} has items of shape {shape}, the first file has {self.item_shape}")
+            raise InvalidInput(
+                f"{full} has items of shape {shape}, the first file, {self.model}, has {self.item_shape}"
+            )
         if header.dtype.newbyteorder("=") != self.dtype:
-            raise InvalidInput(f"{full} has dtype {header.dtype}, the first file has {self.dtype}")
+            raise InvalidInput(
+                f"{full} has dtype {header.dtype}, the first file, {self.model}, has {self.dtype}"
+            )
         return header
 
 
-_KEPT = "Nothing of it was used and rows recorded before are kept; mend or remove the file and run the same command again"
+_KEPT = (
+    "Nothing of it was used and rows recorded before are kept; "
+    "mend or remove the file and run the same command again"
+)
 
 
 def read_header(path: str) -> Header:
@@ -306,14 +334,14 @@ def _parse_cached(head: bytes) -> Header:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
-    return Header(shape, dtype, fortran, len(head))
+    return Header(shape, dtype, fortran, head)
 
 
 def _parse_text(path: str, head: bytes) -> Header:
     try:
         header = _parse_cached(head)
-    except ValueError as error:
-        return _refuse_header(path, str(error).splitlines()[0])
+    except Exception as error:  # NumPy's parser lets several kinds of error through when the text is garbage
+        return _refuse_header(path, (str(error).splitlines() or [type(error).__name__])[0])
     if header.dtype.hasobject:
         raise InvalidInput(
             f"{path} holds pickled Python objects, which are never loaded: they could run code"
@@ -332,23 +360,56 @@ def _local_directory(root: Location) -> str:
         raise InvalidInput(
             f"{root} is not a local directory; trees of .npy files are read from a mounted file system"
         )
+    if os.path.isfile(root.path):
+        raise InvalidInput(
+            f"{root} is a file, but a source is a directory of .npy files. Nothing was written; "
+            "name its directory"
+        )
     if not os.path.isdir(root.path):
         raise SourceNotFound(f"there is no directory {root}. Nothing was written; mend the path")
     return root.path
 
 
-def _walk(root: str, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+def _walk(root: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int, int]]:
     """Yield relative path, size and modification time of every ``.npy`` file."""
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.endswith(".npy"):
-                status = entry.stat()
-                if stat.S_ISREG(status.st_mode):
-                    yield prefix + entry.name, status.st_size, status.st_mtime_ns
-            elif entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+    above = (*above, os.path.realpath(root))
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.endswith(".npy"):
+                    status = entry.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        yield prefix + _checked_name(entry), status.st_size, status.st_mtime_ns
+                elif entry.is_dir():
+                    _refuse_loop(entry, above)
+                    yield from _walk(entry.path, f"{prefix}{_checked_name(entry)}/", above)
+    except OSError as error:
+        raise InvalidInput(
+            f"{error.filename or root} cannot be read: {error.strerror}. Nothing was written; "
+            "mend or remove it and run the same command again"
+        ) from error
+
+
+def _checked_name(entry: "os.DirEntry[str]") -> str:
+    """Return the name, which becomes an id and so has to be text."""
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"the name {os.fsencode(entry.path)!r} is not UTF-8, so it cannot be an id. "
+            "Nothing was written; rename it"
+        ) from None
+    return entry.name
+
+
+def _refuse_loop(entry: "os.DirEntry[str]", above: tuple[str, ...]) -> None:
+    if entry.is_symlink() and os.path.realpath(entry.path) in above:
+        raise InvalidInput(
+            f"{entry.path} is a symbolic link to a directory it lies in, so the tree has no end. "
+            "Nothing was written; remove the link"
+        )
 
 
 def _read_fully(file: io.FileIO, out: npt.NDArray[Any]) -> None:
