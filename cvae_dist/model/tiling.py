@@ -8,7 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_MULTIPLE = 16  # matrix kernels treat every row alike from here on; a single row would take another kernel
+# Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations all
+# values but those beyond the last full vector: 64 rows end on a vector whatever the width of a layer.
+_MULTIPLE = 64
 
 
 def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
@@ -18,7 +20,7 @@ def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
 
 
 def tiles(rows: npt.NDArray[np.generic], batch_rows: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows covered, tile); the last tile is padded with zero rows to a multiple of 16."""
+    """Yield (rows covered, tile); the last tile is padded with zero rows to a multiple of 64."""
     for start in range(0, len(rows), batch_rows):
         part = slice(start, min(start + batch_rows, len(rows)))
         yield part, tensor_of(_pad(rows[part]))

@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import torch
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from cvae_dist.training.validation import Indices, Validation, affordable_count
 _STAGE = "train"
 _CHECKPOINTS, _HISTORY, _LOGS = "checkpoints", "history.jsonl", "logs"
 _SECONDS_BETWEEN_EVENTS = 0.5
+_SHARED_WORK = 30_000_000  # multiply-adds of a step from which a second thread gains more than it waits
 
 StoppedBecause = Literal["finished", "no improvement", "interrupted", "already finished"]
 
@@ -217,6 +220,7 @@ def _run(
     history.write()
     logs = place / _LOGS if place and config.tb_logging else None
     with (
+        _threads(sum(weight.numel() for weight in vae.parameters()) * sampler.batch_size),
         Loader(data.reader, sampler, excluded=excluded, buffer_bytes=config.buffer_bytes) as loader,
         Scalars(logs, trainer.step) as scalars,
         Interruption() if place else contextlib.nullcontext() as interruption,
@@ -345,6 +349,17 @@ _ENDINGS: dict[StoppedBecause, str] = {
     "no improvement": "trained {step} steps: validation has stopped improving",
     "interrupted": "interrupted after step {step}, which is saved; the same command goes on from there",
 }
+
+
+@contextlib.contextmanager
+def _threads(work: int) -> Iterator[None]:
+    """Compute small steps on one thread: several would wait for each other, long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if work >= _SHARED_WORK else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _known(figures: Mapping[str, Any]) -> dict[str, float]:

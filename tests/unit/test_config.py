@@ -1,0 +1,74 @@
+import pytest
+from pydantic import ValidationError
+
+from cvae_dist.config import ModelConfig, TrainConfig, make_config
+from cvae_dist.errors import InvalidInput
+
+
+def test_unknown_option_suggests_the_nearest_name() -> None:
+    with pytest.raises(InvalidInput, match=r"unknown option 'dim_latnt': did you mean 'dim_latent'\?"):
+        make_config(TrainConfig, {"dim_latnt": 3})
+
+
+def test_unknown_option_far_from_all_lists_them() -> None:
+    with pytest.raises(InvalidInput, match=r"unknown option 'zzz': known options: batch_size, buffer_bytes, "):
+        make_config(TrainConfig, {"zzz": 3})
+
+
+def test_every_bad_value_is_named_with_its_value_on_its_own_line() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make_config(TrainConfig, {"dim_latent": 0, "cells_encoder": [0], "learning_rate": "fast"})
+    lines = str(caught.value).splitlines()
+    assert [line.split(" cannot be used")[0] for line in lines] == [
+        "dim_latent=0",
+        "cells_encoder=0",
+        "learning_rate='fast'",
+    ]
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        ModelConfig().dim_latent = 3  # type: ignore[misc]
+
+
+def test_every_field_is_described_for_the_command_line() -> None:
+    assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("features", "cells"),
+    [(1, (128, 64)), (50, (128, 64)), (784, (512, 256)), (10_000, (1024, 512))],
+)
+def test_widths_follow_the_number_of_features(features: int, cells: tuple[int, ...]) -> None:
+    assert TrainConfig().resolve(60_000, features).cells_encoder == cells
+
+
+def test_widths_shrink_for_few_rows_and_deepen_for_many() -> None:
+    assert TrainConfig().resolve(100, 784).cells_encoder == (64, 64)
+    assert TrainConfig().resolve(2_000_000, 784).cells_encoder == (512, 256, 256)
+
+
+def test_automatic_training_settings() -> None:
+    few, many = TrainConfig().resolve(500, 10), TrainConfig().resolve(60_000, 784)
+    assert (few.batch_size, few.num_steps, few.ema_decay) == (50, 3000, 0.99)
+    assert (many.batch_size, many.num_steps, many.ema_decay) == (256, 60 * 211, 0.999)
+    assert many.learning_rate == pytest.approx(3e-3)
+    assert TrainConfig(batch_size=10_000).resolve(10**6, 784).learning_rate == 8e-3
+
+
+def test_given_values_are_kept() -> None:
+    given = TrainConfig(cells_encoder=(7,), batch_size=9, num_steps=11, learning_rate=0.1, ema_decay=0.0)
+    assert given.resolve(1000, 10) == given
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 10, 100])
+def test_few_rows_leave_some_to_train_on(rows: int) -> None:
+    config = TrainConfig().resolve(rows, 3)
+    assert config.batch_size is not None
+    assert 1 <= config.batch_size <= rows - config.validation_count(rows)
+
+
+def test_validation_is_a_share_with_a_ceiling() -> None:
+    assert TrainConfig().validation_count(1000) == 100
+    assert TrainConfig().validation_count(10**9) == 10_000
+    assert TrainConfig(train_valid_split=1).validation_count(1000) == 0

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+
+from cvae_dist.errors import InvalidInput
+from cvae_dist.model.scaling import Scaling, bounds, choose_normalization
+from cvae_dist.store import Moments
+
+
+def scaling_of(rows: np.ndarray, *, per_feature: bool = True) -> Scaling:
+    return Scaling.of(Moments.of(rows), rows.dtype, per_feature=per_feature)
+
+
+def standardised(rows: np.ndarray, *, per_feature: bool = True) -> np.ndarray:
+    return scaling_of(rows, per_feature=per_feature)(torch.from_numpy(rows)).numpy()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "u1", "i2", "i4", "i8"])
+def test_every_type_is_standardised_as_float64_would(dtype: str) -> None:
+    rows = (np.random.default_rng(0).normal(100, 30, (500, 5))).astype(dtype)
+    expected = (rows.astype(np.float64) - rows.mean(0, dtype=np.float64)) / rows.std(0, dtype=np.float64)
+    np.testing.assert_allclose(standardised(rows), expected, rtol=0, atol=1.5e-6)
+
+
+def test_a_large_offset_costs_no_digits() -> None:
+    rows = np.random.default_rng(0).normal(1e6, 1, (500, 3))
+    expected = (rows - rows.mean(0)) / rows.std(0)
+    np.testing.assert_allclose(standardised(rows), expected, rtol=0, atol=1e-6)
+    single = (rows.astype(np.float32) - rows.mean(0).astype(np.float32)) / rows.std(0).astype(np.float32)
+    assert np.abs(single - expected).max() > 1e-2, "float32 would have been good enough: this tests nothing"
+
+
+def test_restoring_a_large_offset_keeps_its_digits() -> None:
+    rows = np.random.default_rng(0).normal(1e6, 1, (100, 3))
+    scaling = scaling_of(rows)
+    restored = scaling.restore(scaling(torch.from_numpy(rows)))
+    assert restored.numpy().dtype == scaling.restored_dtype == np.float64
+    np.testing.assert_allclose(restored, rows, rtol=0, atol=1e-6)
+
+
+def test_constants_become_zero_and_come_back() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    rows[:, 1], rows[:, 3] = 7.25, 0.1
+    scaling = scaling_of(rows)
+    assert scaling.active.tolist() == [True, False, True, False]
+    assert not scaling(torch.from_numpy(rows + 100))[:, [1, 3]].any()
+    np.testing.assert_array_equal(scaling.restore(torch.randn(9, 4))[:, [1, 3]], [[7.25, np.float32(0.1)]] * 9)
+
+
+def test_noise_of_rounding_counts_as_constant() -> None:
+    rows = np.full((100, 2), 0.1, np.float32)
+    rows[::2, 0] = np.nextafter(np.float32(0.1), np.float32(1))
+    assert not scaling_of(rows).active.any()
+
+
+def test_a_rare_feature_stays_within_ten_units() -> None:
+    rows = np.zeros((100_000, 2))
+    rows[5, 0] = 255
+    rows[:, 1] = np.random.default_rng(0).normal(size=100_000)
+    assert 255 / rows[:, 0].std() > 300
+    assert np.abs(standardised(rows)[:, 0]).max() == pytest.approx(10, rel=1e-6)
+
+
+def test_one_scale_for_all_keeps_the_proportions_of_features() -> None:
+    rows = np.random.default_rng(0).normal(size=(1000, 2)) * [1, 10]
+    result = standardised(rows, per_feature=False)
+    assert result[:, 1].std() / result[:, 0].std() == pytest.approx(rows[:, 1].std() / rows[:, 0].std(), rel=1e-5)
+    assert np.mean(result.var(axis=0)) == pytest.approx(1, rel=1e-5)
+
+
+def test_far_magnitudes_do_not_overflow() -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 2)) * [1e-40, 1e40]
+    assert np.abs(standardised(rows).std(axis=0) - 1).max() < 1e-5
+
+
+def test_homogeneous_units_are_recognised() -> None:
+    rng = np.random.default_rng(0)
+    embeddings = Moments.of(rng.normal(size=(1000, 64)))
+    mixed = Moments.of(rng.normal(size=(1000, 64)) * np.geomspace(1e-3, 1e3, 64))
+    assert choose_normalization("auto", embeddings, "<f4", (64,)).value is False
+    assert choose_normalization("auto", mixed, "<f4", (64,)).value is True
+    assert choose_normalization("auto", mixed, "<f4", (8, 8)).value is False
+    assert choose_normalization("auto", mixed, "|u1", (64,)).value is False
+    assert choose_normalization(True, embeddings, "|u1", (8, 8)).value is True
+    assert choose_normalization(False, mixed, "<f4", (64,)).value is False
+
+
+def test_bounds() -> None:
+    def of(low: float, high: float, dtype: str) -> tuple[float, float]:
+        return bounds(Moments.of(np.array([[low], [high]])), dtype)
+
+    assert of(0, 1, "|u1") == (0, 1)
+    assert of(3, 200, "|u1") == (0, 255)
+    assert of(0.2, 0.9, "<f4") == (0, 1)
+    assert of(-3, 200, "<f4") == (-3, 200)
+
+
+def test_no_rows_and_infinite_variance_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="no rows"):
+        Scaling.of(Moments.empty(3), "<f4", per_feature=True)
+    huge = Moments(2, np.zeros(2), np.array([1.0, np.inf]), -np.ones(2), np.ones(2))
+    with pytest.raises(InvalidInput, match="first is feature 1"):
+        Scaling.of(huge, "<f8", per_feature=True)

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+
+from cvae_dist.config import ModelConfig, TrainConfig
+from cvae_dist.errors import InvalidInput
+from cvae_dist.model.vae import VAE, decide
+from cvae_dist.store import Moments
+
+
+def build(rows: np.ndarray, seed: int = 0, **settings: object) -> VAE:
+    config = TrainConfig(**settings).resolve(*rows.shape)  # type: ignore[arg-type]
+    decided, _ = decide(config, Moments.of(rows), rows.dtype, rows.shape[1:])
+    return VAE.of(decided, Moments.of(rows), rows.dtype, seed).eval()
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return np.random.default_rng(0).normal(3, 2, (3000, 50)).astype(np.float32)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dim_latent": 16, "cells_encoder": (96, 33)}])
+def test_a_latent_does_not_depend_on_the_company_of_its_row(rows: np.ndarray, settings: dict[str, object]) -> None:
+    vae = build(rows, **settings)
+    whole = vae.embed_rows(rows)
+    for size in (1, 7, 16, 100, 1000, 4096):
+        np.testing.assert_array_equal(vae.embed_rows(rows[:200], batch_rows=size), whole[:200])
+    for row in (0, 17, 2999):
+        np.testing.assert_array_equal(vae.embed_rows(rows[row : row + 1])[0], whole[row])
+    order = np.random.default_rng(1).permutation(len(rows))
+    np.testing.assert_array_equal(vae.embed_rows(rows[order]), whole[order])
+
+
+def test_a_decoded_row_does_not_depend_on_its_company(rows: np.ndarray) -> None:
+    vae = build(rows)
+    latents = vae.embed_rows(rows)
+    whole = vae.decode_rows(latents)
+    np.testing.assert_array_equal(vae.decode_rows(latents[5:6]), whole[5:6])
+    np.testing.assert_array_equal(vae.decode_rows(latents, batch_rows=100), whole)
+
+
+def test_the_seed_decides_the_weights_and_nothing_else(rows: np.ndarray) -> None:
+    torch.manual_seed(1)
+    first = build(rows, seed=3).embed_rows(rows[:9])
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(build(rows, seed=3).embed_rows(rows[:9]), first)
+    assert not np.array_equal(build(rows, seed=4).embed_rows(rows[:9]), first)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_terms_and_gradients_are_finite(rows: np.ndarray, likelihood: str, scale: float) -> None:
+    scaled = rows * scale
+    vae = build(scaled, likelihood=likelihood)
+    far = np.concatenate([scaled[:50], scaled[:50] * 1e4])
+    reconstruction, kl = vae(torch.from_numpy(far), torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
+    assert reconstruction.shape == kl.shape == (100,)
+    (reconstruction + kl).sum().backward()
+    gradients = [weight.grad for weight in vae.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+def test_terms_match_a_float64_computation_by_hand(rows: np.ndarray) -> None:
+    vae = build(rows, cells_encoder=(8,), feature_normalization=True)
+    x, noise = rows[:20], np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32)
+    weights = {name: value.detach().numpy().astype(np.float64) for name, value in vae.named_parameters()}
+
+    def linear(values: np.ndarray, name: str) -> np.ndarray:
+        return values @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def silu(values: np.ndarray) -> np.ndarray:
+        return values / (1 + np.exp(-values))
+
+    standardised = (x - rows.mean(0, dtype=np.float64)) / rows.std(0, dtype=np.float64)
+    mean, raw = np.split(linear(silu(linear(standardised, "encoder.body.0")), "encoder.head"), 2, axis=1)
+    logvar = 10 * np.tanh(raw / 10)
+    latent = mean + np.exp(logvar / 2) * noise
+    output = linear(silu(linear(latent, "decoder.body.0")), "decoder.output")
+    nll = 0.5 * ((standardised - output) ** 2 + np.log(2 * np.pi)).sum(axis=1)
+    reconstruction, kl = vae(torch.from_numpy(x), torch.from_numpy(noise))
+    np.testing.assert_allclose(reconstruction.detach(), nll, rtol=1e-5)
+    np.testing.assert_allclose(kl.detach(), 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(vae.embed_rows(x), mean, atol=1e-5)
+
+
+def test_scores_are_the_terms_of_the_forward_pass(rows: np.ndarray) -> None:
+    vae = build(rows)
+    noise = np.random.default_rng(1).normal(size=(37, 2)).astype(np.float32)
+    reconstruction, kl = vae.score_rows(rows[:37], noise, batch_rows=16)
+    expected = vae(torch.from_numpy(rows[:37]), torch.from_numpy(noise))
+    np.testing.assert_allclose(reconstruction, expected[0].detach(), rtol=1e-5)
+    np.testing.assert_allclose(kl, expected[1].detach(), rtol=1e-5)
+
+
+def test_decoding_starts_around_the_mean_row(rows: np.ndarray) -> None:
+    vae = build(rows)
+    assert np.abs(vae.decode_rows(np.zeros((1, 2), np.float32)) - rows.mean(0)).max() < 1e-4
+
+
+def test_decoding_to_integers_rounds_and_stays_in_range(rows: np.ndarray) -> None:
+    vae = build(rows)
+    latents = np.random.default_rng(0).normal(0, 30, (50, 2)).astype(np.float32)
+    exact = vae.decode_rows(latents)
+    assert exact.min() < 0, "nothing to clip: this tests nothing"
+    decoded = vae.decode_rows(latents, dtype=np.uint8)
+    np.testing.assert_array_equal(decoded, np.clip(np.rint(exact), 0, 255))
+    assert decoded.dtype == np.uint8
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", "u1", "u2", "u4", "i8", ">f4", "?"])
+def test_any_real_type_is_embedded_as_its_values(rows: np.ndarray, dtype: str) -> None:
+    vae = build(rows)
+    typed = np.abs(rows[:100]).astype(dtype)
+    np.testing.assert_allclose(vae.embed_rows(typed), vae.embed_rows(typed.astype(np.float32)), atol=1e-6)
+
+
+def test_views_and_read_only_rows_are_taken(rows: np.ndarray) -> None:
+    vae = build(rows)
+    frozen = rows[:64].copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(vae.embed_rows(frozen), vae.embed_rows(rows[:64]))
+    np.testing.assert_array_equal(vae.embed_rows(rows[:64][::-1]), vae.embed_rows(rows[:64])[::-1])
+    assert vae.embed_rows(rows[:0]).shape == (0, 2)
+
+
+def test_rows_and_latents_of_another_width_are_refused(rows: np.ndarray) -> None:
+    vae = build(rows)
+    with pytest.raises(InvalidInput, match="trained on rows of 50 features"):
+        vae.embed_rows(rows[:, :49])
+    with pytest.raises(InvalidInput, match=r"it takes \(n, 2\)"):
+        vae.decode_rows(np.zeros((3, 3), np.float32))
+
+
+def test_what_the_statistics_decide_is_explained(rows: np.ndarray) -> None:
+    decided, reasons = decide(ModelConfig(cells_encoder=(8,)), Moments.of(rows), rows.dtype, (50,))
+    assert (decided.likelihood, decided.feature_normalization) == ("gaussian", False)
+    assert len(reasons) == 2
+    assert all(reasons)
