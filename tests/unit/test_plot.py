@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from cvae_dist import plot
 from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
@@ -343,6 +344,105 @@ def test_neither_pyplot_nor_torch_nor_dask_is_imported(tmp_path: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with real stores and a real model."""
+    from cvae_dist.embed import decode, embed
+    from cvae_dist.estimator import CompressionVAE
+    from cvae_dist.ingest import ingest
+
+    folder = tmp_path_factory.mktemp("made")
+    digits = load_digits()
+    for number, (image, digit) in enumerate(zip(digits.images[:120], digits.target, strict=False)):
+        (folder / "tree" / str(digit)).mkdir(parents=True, exist_ok=True)
+        np.save(folder / "tree" / str(digit) / f"{number}.npy", image)
+    rows, latents, model = (str(folder / name) for name in ("rows.zarr", "latents.zarr", "model"))
+    ingest(str(folder / "tree"), rows, rows_per_file="one", label="folder")
+    CompressionVAE(rows, logdir=model, num_steps=20, cells_encoder=(16,)).train()
+    embed(rows, model, latents)
+    decode(latents, model, str(folder / "reconstructions.zarr"))
+    return folder
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every figure that is written."""
+    seen: list[Any] = []
+    write = plot.write_figure
+    monkeypatch.setattr(
+        plot, "write_figure", lambda figure, *rest: seen.append(figure) or write(figure, *rest)
+    )
+    return seen
+
+
+class TestVerbs:
+    def test_latents(self, made: Path, figures: list[Any]) -> None:
+        events: list[Any] = []
+        plot.plot_latents(str(made / "latents.zarr"), str(made / "latents.png"), on_event=events.append)
+        assert legend(figures[0].axes[0]) == [str(digit) for digit in range(10)]
+        assert len(figures[0].axes[0].collections[0].get_offsets()) == 120
+        assert (made / "latents.png").stat().st_size > 10_000
+        assert [(event.stage, event.kind) for event in events] == [("plot latents", "done")]
+
+    def test_latents_without_labels(self, made: Path, figures: list[Any]) -> None:
+        plot.plot_latents(str(made / "latents.zarr"), str(made / "plain.png"), label=None)
+        assert figures[0].axes[0].get_legend() is None
+
+    def test_latents_with_too_many_classes(self, made: Path, figures: list[Any]) -> None:
+        plot.plot_latents(str(made / "latents.zarr"), str(made / "ids.png"), label="id")
+        assert legend(figures[0].axes[0])[-1] == "other (101 classes)"
+
+    def test_unknown_column_names_the_known(self, made: Path) -> None:
+        with pytest.raises(InvalidInput, match=r"no column 'colour'.*id, label"):
+            plot.plot_latents(str(made / "latents.zarr"), str(made / "no.png"), label="colour")
+        assert not (made / "no.png").exists()
+
+    def test_of_many_rows_evenly_spread_chunks_are_drawn(
+        self, made: Path, figures: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(plot, "MAX_POINTS", 50)
+        ranges = plot._spread(1000, 10)
+        assert len(ranges) == 5
+        assert ranges[0] == (0, 10)
+        assert ranges[-1] == (990, 1000)
+        plot.plot_latents(str(made / "latents.zarr"), str(made / "some.png"))
+        assert figures
+
+    def test_grid(self, made: Path, figures: list[Any]) -> None:
+        plot.plot_grid(str(made / "model"), str(made / "grid.png"), grid_size=4)
+        assert figures[0].axes[0].images[0].get_array().shape == (32, 32)
+
+    def test_loss(self, made: Path, figures: list[Any]) -> None:
+        plot.plot_loss(str(made / "model"), str(made / "loss.png"))
+        assert len(figures[0].axes) == 3
+
+    def test_reconstructions(self, made: Path, figures: list[Any]) -> None:
+        rows, back = str(made / "rows.zarr"), str(made / "reconstructions.zarr")
+        plot.plot_reconstructions(rows, back, str(made / "reconstructions.png"), n=5)
+        axes = figures[0].axes[0]
+        assert axes.images[0].get_array().shape == (16, 40)
+        assert [tick.get_text() for tick in axes.get_xticklabels()][0] == "0\n0"
+        assert axes.get_xlabel() == "row and its label"
+
+    @pytest.mark.parametrize("n", [0, -3])
+    def test_no_rows_asked_for(self, made: Path, n: int) -> None:
+        rows, back = str(made / "rows.zarr"), str(made / "reconstructions.zarr")
+        with pytest.raises(InvalidInput, match=f"{n} rows of .*120 rows"):
+            plot.plot_reconstructions(rows, back, str(made / "no.png"), n=n)
+
+    def test_missing_store(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceNotFound):
+            plot.plot_latents(str(tmp_path / "none.zarr"), str(tmp_path / "p.png"))
+        with pytest.raises(SourceNotFound):
+            plot.plot_grid(str(tmp_path / "none"), str(tmp_path / "p.png"))
+
+
+def test_strings_of_variable_width_are_classes() -> None:
+    classes = plot.classify(np.array(["b", "a", "b"], dtype=np.dtypes.StringDType()))
+    assert isinstance(classes, plot.Classes)
+    assert classes.names == ("a", "b")
 
 
 def test_no_history_is_said(tmp_path: Path) -> None:
