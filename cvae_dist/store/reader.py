@@ -247,7 +247,7 @@ class _Pieces:
 
 
 class _Shard:
-    """The index of one shard, and its open file where it is local."""
+    """The index of one shard, and its open file where it is local: closed when the last user lets go."""
 
     def __init__(self, location: Location, index: bytes, array: ShardedArray, descriptor: int = -1) -> None:
         self.location, self.descriptor = location, descriptor
@@ -306,10 +306,10 @@ class _LocalShards(_Shards):
         try:
             start = os.fstat(descriptor).st_size - self.array.index_bytes
             index = os.pread(descriptor, self.array.index_bytes, max(0, start))
-            return _Shard(location, index, self.array, descriptor)
-        except BaseException:
+        except OSError as error:
             os.close(descriptor)
-            raise
+            raise _storage_failed(location, error) from error
+        return _Shard(location, index, self.array, descriptor)
 
     def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
         for shard, offset, size in ranges:

@@ -1,0 +1,282 @@
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from cvae_dist.errors import Corrupt, InvalidInput
+from cvae_dist.store import Location
+from cvae_dist.store.reader import ArrayRows, Reader, RowReader, ShardedArray
+from cvae_dist.training.loader import Loader, read_rows
+from cvae_dist.training.sampler import NO_ROWS, Rows, Sampler, plan_sampler, validation_rows
+
+Array = npt.NDArray[Any]
+
+ROWS, HELD_OUT, BATCH = 1003, 100, 64
+RESIDENT, WINDOWED = 1_000_000, 12_000
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert not loader_threads()
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+def values(dtype: str = "<f4", width: int = 5) -> Array:
+    return np.random.default_rng(1).integers(0, 200, (ROWS, width)).astype(dtype)
+
+
+def write(folder: Path, rows: Array, compressed: bool = False) -> RowReader:
+    array = zarr.create_array(
+        str(folder / "x"),
+        shape=rows.shape,
+        dtype=rows.dtype,
+        chunks=(16, rows.shape[1]),
+        shards=(64, rows.shape[1]),
+        filters=None,
+        compressors=[*([ZstdCodec(level=1)] if compressed else []), Crc32cCodec()],
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    array[:] = rows
+    place = Location.of(str(folder / "x"))
+    return RowReader(ShardedArray(place, rows.dtype.str, rows.shape[1:], ROWS, 64, 16, compressed))
+
+
+def plan(reader: Reader, buffer_bytes: int, held_out: int = HELD_OUT, batch_size: int = BATCH) -> Sampler:
+    row_bytes = reader.dtype.itemsize * reader.n_features
+    kept = reader.n_rows - held_out
+    return plan_sampler(kept, batch_size, row_bytes, 5, buffer_bytes, reader.block_rows_hint, held_out)
+
+
+def check(loader: Loader, sampler: Sampler, rows: Array, excluded: Rows, steps: int, **start: int) -> None:
+    """Compare every batch with the rows that the sampler's definition names."""
+    part = {"rank": loader._rank, "world": loader._world}
+    epoch, step = start.get("epoch", 0), start.get("first_step", 0)
+    for batch, _ in zip(loader.batches(**start), range(steps), strict=False):
+        assert (batch.epoch, batch.step) == (epoch, step)
+        first, end = sampler.step(step)
+        assert batch.n_global == end - first
+        assert np.array_equal(batch.positions, sampler.positions(step, **part))
+        assert batch.x.dtype == rows.dtype
+        assert np.array_equal(batch.x, rows[sampler.indices(epoch, step, excluded=excluded, **part)])
+        epoch, step = divmod(epoch * sampler.steps_per_epoch + step + 1, sampler.steps_per_epoch)
+
+
+@pytest.mark.parametrize("buffer_bytes", [RESIDENT, WINDOWED])
+@pytest.mark.parametrize(
+    ("dtype", "width", "compressed"), [("<f4", 5, False), ("<f2", 10, False), ("|u1", 40, True)]
+)
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
+def test_batches_are_those_of_the_order(
+    tmp_path: Path, dtype: str, width: int, compressed: bool, buffer_bytes: int, rank: int, world: int
+) -> None:
+    rows = values(dtype, width)
+    reader = write(tmp_path, rows, compressed)
+    excluded = validation_rows(ROWS, HELD_OUT, 3)
+    sampler = plan(reader, buffer_bytes)
+    with Loader(
+        reader, sampler, excluded=excluded, rank=rank, world=world, buffer_bytes=buffer_bytes
+    ) as loader:
+        assert loader.resident == (buffer_bytes == RESIDENT)
+        assert (sampler.windows > 1) == (buffer_bytes == WINDOWED)
+        check(loader, sampler, rows, excluded, 35)
+        check(loader, sampler, rows, excluded, 20, epoch=2, first_step=7)
+        check(loader, sampler, rows, excluded, 3, epoch=1, first_step=sampler.steps_per_epoch - 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 50, 903, 2000])
+def test_any_batch_size_works_with_any_world(tmp_path: Path, batch_size: int) -> None:
+    rows = values()
+    reader = write(tmp_path, rows)
+    excluded = validation_rows(ROWS, HELD_OUT, 3)
+    sampler = Sampler(ROWS - HELD_OUT, batch_size, 2, lanes=7, block_rows=6, window_rows=20)
+    for rank in range(7):
+        with Loader(reader, sampler, excluded=excluded, rank=rank, world=7, buffer_bytes=100) as loader:
+            assert not loader.resident
+            check(loader, sampler, rows, excluded, 2 * min(20, sampler.steps_per_epoch))
+
+
+def test_arrays_in_memory_are_not_copied() -> None:
+    rows = values()
+    reader = ArrayRows(rows)
+    sampler = plan(reader, WINDOWED, held_out=0)
+    with Loader(reader, sampler, buffer_bytes=WINDOWED) as loader:
+        assert loader.resident
+        assert loader.buffer_bytes < rows.nbytes
+        check(loader, sampler, rows, NO_ROWS, 40)
+
+
+def test_a_store_that_fits_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = values()
+    reader = write(tmp_path, rows)
+    calls = []
+    read_into = reader.read_into
+
+    def counted(out: Array, starts: Rows, counts: Rows, verify: bool = False) -> None:
+        calls.append(len(out))
+        read_into(out, starts, counts, verify)
+
+    monkeypatch.setattr(reader, "read_into", counted)
+    sampler = plan(reader, RESIDENT, held_out=0)
+    with Loader(reader, sampler, buffer_bytes=RESIDENT) as loader:
+        check(loader, sampler, rows, NO_ROWS, 50)
+        check(loader, sampler, rows, NO_ROWS, 50, epoch=7)
+    assert calls == [ROWS]
+
+
+def test_memory_is_reused_and_as_large_as_stated(tmp_path: Path) -> None:
+    reader = write(tmp_path, values())
+    sampler = plan(reader, WINDOWED, held_out=0)
+    with Loader(reader, sampler, buffer_bytes=WINDOWED) as loader:
+        assert loader.buffer_bytes <= WINDOWED
+        assert loader.variance_inflation == sampler.variance_inflation
+        assert "variance inflation" in repr(loader)
+        addresses = {batch.x.ctypes.data for batch, _ in zip(loader.batches(), range(40), strict=False)}
+        assert len(addresses) == 1
+
+
+class Failing(ArrayRows):
+    """Rows behind a connection that breaks."""
+
+    def __init__(self, array: Array, error: BaseException, after: int) -> None:
+        super().__init__(array)
+        self.error, self.left = error, after
+
+    def read_into(self, out: Array, starts: Rows, counts: Rows, verify: bool = False) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        super().read_into(out, starts, counts, verify)
+
+
+def streaming(reader: ArrayRows, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    """Open a loader that treats an array in memory like storage."""
+    monkeypatch.setattr("cvae_dist.training.loader.ArrayRows", type(None))
+    return Loader(reader, plan(reader, WINDOWED, held_out=0), buffer_bytes=WINDOWED)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("error", [OSError("the cable is cut"), MemoryError("no room"), SystemExit(3)])
+def test_errors_of_the_thread_are_raised_in_the_consumer(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    loader = streaming(Failing(values(), error, after=2), monkeypatch)
+    seen: list[int] = []
+    with pytest.raises(type(error)) as caught:
+        seen.extend(len(batch.x) for batch in loader.batches())
+    assert caught.value is error
+    assert sum(seen) > 0
+    assert not loader_threads()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("buffer_bytes", [RESIDENT, WINDOWED])
+def test_a_corrupt_shard_is_named(tmp_path: Path, buffer_bytes: int) -> None:
+    reader = write(tmp_path, values())
+    (tmp_path / "x/c/5/0").unlink()
+    with (
+        Loader(reader, plan(reader, buffer_bytes, 0), buffer_bytes=buffer_bytes) as loader,
+        pytest.raises(Corrupt, match="x/c/5/0"),
+    ):
+        for _ in loader.batches():
+            pass
+
+
+@pytest.mark.timeout(20)
+def test_close_ends_thread_and_iterator(tmp_path: Path) -> None:
+    reader = write(tmp_path, values())
+    loader = Loader(reader, plan(reader, WINDOWED, 0), buffer_bytes=WINDOWED)
+    batches = loader.batches()
+    assert not loader_threads()
+    next(batches)
+    assert len(loader_threads()) == 1
+    loader.close()
+    loader.close()
+    assert not loader_threads()
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+@pytest.mark.timeout(20)
+def test_a_dropped_iterator_leaves_no_thread(tmp_path: Path) -> None:
+    reader = write(tmp_path, values())
+    loader = Loader(reader, plan(reader, WINDOWED, 0), buffer_bytes=WINDOWED)
+    batches = loader.batches()
+    next(batches)
+    del batches
+    gc.collect()
+    assert not loader_threads()
+    next(loader.batches(1, 2))
+    del loader
+    gc.collect()
+    assert not loader_threads()
+
+
+@pytest.mark.timeout(20)
+def test_a_new_iterator_ends_the_one_before(tmp_path: Path) -> None:
+    reader = write(tmp_path, values())
+    with Loader(reader, plan(reader, WINDOWED, 0), buffer_bytes=WINDOWED) as loader:
+        old, new = loader.batches(), loader.batches()
+        next(old)
+        next(new)
+        assert len(loader_threads()) == 1
+        with pytest.raises(StopIteration):
+            next(old)
+
+
+@pytest.mark.timeout(20)
+def test_the_next_epoch_is_read_while_this_one_is_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Failing(values(), OSError(), after=10**6)
+    with streaming(reader, monkeypatch) as loader:
+        sampler = loader._sampler
+        batches = loader.batches(0, sampler.steps_per_epoch - 1)
+        next(batches)
+        deadline = time.monotonic() + 10
+        while 10**6 - reader.left < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert 10**6 - reader.left == 3  # the last window, and two of the next epoch
+
+
+@pytest.mark.timeout(20)
+def test_a_thread_that_vanishes_does_not_hang_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvae_dist.training.loader._ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("cvae_dist.training.loader._Prefetcher._run", lambda self: None)
+    with (
+        Loader(ArrayRows(values()), Sampler(ROWS, 10, 0, 4, 1, 50)) as loader,
+        pytest.raises(RuntimeError, match="ended without a word"),
+    ):
+        next(loader.batches())
+
+
+def test_orders_for_other_rows_are_refused() -> None:
+    reader, sampler = ArrayRows(values()), Sampler(900, 10, 0, 4, 1, 50)
+    with pytest.raises(InvalidInput, match="900 training rows and 0 are excluded, but there are 1003"):
+        Loader(reader, sampler)
+    for wrong in (np.arange(103)[::-1], np.zeros(103, int), np.arange(901, 1004), np.arange(-1, 102)):
+        with pytest.raises(InvalidInput, match="103 excluded rows must be ascending"):
+            Loader(reader, sampler, excluded=wrong)
+    with pytest.raises(InvalidInput, match="5 ranks share 4 lanes"):
+        Loader(reader, sampler, excluded=np.arange(103), rank=0, world=5)
+    with pytest.raises(InvalidInput, match="step 90 of an epoch of 90"):
+        Loader(reader, sampler, excluded=np.arange(103)).batches(0, 90)
+
+
+def test_single_rows_are_read_together(tmp_path: Path) -> None:
+    rows = values()
+    reader = write(tmp_path, rows)
+    for chosen in ([], [0], [3, 4, 5, 900, 1002], [9, 8, 8]):
+        index = np.array(chosen, dtype=np.int64)
+        assert np.array_equal(read_rows(reader, index), rows[index])

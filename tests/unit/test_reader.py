@@ -1,0 +1,291 @@
+import gc
+import os
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import crc32c
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zarr
+from numcodecs import zstd
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from cvae_dist.errors import Corrupt, InvalidInput
+from cvae_dist.store import Location, RowStore
+from cvae_dist.store import reader as reader_module
+from cvae_dist.store.layout import ArrayLayout, Layout
+from cvae_dist.store.reader import ArrayRows, RowReader, ShardedArray
+
+Array = npt.NDArray[Any]
+
+ROWS, CHUNK, SHARD = 1003, 16, 64  # ragged last chunk, ragged last shard
+LAST = ROWS // SHARD
+
+
+def values(dtype: str, width: int) -> Array:
+    return np.random.default_rng(1).integers(0, 200, (ROWS, width)).astype(dtype)
+
+
+def write(url: str, rows: Array, compressed: bool = False) -> ShardedArray:
+    """Write rows with zarr itself."""
+    array = zarr.create_array(
+        url,
+        shape=rows.shape,
+        dtype=rows.dtype,
+        chunks=(CHUNK, *rows.shape[1:]),
+        shards=(SHARD, *rows.shape[1:]),
+        filters=None,
+        compressors=[*([ZstdCodec(level=1)] if compressed else []), Crc32cCodec()],
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    array[:] = rows
+    return ShardedArray(Location.of(url), rows.dtype.str, rows.shape[1:], ROWS, SHARD, CHUNK, compressed)
+
+
+def ranges(seed: int, longest: int) -> tuple[Array, Array]:
+    random = np.random.default_rng(seed)
+    starts = random.integers(0, ROWS, 60)
+    return starts, np.minimum(random.integers(0, longest, 60), ROWS - starts)
+
+
+def read(reader: RowReader | ArrayRows, starts: Array, counts: Array, verify: bool = False) -> Array:
+    out = np.full((int(counts.sum()), reader.n_features), 77, reader.dtype)
+    reader.read_into(out, starts, counts, verify)
+    return out
+
+
+def expected(rows: Array, starts: Array, counts: Array) -> Array:
+    return np.concatenate([rows[start : start + count] for start, count in zip(starts, counts, strict=True)])
+
+
+def flip_byte(path: str, position: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(position)
+        byte = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("longest", [3, 20, 300])
+@pytest.mark.parametrize(
+    ("dtype", "width", "compressed"),
+    [("<f4", 5, False), ("<f2", 3, False), ("|u1", 40, True), ("<f8", 1, True)],
+)
+def test_any_ranges_are_read_in_the_given_order(
+    tmp_path: Path, dtype: str, width: int, compressed: bool, longest: int, verify: bool
+) -> None:
+    rows = values(dtype, width)
+    reader = RowReader(write(str(tmp_path / "x"), rows, compressed))
+    starts, counts = ranges(longest, longest)
+    assert np.array_equal(read(reader, starts, counts, verify), expected(rows, starts, counts))
+    assert (reader.n_rows, reader.n_features, reader.dtype) == (ROWS, width, np.dtype(dtype))
+    assert reader.block_rows_hint == (CHUNK if compressed else 1)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_object_stores_are_read_by_chunks(compressed: bool) -> None:
+    rows = values("|u1", 7)
+    reader = RowReader(write(f"memory://reader-{compressed}/x", rows, compressed))
+    assert reader.block_rows_hint == CHUNK
+    starts, counts = ranges(5, 70)
+    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    fsspec.filesystem("memory").rm(f"/reader-{compressed}/x/c/3/0")
+    with pytest.raises(Corrupt, match=r"x/c/3/0: the object is missing"):
+        RowReader(reader._array).read(190, 200)
+
+
+def test_one_dimensional_arrays_are_one_feature_wide(tmp_path: Path) -> None:
+    rows = values("<f4", 1)[:, 0]
+    reader = RowReader(write(str(tmp_path / "x"), rows))
+    out = np.empty(100, np.float32)
+    reader.read_into(out, np.array([850]), np.array([100]))
+    assert np.array_equal(out, rows[850:950])
+
+
+def test_a_reader_opens_the_arrays_of_a_store(tmp_path: Path) -> None:
+    layout = Layout((SHARD), CHUNK, (ArrayLayout("x", "<f4", ("sample", "feature"), (3,)),))
+    location = Location.of(str(tmp_path / "rows.zarr"))
+    store = RowStore.create(location, "rows", layout, {})
+    store = RowStore(location, {**store.document, "rows": 50})
+    rows = values("<f4", 3)[:50]
+    (location / "x/c/0/0").write(*layout.encode("x", rows))
+    assert np.array_equal(RowReader(store).read(0, 50), rows)
+    assert np.array_equal(RowReader(store, "x").read(7, 9), rows[7:9])
+
+
+def test_arrays_in_memory_have_the_same_members() -> None:
+    rows = values("<f4", 5)
+    reader = ArrayRows(np.asfortranarray(rows))
+    starts, counts = ranges(1, 30)
+    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    assert (reader.n_rows, reader.n_features, reader.dtype, reader.block_rows_hint) == (
+        ROWS,
+        5,
+        rows.dtype,
+        1,
+    )
+    with pytest.raises(InvalidInput, match="2-D"):
+        ArrayRows(rows[0])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("row", [0, 20, 1002])
+def test_a_flipped_bit_is_found(tmp_path: Path, compressed: bool, row: int) -> None:
+    array = write(str(tmp_path / "x"), values("<f4", 5), compressed)
+    shard, chunk = row // SHARD, row % SHARD // CHUNK
+    path = tmp_path / f"x/c/{shard}/0"
+    index = np.frombuffer(path.read_bytes()[-array.index_bytes : -4], "<u8")
+    flip_byte(str(path), int(index[2 * chunk]) + 9)
+    with pytest.raises(Corrupt, match=rf"x/c/{shard}/0: chunk {chunk} "):
+        RowReader(array).read(0, ROWS)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_missing_a_cut_and_a_foreign_shard_are_named(tmp_path: Path, compressed: bool) -> None:
+    array = write(str(tmp_path / "x"), values("<f4", 5), compressed)
+    os.unlink(tmp_path / "x/c/1/0")
+    os.truncate(tmp_path / "x/c/2/0", 100)
+    (tmp_path / "x/c/3/0").write_bytes(b"abc")
+    reader = RowReader(array)
+    with pytest.raises(Corrupt, match=r"x/c/1/0: the file is missing"):
+        reader.read(64, 65)
+    for row in (128, 192):
+        with pytest.raises(Corrupt, match=rf"x/c/{row // SHARD}/0: its index"):
+            reader.read(row, row + 1)
+    assert reader.read(0, 64).shape == (64, 5)
+
+
+def test_a_chunk_that_was_never_written_is_corrupt_not_zero(tmp_path: Path) -> None:
+    rows = values("<f4", 5)
+    rows[:CHUNK] = 0
+    array = write(str(tmp_path / "x"), rows)
+    zarr.open_array(str(tmp_path / "x"), config={"write_empty_chunks": False})[:] = rows
+    with pytest.raises(Corrupt, match="chunks are missing"):
+        RowReader(array).read(0, 10)
+
+
+def test_chunks_in_any_order_are_found_by_the_index(tmp_path: Path) -> None:
+    rows = values("<f4", 5)
+    array = write(str(tmp_path / "x"), rows)
+    path = tmp_path / "x/c/0/0"
+    size = array.chunk_bytes + 4
+    data = path.read_bytes()
+    chunks = [data[number * size : (number + 1) * size] for number in (2, 0, 3, 1)]
+    index = np.array([[1, size], [3, size], [0, size], [2, size]], "<u8") * np.array([[size, 1]], "<u8")
+    table = index.tobytes()
+    checksum = crc32c.crc32c(table).to_bytes(4, "little")
+    path.write_bytes(b"".join([*chunks, table, checksum]))
+    assert np.array_equal(RowReader(array).read(0, ROWS), rows)
+
+
+@pytest.mark.parametrize(("start", "count"), [(-1, 2), (1000, 4), (5000, 1), (3, -1)])
+def test_ranges_outside_the_rows_are_refused(tmp_path: Path, start: int, count: int) -> None:
+    array = write(str(tmp_path / "x"), values("<f4", 5))
+    for reader in (RowReader(array), ArrayRows(values("<f4", 5))):
+        with pytest.raises(InvalidInput, match=rf"rows {start} to"):
+            reader.read_into(np.empty((max(count, 0), 5), "<f4"), np.array([start]), np.array([count]))
+
+
+@pytest.mark.parametrize(
+    "out", [np.empty((3, 5), "<f4"), np.empty((4, 5), "<f8"), np.empty((4, 10), "<f4")[:, ::2]]
+)
+def test_outputs_that_do_not_fit_are_refused(tmp_path: Path, out: Array) -> None:
+    reader = RowReader(write(str(tmp_path / "x"), values("<f4", 5)))
+    with pytest.raises(InvalidInput, match="4 rows of 5 float32 values do not fit"):
+        reader.read_into(out, np.array([0]), np.array([4]))
+
+
+@pytest.mark.parametrize("dropped", ["_NOWAIT", "_ADVISE"])
+def test_reads_work_without_what_only_linux_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropped: str
+) -> None:
+    monkeypatch.setattr(reader_module, dropped, 0 if dropped == "_NOWAIT" else None)
+    rows = values("<f4", 5)
+    starts, counts = ranges(2, 30)
+    reader = RowReader(write(str(tmp_path / "x"), rows))
+    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+
+
+@pytest.mark.parametrize("most", [1, 7, 50])
+def test_reads_that_stop_short_or_are_not_cached_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    rows = values("<f4", 5)
+    array = write(str(tmp_path / "x"), rows)
+    preadv, calls, advised = os.preadv, [0], []
+
+    def short(descriptor: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        calls[0] += 1
+        if flags and calls[0] % 5 == 0:
+            raise BlockingIOError
+        return preadv(descriptor, [buffers[0][:most]], offset, flags)
+
+    monkeypatch.setattr(os, "preadv", short)
+    monkeypatch.setattr(reader_module, "_ADVISE", lambda *range: advised.append(range))
+    starts, counts = ranges(2, 40)
+    assert np.array_equal(read(RowReader(array), starts, counts), expected(rows, starts, counts))
+    assert advised
+    assert np.array_equal(RowReader(array).read(0, ROWS), rows)
+
+
+def test_open_files_are_bounded_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_OPEN_SHARDS", 3)
+    monkeypatch.setattr(reader_module, "_SHARDS_AT_ONCE", 2)
+    rows = values("<f4", 5)
+    array = write(str(tmp_path / "x"), rows)
+
+    def open_files() -> int:
+        links = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        return sum(link.startswith(str(tmp_path)) for link in links)
+
+    reader = RowReader(array)
+    assert np.array_equal(reader.read(0, ROWS), rows)
+    gc.collect()
+    assert 0 < open_files() <= 3
+    del reader
+    gc.collect()
+    assert open_files() == 0
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_several_threads_share_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    monkeypatch.setattr(reader_module, "_OPEN_SHARDS", 2)
+    rows = values("<f4", 5)
+    reader = RowReader(write(str(tmp_path / "x"), rows, compressed))
+    right = []
+
+    def work(seed: int) -> None:
+        for number in range(5):
+            starts, counts = ranges(10 * seed + number, 40)
+            right.append(np.array_equal(read(reader, starts, counts), expected(rows, starts, counts)))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 20
+
+
+def test_a_chunk_read_in_parts_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = values("|u1", 40)
+    reader = RowReader(write(str(tmp_path / "x"), rows, compressed=True))
+    decoded = []
+
+    def decompress(source: bytes, out: memoryview) -> None:
+        decoded.append(len(out))
+        zstd.decompress(source, out)
+
+    monkeypatch.setattr(reader_module, "zstd", SimpleNamespace(decompress=decompress))
+    starts = np.arange(0, ROWS - 4, 4)
+    for part in np.array_split(starts, 7):
+        read(reader, part, np.full(len(part), 4))
+    assert len(decoded) == -(-ROWS // CHUNK)
