@@ -93,8 +93,17 @@ class RowStore:
             "settings": dict(settings), "fingerprint": digest_json({}), "lineage": {},
         }  # fmt: skip
         store = cls(location, document)
-        store._write_metadata()
+        store._write_metadata(begin=True)
         return store
+
+    def retract(self) -> None:
+        """Delete all rows, so that the store can be made anew; readers see an empty one from the first write on.
+
+        An interruption leaves a begun store, never a directory that nobody recognises.
+        """
+        document = {**self.document, "published": False, "rows": 0}
+        type(self)(self.location, document, self.history)._write_metadata(begin=True)
+        self.location.clear(keep=_MARKER)
 
     def require_settings(self, kind: str, settings: Mapping[str, Any]) -> None:
         """Refuse to go on with a store that was made otherwise, naming every difference."""
@@ -182,24 +191,35 @@ class RowStore:
         Corrupt
             A shard is missing, torn or changed.
         """
+        stop = self.rows if stop is None else stop
         try:
-            return np.asarray(self.array(name)[start : self.rows if stop is None else stop])
-        except (ValueError, RuntimeError) as error:
+            array = self.array(name)
+            self._require_objects(array, name, start, stop)
+            return np.asarray(array[start:stop])
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise Corrupt(
-                f"{self.location}/{name}, rows {start} to {stop}: {error}. The rows cannot be trusted; "
+                f"{self.location}/{name}, {start} to {stop}: {error}. They cannot be trusted; "
                 f"`cvae-dist verify {self.location}` names the shards"
             ) from error
 
+    def _require_objects(self, array: "zarr.Array[Any]", name: str, start: int, stop: int) -> None:
+        """Zarr reads a missing object as zeros and empty strings; here none is missing by intention."""
+        size = (array.shards or array.chunks)[0]
+        for chunk in range(start // size, -(-stop // size)):
+            key = f"{name}/c/{chunk}" + "/0" * (array.ndim - 1)
+            if not (self.location / key).exists():
+                raise FileNotFoundError(f"shard {chunk} is missing ({self.location}/{key})")
+
     def statistics(self) -> Moments:
-        """Return the moments of the main array over all published rows."""
-        names = ("mean", "std", "min", "max")
-        mean, std, minimum, maximum = (np.asarray(self.array(name)[...], dtype=np.float64) for name in names)
+        """Return the moments of the main array over all published rows; ``Corrupt`` when they cannot be read."""
+        width = self.n_features
+        mean, std, minimum, maximum = (self.read(name, 0, width) for name in ("mean", "std", "min", "max"))
         return Moments(self.rows, mean, std * std * self.rows, minimum, maximum)
 
     def manifest(self) -> dict[str, Block]:
         """Return the published source manifest: arrays over ``piece``, empty when the store has none."""
         pieces: Mapping[str, int] = self.document.get("pieces", {})
-        return {name: np.asarray(self.array(f"manifest/{name}")[:count]) for name, count in pieces.items()}
+        return {name: self.read(f"manifest/{name}", 0, count) for name, count in pieces.items()}
 
     def publish(
         self,
@@ -256,16 +276,21 @@ class RowStore:
             (self.location / "manifest" / _MARKER).write(group_metadata())
         return ["manifest", *(array.name for array in arrays)] if arrays else []
 
-    def _write_metadata(self, others: Sequence[str] = ()) -> None:
-        """Write every array's metadata and then the group's, which also carries all of them (consolidated)."""
-        members: dict[str, Any] = {}
-        for array in self.layout.arrays:
-            data = self.layout.metadata(array.name, self.rows)
-            (self.location / array.name / _MARKER).write(data)
-            members[array.name] = json.loads(data)
-        for name in others:
-            members[name] = json.loads((self.location / name / _MARKER).read())
+    def _write_metadata(self, others: Sequence[str] = (), begin: bool = False) -> None:
+        """Write every array's metadata and then the group's, which also carries all of them (consolidated).
+
+        A store that begins is the other way about: what lies below a group of ours is ours, whenever we are killed.
+        """
+        arrays = {array.name: self.layout.metadata(array.name, self.rows) for array in self.layout.arrays}
+        members = {name: json.loads(data) for name, data in arrays.items()}
+        members |= {name: json.loads((self.location / name / _MARKER).read()) for name in others}
+        documents = [(self.location / name / _MARKER, data) for name, data in arrays.items()]
+        documents.append((self.location / _MARKER, self._group_document(members)))
+        for place, data in reversed(documents) if begin else documents:
+            place.write(data)
+
+    def _group_document(self, members: Mapping[str, Any]) -> bytes:
         group = json.loads(group_metadata())
         group["attributes"] = {"Conventions": "CF-1.11", "history": self.history, _KEY: dict(self.document)}
         group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": members}
-        (self.location / _MARKER).write(json.dumps(group).encode())
+        return json.dumps(group).encode()

@@ -106,6 +106,16 @@ class Location:
             else:
                 os.unlink(self.path)
 
+    def clear(self, keep: str) -> None:
+        """Delete everything below this prefix but the object of that name directly in it."""
+        if self.is_local:
+            names = os.listdir(self.path)
+        else:
+            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False)]
+        for name in names:
+            if name != keep:
+                (self / name).delete()
+
     def sweep_partial(self) -> None:
         """Delete temporary files that killed writers left below this prefix."""
         if not self.is_local:
