@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +23,7 @@ def map_regions(
     *,
     client: "Client | None" = None,
     threads: int = 1,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield ``function(task)`` of every task, as they finish.
 
     Only a few tasks per slot are in flight and every result is drained and released at once, so a dead worker can
@@ -48,7 +48,9 @@ def map_regions(
         yield from _map_threads(function, tasks, threads)
 
 
-def _map_threads(function: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
+def _map_threads(
+    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int
+) -> Generator[Result, None, None]:
     queue = iter(tasks)
     with ThreadPoolExecutor(threads, thread_name_prefix="region") as pool:
         pending: set[Future[Result]] = set()
@@ -68,7 +70,7 @@ def _map_threads(function: Callable[[Task], Result], tasks: Iterable[Task], thre
 
 def _map_dask(
     function: Callable[[Task], Result], tasks: Iterable[Task], client: "Client"
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     from distributed import as_completed
 
     queue = iter(tasks)

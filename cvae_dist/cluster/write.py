@@ -1,5 +1,6 @@
 """The protocol by which every store is written: plan, whole shards, ledger, publish."""
 
+import contextlib
 import hashlib
 import itertools
 import threading
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cvae_dist.cluster.regions import map_regions
-from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, OnEvent
 from cvae_dist.store import Digest, Layout, Lease, Ledger, Location, Moments, Record, RowStore
 from cvae_dist.store.layout import Block
@@ -179,34 +180,78 @@ def write_rows(
     began = time.monotonic()
     with Lease.held(output) as lease:
         store = RowStore.find(output)
-        if store is not None and overwrite:
-            output.delete()
-            store = None
-        work = job(store)
-        if store is None:
-            store = RowStore.create(output, work.kind, work.layout, work.settings)
-        else:
-            store.require_settings(work.kind, work.settings)
-            output.sweep_partial()
-        written = _write_shards(store, work, stage, client, on_event)
-        if written or not store.published or store.rows != work.rows:
+        work = job(None if overwrite else store)
+        store = _begin(output, store, work, overwrite, client)
+        planned = _plan(work)
+        written = _write_shards(store, work, planned, lease, stage, client, on_event)
+        finished = store.published and not written and store.rows == work.rows
+        if not finished:
             lease.check()
-            records = _records(store.ledger, range(work.layout.shards(work.rows)))
-            whole = [record for record in records if record is not None]
-            store = store.publish(work.rows, whole, work.lineage, f"{stage} {output.name}", work.manifest)
+            records = _finished(store, work, planned)
+            store = store.publish(work.rows, records, work.lineage, f"{stage} {output.name}", work.manifest)
     result = StoreResult(
         str(output), store.rows, written, int(store.document["dropped"]), time.monotonic() - began
     )
-    message = "nothing to do, all rows were there" if not written else ""
+    message = "nothing to do, all rows were there" if finished else ""
     on_event(
         Event(stage, "done", store.rows, store.rows, message=message, values={"seconds": result.seconds})
     )
     return result
 
 
-def _write_shards(store: RowStore, job: Job, stage: str, client: "Client | None", on_event: OnEvent) -> int:
+def _begin(
+    output: Location, store: RowStore | None, job: Job, overwrite: bool, client: "Client | None"
+) -> RowStore:
+    """Return the store to write, begun or fit to go on with; what can be refused is refused before any change."""
+    if store is not None and not overwrite:
+        store.require_settings(job.kind, job.settings)
+        _require_layout(store, job)
+        output.sweep_partial()
+        return store
+    _check_memory(job, client)
+    if store is not None:
+        store.retract()
+    return RowStore.create(output, job.kind, job.layout, job.settings)
+
+
+def _require_layout(store: RowStore, job: Job) -> None:
+    """Refuse rows that do not fit the arrays or the shard grid that are there."""
+    if store.layout.to_json() != job.layout.to_json():
+        old, new = (
+            f"{_names(layout)} in shards of {layout.rows_per_shard:,} rows"
+            for layout in (store.layout, job.layout)
+        )
+        raise SettingsChanged(
+            f"{store.location} has {old}, but {new} are asked for. Nothing was changed; "
+            "write to another output, or use --overwrite to make it anew"
+        )
+    if store.published and job.rows < store.rows:
+        raise SettingsChanged(
+            f"{store.location} holds {store.rows:,} rows, but is now to have {job.rows:,}. Nothing was changed; "
+            "rows are never taken away: write to another output, or use --overwrite to make it anew"
+        )
+
+
+def _names(layout: Layout) -> str:
+    return ", ".join(f"{array.name} {array.shape} {array.dtype}" for array in layout.arrays)
+
+
+def _plan(job: Job) -> list[tuple[Span, int]]:
+    """Return the spans that may have to be written, with the fingerprints they have to have."""
+    return [(span, job.fingerprint(span)) for span in itertools.islice(job.spans(), job.first_shard, None)]
+
+
+def _write_shards(
+    store: RowStore,
+    job: Job,
+    planned: Sequence[tuple[Span, int]],
+    lease: Lease,
+    stage: str,
+    client: "Client | None",
+    on_event: OnEvent,
+) -> int:
     """Write every shard that has no matching record; return the number of rows written."""
-    pending = _pending(store, job)
+    pending = _pending(store, job, planned)
     total = sum(len(span) for span, _ in pending)
     done = job.rows - total
     on_event(
@@ -218,35 +263,65 @@ def _write_shards(store: RowStore, job: Job, stage: str, client: "Client | None"
         return 0
     _check_memory(job, client)
     began, written = time.monotonic(), 0
-    for rows in map_regions(
-        _write_region, _regions(store, job, pending, client), client=client, threads=job.threads
-    ):
-        written += rows
-        rate = written / max(time.monotonic() - began, 1e-9)
-        on_event(Event(stage, "progress", done + written, job.rows, values={"rows_per_second": rate}))
+    regions = _regions(store, job, pending, client)
+    # closed at once, whatever ends the loop: nothing may be written after the lease is released
+    with contextlib.closing(
+        map_regions(_write_region, regions, client=client, threads=job.threads)
+    ) as results:
+        for rows in results:
+            written += rows
+            lease.require()
+            rate = written / max(time.monotonic() - began, 1e-9)
+            on_event(Event(stage, "progress", done + written, job.rows, values={"rows_per_second": rate}))
     return written
 
 
-def _pending(store: RowStore, job: Job) -> list[tuple[Span, int]]:
+def _pending(store: RowStore, job: Job, planned: Sequence[tuple[Span, int]]) -> list[tuple[Span, int]]:
     """Return the spans, with their fingerprints, that are not recorded yet."""
-    spans = list(itertools.islice(job.spans(), job.first_shard, None))
-    records = _records(store.ledger, [span.shard for span in spans])
+    records = _records(store.ledger, range(job.layout.shards(job.rows)))
+    for shard, record in enumerate(records[: job.first_shard]):
+        _require_record(store, shard, record)
     pending = []
-    for span, record in zip(spans, records, strict=True):
-        fingerprint = job.fingerprint(span)
+    for (span, fingerprint), record in zip(planned, records[job.first_shard :], strict=True):
         if record is None or record.fingerprint != fingerprint:
             pending.append((span, fingerprint))
-            _refuse_changed_rows(store, span)
+            _refuse_published(store, job, span, record)
     return pending
 
 
-def _refuse_changed_rows(store: RowStore, span: Span) -> None:
-    """A published shard that is full is never rewritten; only the last one of a store that grows is."""
-    if store.published and span.start + store.layout.rows_per_shard <= store.rows:
-        raise SettingsChanged(
-            f"rows {span.start} to {span.stop} of {store.location} are published, but what they are made from has "
-            "changed since. Nothing was changed; write to another output, or use --overwrite to make it anew"
+def _refuse_published(store: RowStore, job: Job, span: Span, record: Record | None) -> None:
+    """Published rows are never rewritten, but for the last shard of a store that grows."""
+    is_partial = span.start + store.layout.rows_per_shard > store.rows
+    if not store.published or (is_partial and job.rows > store.rows):
+        return
+    _require_record(store, span.shard, record)
+    raise SettingsChanged(
+        f"rows {span.start} to {span.stop} of {store.location} are published, but what they are made from "
+        "has changed since. Nothing was changed; write to another output, or use --overwrite to make it anew"
+    )
+
+
+def _require_record(store: RowStore, shard: int, record: Record | None) -> Record:
+    if record is None:
+        raise Corrupt(
+            f"the record of shard {shard} is missing from {store.location}/ledger, or damaged, so nobody knows what "
+            "its published rows are. Nothing was changed; restore it from a copy, or use --overwrite to make the "
+            "store anew"
         )
+    return record
+
+
+def _finished(store: RowStore, job: Job, planned: Sequence[tuple[Span, int]]) -> list[Record]:
+    """Return the records of all shards, each made from what this run was asked for."""
+    records = _records(store.ledger, range(job.layout.shards(job.rows)))
+    expected = dict.fromkeys(range(job.first_shard)) | {span.shard: mark for span, mark in planned}
+    for shard, record in enumerate(records):
+        if record is None or expected[shard] not in (None, record.fingerprint):
+            raise StorageFailed(
+                f"shard {shard} of {store.location} was changed by another writer while this run wrote it, perhaps "
+                "by a worker of a driver that was killed. Nothing was published; run the same command again"
+            )
+    return [record for record in records if record is not None]
 
 
 def _regions(

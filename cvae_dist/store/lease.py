@@ -22,10 +22,15 @@ _SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease: ``process`` is the pid and its start time, so that a reused pid is not mistaken for it."""
+    """Who holds a lease.
+
+    ``process`` is the pid and its start time, so that a reused pid is not mistaken for it. ``machine`` says where
+    the pid means something: hosts and containers may share a name.
+    """
 
     token: str
     host: str
+    machine: str
     user: str
     process: tuple[int, str]
     expires: float
@@ -33,14 +38,14 @@ class Holder:
     @classmethod
     def me(cls) -> Self:
         """Describe this process."""
-        return cls(uuid.uuid4().hex, socket.gethostname(), _user(), _process(os.getpid()), 0.0)
+        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), _user(), _process(os.getpid()), 0.0)
 
     @property
     def is_gone(self) -> bool:
-        """Whether the lease has expired, or its process is known to have ended on this host."""
+        """Whether the lease has expired, or its process is known to have ended on this machine."""
         if time.time() > self.expires:
             return True
-        return self.host == socket.gethostname() and _process(self.process[0]) != tuple(self.process)
+        return self.machine == _machine() and _process(self.process[0]) != tuple(self.process)
 
     def __str__(self) -> str:
         left = max(0.0, self.expires - time.time())
@@ -55,6 +60,7 @@ class Lease:
         self._object = output.beside(".lease")
         self._holder = Holder.me()
         self._stop = threading.Event()
+        self._lost: OutputLocked | None = None
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     @classmethod
@@ -83,6 +89,11 @@ class Lease:
                 "Nothing was published by this run; run the same command again once the other driver has ended"
             )
 
+    def require(self) -> None:
+        """Like :meth:`check`, from what the last renewal found: costs nothing."""
+        if self._lost is not None:
+            raise self._lost
+
     def _acquire(self) -> None:
         for _ in range(3):
             try:
@@ -95,7 +106,8 @@ class Lease:
                         f"wait for it to end, or stop it and run the same command again"
                     ) from None
                 _LOGGER.info("taking over the lease of %s left by %s", self._output, current)
-                self._object.delete()
+                if self._read() == current:  # else another driver was faster
+                    self._object.delete()
             else:
                 self.check()
                 self._thread.start()
@@ -115,6 +127,9 @@ class Lease:
             try:
                 self.check()
                 self._object.write(self._document())
+            except OutputLocked as error:
+                self._lost = error
+                return
             except Exception as error:  # the driver itself finds out in check(), before it publishes
                 _LOGGER.warning("could not renew the lease of %s: %s", self._output, error)
 
@@ -133,6 +148,15 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's uid without a name
         return str(os.getuid())
+
+
+def _machine() -> str:
+    """Name this boot of this machine and the namespace of its pids; the host's name where that is not known."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _process(pid: int) -> tuple[int, str]:

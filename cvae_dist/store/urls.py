@@ -111,7 +111,9 @@ class Location:
         if self.is_local:
             names = os.listdir(self.path)
         else:
-            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False)]
+            names = [
+                entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False)
+            ]
         for name in names:
             if name != keep:
                 (self / name).delete()
