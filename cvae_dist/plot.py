@@ -84,7 +84,7 @@ CONTINUOUS = "viridis"
 MAX_CLASSES = len(PALETTE)
 SHADED_ABOVE = 100_000
 MAX_POINTS = 5_000_000
-PIXELS = 900
+PIXELS = 600
 DPI = 150
 
 
@@ -221,7 +221,10 @@ def scatter_latents(
         _name_classes(axes, xy, groups, label_name)
     elif mappable is not None:
         name, extend = ("rows per pixel", "neither") if groups is None else (label_name, "both")
-        figure.colorbar(mappable, ax=axes, label=name, extend=extend, shrink=0.8, aspect=30)
+        bar = figure.colorbar(mappable, ax=axes, label=name, extend=extend, shrink=0.8, aspect=30)
+        if groups is None:  # counts, which a logarithmic axis would write as 2 x 10^1
+            bar.ax.yaxis.set_major_formatter("{x:,.0f}")
+            bar.ax.yaxis.set_minor_formatter("{x:,.0f}")
     _set_window(axes, xy)
     return figure
 
@@ -295,7 +298,7 @@ def _draw_density(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> Sc
     if isinstance(groups, Classes):
         frame["class"] = pandas.Categorical.from_codes(groups.codes, list(groups.names))
         counts = canvas.points(frame, "x", "y", datashader.count_cat("class"))
-        image = shading.shade(counts, color_key=groups.colours, min_alpha=80)
+        image = shading.shade(counts, color_key=groups.colours, min_alpha=130)
         image = shading.dynspread(image, threshold=0.6, max_px=2)
         axes.imshow(image.to_numpy().view(np.uint8).reshape(*image.shape, 4), **place)
         return None
