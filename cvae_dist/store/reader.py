@@ -192,8 +192,8 @@ class RowReader:
         starts, counts : numpy.ndarray, int64
             First row and number of rows of each range.
         verify : bool
-            Check the CRC32C of plain local chunks too; those that are not read whole cannot be checked.
-            Chunks that are compressed or remote always are.
+            Check the CRC32C of plain local chunks too, for which they are read whole. Chunks that are
+            compressed or remote always are.
 
         Raises
         ------
@@ -355,17 +355,21 @@ class _DirectRows:
             plans = [
                 _Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, batch, strict=True)
             ]
-            self._fill_batch(plans, view, verify)
+            if verify:
+                for plan in plans:
+                    plan.fill_verified(view)
+            else:
+                self._fill_batch(plans, view)
 
-    def _fill_batch(self, plans: "list[_Reads]", view: memoryview, verify: bool) -> None:
-        cached = not verify  # what is to be verified is read in long runs
+    def _fill_batch(self, plans: "list[_Reads]", view: memoryview) -> None:
+        cached = True
         for number, plan in enumerate(plans):
             done = plan.fill_cached(view) if cached else 0
             if cached and done < len(plan.begin):
                 cached = False
                 for later in plans[number:]:
                     later.advise()
-            plan.fill(view, done, verify)
+            plan.fill(view, done)
 
 
 @dataclass(frozen=True)
@@ -374,7 +378,6 @@ class _Reads:
 
     array: ShardedArray
     shard: _Shard
-    pieces: _Pieces
     chunk: Rows
     offset: Rows
     begin: Rows
@@ -387,7 +390,7 @@ class _Reads:
             raise Corrupt(_corrupt(shard.location, "chunks are missing or of the wrong size"))
         offset = shard.offset[chunk] + pieces.row % array.rows_per_chunk * array.row_bytes
         begin = pieces.target * array.row_bytes
-        return cls(array, shard, pieces, chunk, offset, begin, begin + pieces.count * array.row_bytes)
+        return cls(array, shard, chunk, offset, begin, begin + pieces.count * array.row_bytes)
 
     def runs(self, done: int) -> list[tuple[int, int]]:
         """Return [first, end) of pieces that follow each other, in the file with a checksum in between."""
@@ -417,37 +420,30 @@ class _Reads:
                 number += 1
         return number
 
-    def fill(self, view: memoryview, done: int, verify: bool) -> None:
+    def fill(self, view: memoryview, done: int) -> None:
         """Read what is left after ``done`` pieces, waiting for the storage."""
         for first, end in self.runs(done):
             for part in range(first, end, _CHUNKS_PER_CALL):
-                self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end), verify)
+                self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end))
 
-    def _fill_run(self, view: memoryview, first: int, end: int, verify: bool) -> None:
-        checksums = memoryview(bytearray((end - first) * _CHECKSUM_BYTES))
+    def _fill_run(self, view: memoryview, first: int, end: int) -> None:
+        checksum = memoryview(bytearray(_CHECKSUM_BYTES))
         buffers = []
-        bounds = zip(self.begin[first:end].tolist(), self.end[first:end].tolist(), strict=True)
-        for number, (low, high) in enumerate(bounds):
-            at = number * _CHECKSUM_BYTES
-            buffers += [view[low:high], checksums[at : at + _CHECKSUM_BYTES]]
-        # what follows the last piece is its checksum only if the piece ends with its chunk
+        for low, high in zip(self.begin[first:end].tolist(), self.end[first:end].tolist(), strict=True):
+            buffers += [view[low:high], checksum]
         _read_fully(self.shard, buffers[:-1], int(self.offset[first]))
-        if verify:
-            self._verify(buffers, first, end)
 
-    def _verify(self, buffers: list[memoryview], first: int, end: int) -> None:
-        array = self.array
-        for piece in range(first, end):
-            data, checksum = buffers[2 * (piece - first)], buffers[2 * (piece - first) + 1]
-            row, count = int(self.pieces.row[piece]), int(self.pieces.count[piece])
-            ends = row + count == array.rows
-            if row % array.rows_per_chunk or not (count == array.rows_per_chunk or ends):
-                continue
-            if piece == end - 1:
-                _read_fully(self.shard, [checksum], int(self.offset[piece]) + array.chunk_bytes)
-            padding = bytes(array.chunk_bytes - len(data))
-            if not _matches(checksum, data, padding):
-                raise Corrupt(_corrupt(self.shard.location, f"chunk {int(self.chunk[piece])} has changed"))
+    def fill_verified(self, view: memoryview) -> None:
+        """Read every chunk whole, also where only a part of it is wanted, and check it."""
+        columns = self.chunk.tolist(), self.offset.tolist(), self.begin.tolist(), self.end.tolist()
+        for chunk, offset, begin, end in zip(*columns, strict=True):
+            start = int(self.shard.offset[chunk])
+            before = memoryview(bytearray(offset - start))
+            after = memoryview(bytearray(self.array.chunk_bytes - len(before) - (end - begin)))
+            checksum = memoryview(bytearray(_CHECKSUM_BYTES))
+            _read_fully(self.shard, [before, view[begin:end], after, checksum], start)
+            if not _matches(checksum, before, view[begin:end], after):
+                raise Corrupt(_corrupt(self.shard.location, f"chunk {chunk} has changed"))
 
 
 class _ChunkRows:
@@ -552,6 +548,7 @@ def _advise(shard: _Shard, offset: int, size: int) -> None:
 
 def _read_fully(shard: _Shard, buffers: list[memoryview], offset: int) -> None:
     """Fill all buffers; ``preadv`` may stop short."""
+    buffers = [buffer for buffer in buffers if len(buffer)]
     while buffers:
         try:
             done = os.preadv(shard.descriptor, buffers, offset)

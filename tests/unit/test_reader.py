@@ -142,8 +142,9 @@ def test_a_flipped_bit_is_found(tmp_path: Path, compressed: bool, row: int) -> N
     path = tmp_path / f"x/c/{shard}/0"
     index = np.frombuffer(path.read_bytes()[-array.index_bytes : -4], "<u8")
     flip_byte(str(path), int(index[2 * chunk]) + 9)
-    with pytest.raises(Corrupt, match=rf"x/c/{shard}/0: chunk {chunk} "):
-        RowReader(array).read(0, ROWS)
+    for start, stop in ((0, ROWS), (row, row + 1)):
+        with pytest.raises(Corrupt, match=rf"x/c/{shard}/0: chunk {chunk} "):
+            RowReader(array).read(start, stop)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
