@@ -165,6 +165,7 @@ def sample(
     network = _Network.of(model, storage_options)
     layout = Layout.of((_row_layout(network),))
     output = Location.of(out, storage_options)
+    _refuse_own_inputs(output, network.location)
     job = Job(
         kind="rows",
         layout=layout,
@@ -353,6 +354,7 @@ def _write(
 ) -> StoreResult:
     store, _ = make.source.open()
     output = Location.of(out, storage_options)
+    _refuse_own_inputs(output, store.location, make.network.location)
     columns = tuple(array for array in store.layout.arrays if array.name in store.columns)
     coordinates = {"coordinates": " ".join(store.columns)} if columns else {}
     main = tuple(
@@ -380,6 +382,19 @@ def _write(
     )  # fmt: skip
 
 
+def _refuse_own_inputs(output: Location, *inputs: Location) -> None:
+    """Refuse to write into what is read: --overwrite would delete it."""
+    for location in inputs:
+        inside = f"{output.path}/".startswith(f"{location.path}/") or f"{location.path}/".startswith(
+            f"{output.path}/"
+        )
+        if type(output.filesystem) is type(location.filesystem) and inside:
+            raise InvalidInput(
+                f"the output {output} and the input {location} lie in one another. Nothing was changed; "
+                "name an output of its own"
+            )
+
+
 def _keep_grid(job: Job, existing: RowStore | None) -> Job:
     """Keep the shard grid of an output that is there: it was chosen for the size its source had at first."""
     if existing is None or {a.name for a in existing.layout.arrays} != {a.name for a in job.layout.arrays}:
@@ -396,8 +411,13 @@ def _output_layout(store: RowStore, arrays: tuple[ArrayLayout, ...]) -> Layout:
 
 
 def _identity(store: RowStore, span: Span) -> str:
-    """Digest the ledger rows of the input shards behind a span."""
+    """Digest the ledger rows of the input shards behind a span.
+
+    The last one, where it is not full, may be replaced by that of a growth under way: the publication stands for it.
+    """
     size = store.layout.rows_per_shard
-    records = [store.ledger.read(shard) for shard in range(span.start // size, -(-span.stop // size))]
+    full = range(span.start // size, span.stop // size)
+    records = [store.ledger.read(shard) for shard in full]
     text = repr([record.digests if record is not None else None for record in records])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    rest = store.fingerprint if span.stop % size else ""
+    return hashlib.blake2b(f"{text} {rest}".encode(), digest_size=16).hexdigest()

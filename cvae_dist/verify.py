@@ -11,6 +11,7 @@ import numpy as np
 from cvae_dist.errors import Corrupt, InvalidInput, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.store import Digest, Location, Record, RowStore
+from cvae_dist.store.lineage import digest_json
 from cvae_dist.store.urls import StorageOptions
 
 _THREADS = 4
@@ -148,31 +149,74 @@ def _difference(found: Digest, expected: Digest, owner: int | None) -> str:
     if found.size == 0:
         return f"empty ({expected.size:,} bytes expected)"
     if found.size != expected.size:
-        return f"{'truncated' if found.size < expected.size else 'too long'}: {found.size:,} of {expected.size:,} bytes"
+        how = "truncated" if found.size < expected.size else "too long"
+        return f"{how}: {found.size:,} of {expected.size:,} bytes"
     return f"changed: CRC32C is {found.checksum:08x}, {expected.checksum:08x} was written"
 
 
 def _whole_problems(store: RowStore, records: list[Record | None]) -> Iterator[Problem]:
-    """Compare what readers see of the whole store with the ledger: shapes and statistics."""
+    """Compare what readers see of the whole store with the ledger: shapes, statistics and the manifest."""
+    yield from _metadata_problems(store)
+    yield from _manifest_problems(store)
+    whole = [record for record in records if record is not None]
+    if len(whole) < len(records):
+        return  # named with its shard already, and all that follows rests on it
+    if digest_json({"records": [record.to_array().tolist() for record in whole]}) != store.fingerprint:
+        yield Problem("ledger/record", None, _NOT_PUBLISHED)
+        return
+    yield from _statistics_problems(store, whole)
+
+
+_NOT_PUBLISHED = (
+    "is not that of the publication: a shard was exchanged together with its record, or a command that lets the "
+    "store grow was interrupted (the published rows are untouched then; run it again)"
+)
+
+
+def _metadata_problems(store: RowStore) -> Iterator[Problem]:
+    """Compare the metadata of every array with the copy of it in the group's (consolidated)."""
+    group = json.loads((store.location / "zarr.json").read())
+    members: Mapping[str, Any] = group["consolidated_metadata"]["metadata"]
+    for name, expected in members.items():
+        try:
+            found = json.loads((store.location / name / "zarr.json").read())
+        except (FileNotFoundError, ValueError) as error:
+            yield Problem(name, None, f"its metadata is missing or damaged ({error})")
+            continue
+        if found != expected:
+            yield Problem(name, None, "its metadata differs from the copy in the group's")
     for array in store.layout.arrays:
-        shape = json.loads((store.location / array.name / "zarr.json").read())["shape"]
+        shape = members[array.name]["shape"]
         if shape != [store.rows, *array.shape]:
             yield Problem(
                 array.name, None, f"its metadata says shape {shape}, the store has {store.rows} rows"
             )
-    whole = [record for record in records if record is not None]
+
+
+def _manifest_problems(store: RowStore) -> Iterator[Problem]:
     try:
-        total = store.ledger.total_moments(whole)
-        read = store.statistics()
+        manifest = store.manifest()
+    except Corrupt as error:
+        yield Problem("manifest", None, str(error))
+        return
+    if manifest and int(manifest["rows"].sum()) - len(manifest["dropped"]) != store.rows:
+        yield Problem("manifest", None, f"its pieces do not make the {store.rows:,} rows of the store")
+
+
+def _statistics_problems(store: RowStore, records: list[Record]) -> Iterator[Problem]:
+    try:
+        total = store.ledger.total_moments(records)
     except Corrupt:
         return  # named with its shard already
-    except (ValueError, OSError) as error:
-        yield Problem("statistics", None, f"cannot be read: {error}")
-        return
-    if len(whole) == len(records) and not (
-        np.array_equal(total.mean, read.mean) and total.count == read.count
-    ):
-        yield Problem("mean", None, "differs from the ledger's")
+    expected = {"mean": total.mean, "std": total.std, "min": total.minimum, "max": total.maximum}
+    for name, values in expected.items():
+        try:
+            found = store.read(name, 0, len(values))
+        except Corrupt as error:
+            yield Problem(name, None, str(error))
+            continue
+        if not np.array_equal(found, values, equal_nan=True):
+            yield Problem(name, None, "differs from the ledger's")
 
 
 def info(url: str, *, storage_options: StorageOptions | None = None) -> dict[str, Any]:
