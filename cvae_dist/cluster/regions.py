@@ -74,7 +74,7 @@ def _map_dask(
     from distributed import as_completed
 
     queue = iter(tasks)
-    finished = as_completed(with_results=False)
+    finished = as_completed(loop=client.loop, with_results=False)  # no default client is set
     window = _Window(client)
 
     def submit(count: int) -> None:
