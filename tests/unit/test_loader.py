@@ -26,7 +26,8 @@ RESIDENT, WINDOWED = 1_000_000, 12_000
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    gc.collect()
+    if loader_threads():
+        gc.collect()
     assert not loader_threads()
 
 
