@@ -81,6 +81,8 @@ class TrainConfig(ModelConfig):
 
         ``likelihood`` and ``feature_normalization`` stay as they are: they follow from the statistics.
         """
+        if n_rows == 0:
+            raise InvalidInput("there are no rows to train on; ingest some rows first")
         n_train = n_rows - self.validation_count(n_rows)
         batch_size = min(self.batch_size or _batch_size(n_rows), n_train)
         num_steps = self.num_steps or max(3000, min(50_000, 60 * math.ceil(n_train / batch_size)))
@@ -98,8 +100,10 @@ class TrainConfig(ModelConfig):
 
     def validation_count(self, n_rows: int) -> int:
         """Return how many rows validate: the share asked for, at most 10,000, and not all."""
-        return min(round(n_rows * (1 - self.train_valid_split)), 10_000, max(n_rows - 1, 0))
+        return min(round(n_rows * (1 - self.train_valid_split)), MAX_VALIDATION_ROWS, max(n_rows - 1, 0))
 
+
+MAX_VALIDATION_ROWS = 10_000
 
 # These may differ between two runs on one model directory: they leave every weight as it is.
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"checkpoint_every", "tb_logging"})

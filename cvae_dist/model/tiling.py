@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations all
-# values but those beyond the last full vector: 64 rows end on a vector whatever the width of a layer.
+# Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations
+# all values but those beyond the last full vector: 64 rows end on a vector whatever the width of a layer.
 _MULTIPLE = 64
 
 

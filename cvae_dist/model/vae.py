@@ -121,8 +121,8 @@ class VAE(nn.Module):
     def embed_rows(self, rows: Rows, batch_rows: int = 2048) -> npt.NDArray[np.float32]:
         """Return the latents, (n, dim_latent), of ``rows``, (n, n_features), any real dtype.
 
-        A row's latent is the same, bit for bit, in whatever company and order it arrives (on one machine, with
-        one or two threads; with more the last bit may differ).
+        A row's latent is the same, bit for bit, in whatever company and order it arrives (on one machine,
+        with one or two threads; with more the last bit may differ).
         """
         self._check_rows(rows)
         latents = np.empty((len(rows), self.dim_latent), np.float32)

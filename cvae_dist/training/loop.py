@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-import numpy as np
-
-from cvae_dist.config import WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
-from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
+from cvae_dist.errors import SettingsChanged
 from cvae_dist.events import Event, Kind, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
 from cvae_dist.model.tiling import tensor_of
@@ -25,10 +24,10 @@ from cvae_dist.store.urls import StorageOptions
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import History, Record, Scalars
 from cvae_dist.training.interruption import Interruption
-from cvae_dist.training.loader import Batch, Loader
-from cvae_dist.training.sampler import Sampler, plan_sampler, validation_rows
+from cvae_dist.training.loader import Batch, Loader, read_rows
+from cvae_dist.training.sampler import NO_ROWS, Rows, Sampler, plan_sampler, validation_rows
 from cvae_dist.training.trainer import Trainer
-from cvae_dist.training.validation import Indices, Validation, affordable_count
+from cvae_dist.training.validation import Validation, affordable_count
 
 _STAGE = "train"
 _CHECKPOINTS, _HISTORY, _LOGS = "checkpoints", "history.jsonl", "logs"
@@ -136,13 +135,15 @@ def fit(
     """Train on any reader of rows; return the model, ready for inference, and the history.
 
     Without ``directory`` nothing is written. With it this is :func:`train`: an interrupted training goes on.
-    Rows given for ``validation`` validate instead of a share of the others.
+    With ``validation`` its rows validate, 10,000 of them at most, and every row of ``reader`` is trained on.
 
     Raises
     ------
     KeyboardInterrupt
         The training was interrupted; with a ``directory`` it goes on when called again.
     """
+    if validation is not None:
+        config = config.model_copy(update={"train_valid_split": 1.0})
     data = _Data(reader, moments, item_shape, _digest(moments, validation), "memory", validation)
     if directory is None:
         _, vae, history = _run(data, config, None, on_event)
@@ -172,12 +173,10 @@ class _Data:
 
 
 def _digest(moments: Moments, validation: Reader | None) -> str:
-    """Return a digest of rows in memory: of their moments, and of every row that validates."""
-    parts = [moments.mean, moments.m2, moments.minimum, moments.maximum]
+    """Return a digest of rows that have no ledger: of their moments, and of the rows that validate."""
+    parts = [np.array(moments.count), moments.mean, moments.m2, moments.minimum, moments.maximum]
     if validation is not None:
-        rows = np.empty((validation.n_rows, validation.n_features), validation.dtype)
-        validation.read_into(rows, np.zeros(1, np.int64), np.array([validation.n_rows]))
-        parts.append(rows)
+        parts.append(read_rows(validation, _chosen(validation, MAX_VALIDATION_ROWS, 0)))
     return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
 
 
@@ -373,8 +372,6 @@ def _known(figures: Mapping[str, Any]) -> dict[str, float]:
 
 def _decide(data: _Data, config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     """Return the settings without automatic values, and why the statistics led to theirs."""
-    if data.reader.n_rows == 0:
-        raise InvalidInput(f"{data.url} has no rows, so there is nothing to train on; ingest some rows first")
     config = config.resolve(data.reader.n_rows, data.reader.n_features)
     decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
     return config.model_copy(update=decided.model_dump()), reasons
@@ -393,18 +390,23 @@ def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str,
             f"{name}: {there.get(name)!r} there, {asked[name]!r} asked for" for name in changed
         )
         raise SettingsChanged(
-            f"the model at {place} was made with other settings or rows ({differences}). Nothing was changed; "
-            "use the same settings to go on with it, another directory, or --overwrite to train it anew"
+            f"the model at {place} was made with other settings or rows ({differences}). Nothing was "
+            "changed; use the same settings to go on with it, another directory, or --overwrite to train it anew"
         )
 
 
-def _validation(data: _Data, config: TrainConfig) -> tuple[Validation, Indices]:
+def _validation(data: _Data, config: TrainConfig) -> tuple[Validation, Rows]:
     """Return what validates, and which of the rows it takes away from training."""
-    reader = data.validation or data.reader
-    wanted = config.validation_count(reader.n_rows) if data.validation is None else reader.n_rows
-    chosen = validation_rows(reader.n_rows, affordable_count(wanted, reader), config.seed)
-    validation = Validation.read(reader, chosen, config.dim_latent, config.seed)
-    return validation, chosen if data.validation is None else chosen[:0]
+    if data.validation is not None:
+        chosen = _chosen(data.validation, MAX_VALIDATION_ROWS, config.seed)
+        return Validation.read(data.validation, chosen, config.dim_latent, config.seed), NO_ROWS
+    chosen = _chosen(data.reader, config.validation_count(data.reader.n_rows), config.seed)
+    return Validation.read(data.reader, chosen, config.dim_latent, config.seed), chosen
+
+
+def _chosen(reader: Reader, count: int, seed: int) -> Rows:
+    """Choose ``count`` rows, or as many as there are and may be held in memory."""
+    return validation_rows(reader.n_rows, affordable_count(min(count, reader.n_rows), reader), seed)
 
 
 def _plan(reader: Reader, config: TrainConfig, held_out: int) -> Sampler:

@@ -12,11 +12,11 @@ from torch import Tensor
 from cvae_dist.model.tiling import tiles
 from cvae_dist.model.vae import VAE
 from cvae_dist.store.reader import Reader
+from cvae_dist.training.loader import read_rows
+from cvae_dist.training.sampler import Rows
 
 _MAX_BYTES = 16_000_000
 _BATCH_ROWS = 1024
-
-Indices = npt.NDArray[np.int64]
 
 
 def affordable_count(count: int, reader: Reader) -> int:
@@ -32,13 +32,10 @@ class Validation:
     noise: npt.NDArray[np.float32]
 
     @classmethod
-    def read(cls, reader: Reader, chosen: Indices, dim_latent: int, seed: int) -> Self:
+    def read(cls, reader: Reader, chosen: Rows, dim_latent: int, seed: int) -> Self:
         """Read the ``chosen`` rows, sorted positions, and draw their noise."""
-        rows = np.empty((len(chosen), reader.n_features), reader.dtype)
-        if len(chosen):
-            reader.read_into(rows, *_ranges(chosen))
         noise = torch.randn((len(chosen), dim_latent), generator=torch.Generator().manual_seed(seed))
-        return cls(rows, noise.numpy())
+        return cls(read_rows(reader, chosen), noise.numpy())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,9 +51,3 @@ class Validation:
                 sums += torch.stack(terms)[:, : part.stop - part.start].sum(dim=1, dtype=torch.float64)
         reconstruction, kl = (sums / len(self)).tolist()
         return reconstruction, kl
-
-
-def _ranges(rows: Indices) -> tuple[Indices, Indices]:
-    """Return starts and counts of the runs of neighbouring positions in sorted ``rows``."""
-    first = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-    return rows[first], np.diff(first, append=len(rows))

@@ -16,7 +16,12 @@ def place(tmp_path: Path) -> Path:
 
 
 def state(step: int) -> dict[str, object]:
-    return {"step": step, "weights": {"a": torch.full((3,), float(step))}, "history": [{"loss": 1.5}], "name": "x"}
+    return {
+        "step": step,
+        "weights": {"a": torch.full((3,), float(step))},
+        "history": [{"loss": 1.5}],
+        "name": "x",
+    }
 
 
 def steps_on_disk(place: Path) -> list[str]:
@@ -63,7 +68,9 @@ def test_without_a_whole_checkpoint_the_remedy_is_named(place: Path) -> None:
         checkpoints.load()
 
 
-def test_killed_before_the_pointer_moved_the_old_state_holds(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_before_the_pointer_moved_the_old_state_holds(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(Location.of(str(place)))
     checkpoints.save(1, state(1))
     write = Location.write
@@ -107,7 +114,11 @@ def test_a_file_that_would_run_code_is_not_unpickled(place: Path) -> None:
 def test_clearing_leaves_nothing(place: Path) -> None:
     checkpoints = Checkpoints(Location.of(str(place)))
     checkpoints.save(1, state(1))
-    assert set(json.loads((place / "LATEST.json").read_text())["checkpoints"][0]) == {"file", "digest", "size"}
+    assert set(json.loads((place / "LATEST.json").read_text())["checkpoints"][0]) == {
+        "file",
+        "digest",
+        "size",
+    }
     checkpoints.clear()
     assert not place.exists()
     assert checkpoints.load() is None

@@ -1,0 +1,365 @@
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from cvae_dist.config import TrainConfig
+from cvae_dist.errors import InvalidInput, SettingsChanged, SourceNotFound, TrainingDiverged
+from cvae_dist.events import Event, ignore
+from cvae_dist.ingest import ingest
+from cvae_dist.model import VAE, load_model
+from cvae_dist.store import Moments
+from cvae_dist.store.reader import ArrayRows
+from cvae_dist.training.loop import fit, train
+from cvae_dist.training.optimizer import Optimizer
+from cvae_dist.training.sampler import validation_rows
+from cvae_dist.training.trainer import Trainer
+
+DIGITS, CLASSES = load_digits(return_X_y=True)
+DIGITS = DIGITS.astype(np.float32)
+QUICK: dict[str, Any] = {"num_steps": 60, "test_every": 20, "checkpoint_every": 25, "tb_logging": False}
+
+
+def fit_digits(
+    directory: Path | None = None, on_event: Any = ignore, rows: int = 300, **settings: Any
+) -> tuple[VAE, Any]:
+    data = DIGITS[:rows]
+    config = TrainConfig(**(QUICK | settings))
+    return fit(
+        ArrayRows(data), Moments.of(data), (8, 8), config, str(directory) if directory else None, on_event
+    )
+
+
+def weights_of(vae: VAE) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in vae.state_dict().items()}
+
+
+def assert_same_weights(one: VAE, other: VAE) -> None:
+    first, second = weights_of(one), weights_of(other)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> tuple[VAE, Any]:
+    return fit_digits()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    (tmp_path / "tree").mkdir()
+    np.save(tmp_path / "tree" / "digits.npy", DIGITS[:300].reshape(-1, 8, 8).astype(np.uint8))
+    ingest(str(tmp_path / "tree"), str(tmp_path / "rows.zarr"))
+    return str(tmp_path / "rows.zarr")
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    advance = Trainer.advance
+
+    def advance_and_signal(self: Trainer, *arguments: Any) -> None:
+        advance(self, *arguments)
+        if self.step == steps:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Trainer, "advance", advance_and_signal)
+
+
+def test_latents_of_digits_tell_the_classes_apart() -> None:
+    vae, history = fit_digits(rows=1797, num_steps=1200, test_every=None)
+    held_out = np.zeros(1797, bool)
+    held_out[validation_rows(1797, 180, 0)] = True
+    latents = vae.embed_rows(DIGITS)
+    neighbours = KNeighborsClassifier(5).fit(latents[~held_out], CLASSES[~held_out])
+    assert neighbours.score(latents[held_out], CLASSES[held_out]) > 0.8
+    assert history[-1]["validation_loss"] < history[0]["validation_loss"] - 5
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(undisturbed: tuple[VAE, Any]) -> None:
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    assert_same_weights(fit_digits()[0], undisturbed[0])
+    other = fit_digits(seed=1)[0]
+    assert not np.array_equal(other.encoder.head.weight, undisturbed[0].encoder.head.weight)
+
+
+def test_history_has_every_validation_once(undisturbed: tuple[VAE, Any]) -> None:
+    _, history = undisturbed
+    assert [record["step"] for record in history] == [20, 40, 60]
+    for record in history:
+        assert record["loss"] == pytest.approx(record["reconstruction"] + record["kl"])
+        assert record["validation_loss"] == pytest.approx(
+            record["validation_reconstruction"] + record["validation_kl"]
+        )
+        assert record["rows_per_second"] > 0
+    assert history[0]["epoch"] == 20 / 9  # 270 rows in batches of 30
+    assert [record["kl_weight"] for record in history] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("steps", [1, 20, 25, 33, 59])
+def test_interrupted_anywhere_it_ends_with_the_same_weights(
+    steps: int, undisturbed: tuple[VAE, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    interrupt_after(steps, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fit_digits(tmp_path)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    with pytest.raises(SourceNotFound, match="is not finished"):
+        load_model(str(tmp_path))
+    monkeypatch.undo()
+    started: list[Event] = []
+    vae, history = fit_digits(tmp_path, started.append)
+    assert started[0].done == steps
+    assert_same_weights(vae, undisturbed[0])
+    assert_same_weights(load_model(str(tmp_path)), undisturbed[0])
+    timeless = [
+        {name: record[name] for name in record if name not in ("time", "rows_per_second")}
+        for record in history
+    ]
+    expected = [
+        {name: value for name, value in record.items() if name in timeless[0]} for record in undisturbed[1]
+    ]
+    assert timeless == expected
+    assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == history
+
+
+def test_without_a_directory_signals_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(5, monkeypatch, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit_digits()
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Trainer.advance
+
+    def twice(self: Trainer, *arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        advance(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "advance", twice)
+    with pytest.raises(KeyboardInterrupt):
+        fit_digits(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_it_trains_outside_the_main_thread(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:
+    results: list[VAE] = []
+    thread = threading.Thread(target=lambda: results.append(fit_digits(tmp_path)[0]))
+    thread.start()
+    thread.join()
+    assert_same_weights(results[0], undisturbed[0])
+
+
+def test_train_from_a_store_resumes_finishes_and_then_has_nothing_to_do(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(tmp_path / "model")
+    interrupt_after(33, monkeypatch)
+    result = train(store, model, **QUICK)
+    assert (result.steps, result.stopped_because) == (33, "interrupted")
+    monkeypatch.undo()
+    events: list[Event] = []
+    result = train(store, model, TrainConfig(**QUICK), on_event=events.append)
+    assert (result.steps, result.stopped_because, result.model) == (60, "finished", model)
+    assert result.epochs == pytest.approx(60 / 9)
+    assert math.isfinite(result.loss)
+    assert [event.kind for event in events if event.kind != "progress"] == ["start", "note", "note", "done"]
+    assert (events[0].done, events[0].total, events[0].unit) == (33, 60, "steps")
+    description = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert description["lineage"]["store"] == store
+    assert description["lineage"]["item_shape"] == [8, 8]
+    assert description["lineage"]["held_out"] == {"rows": 300, "count": 30, "seed": 0}
+    assert description["lineage"]["figures"]["steps"] == 60
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
+    again = train(store, model, **QUICK)
+    assert (again.steps, again.stopped_because) == (60, "already finished")
+    assert again.validation_loss == result.validation_loss
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == written
+
+
+def test_a_store_and_memory_give_the_same_model(store: str, tmp_path: Path) -> None:
+    train(store, str(tmp_path / "model"), **QUICK)
+    rows = DIGITS[:300].astype(np.uint8)
+    vae, _ = fit(ArrayRows(rows), Moments.of(rows), (8, 8), TrainConfig(**QUICK))
+    loaded = load_model(str(tmp_path / "model"))
+    np.testing.assert_allclose(loaded.embed_rows(rows), vae.embed_rows(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_by_name_with_both_values(
+    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if finished:
+        fit_digits(tmp_path)
+    else:
+        interrupt_after(5, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            fit_digits(tmp_path)
+        monkeypatch.undo()
+    with pytest.raises(SettingsChanged, match=r"\(dim_latent: 2 there, 3 asked for\).*--overwrite"):
+        fit_digits(tmp_path, dim_latent=3)
+    with pytest.raises(SettingsChanged, match="num_steps: 60 there, 90 asked for"):
+        fit_digits(tmp_path, num_steps=90)
+    with pytest.raises(SettingsChanged, match="rows: '"):
+        fit_digits(tmp_path, rows=299)
+    fit_digits(tmp_path, checkpoint_every=7)
+
+
+def test_overwrite_begins_anew(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:
+    fit_digits(tmp_path, seed=5)
+    data = DIGITS[:300]
+    config = TrainConfig(**QUICK)
+    vae, history = fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), overwrite=True)
+    assert_same_weights(vae, undisturbed[0])
+    assert len(history) == 3
+
+
+def test_a_finished_fit_is_loaded(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:
+    fit_digits(tmp_path)
+    vae, history = fit_digits(tmp_path)
+    assert_same_weights(vae, undisturbed[0])
+    assert [record["step"] for record in history] == [20, 40, 60]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "history.jsonl",
+        "model.safetensors",
+    ]
+
+
+def test_the_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_best: dict[str, np.ndarray] = {}
+    test = Trainer.test
+
+    def spoil_after_the_second(self: Trainer) -> Any:
+        record = test(self)
+        if self.step == 40:
+            at_best.update({name: value.numpy().copy() for name, value in self._optimizer.average.items()})
+            with torch.no_grad():
+                for weight in self.vae.parameters():
+                    weight.mul_(3)
+        return record
+
+    monkeypatch.setattr(Trainer, "test", spoil_after_the_second)
+    vae, history = fit_digits()
+    assert history[2]["validation_loss"] > history[1]["validation_loss"]
+    for name, value in vae.named_parameters():
+        np.testing.assert_array_equal(value.numpy(), at_best[name])
+
+
+def test_training_stops_when_validation_no_longer_improves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvae_dist.training.schedule._PATIENCE_STEPS", 60)
+    events: list[Event] = []
+    _, history = fit_digits(None, events.append, rows=60, num_steps=4000, test_every=10, learning_rate=0.02)
+    assert events[-1].done < 4000
+    assert "stopped improving" in events[-1].message
+    best = min(history, key=lambda record: record["validation_loss"])
+    assert history[-1]["step"] - max(best["step"], 800) == 60
+
+
+def test_a_few_broken_steps_are_left_out_and_many_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Optimizer.step
+
+    def breaking(until: int) -> Callable[..., bool]:
+        def broken_step(self: Optimizer, loss: torch.Tensor, rate: float) -> bool:
+            return step(self, loss * (math.nan if self.skipped < until else 1), rate)
+
+        return broken_step
+
+    monkeypatch.setattr(Optimizer, "step", breaking(7))
+    vae, history = fit_digits()
+    assert history[-1]["skipped_steps"] == 7
+    assert all(weight.isfinite().all() for weight in vae.parameters())
+    monkeypatch.setattr(Optimizer, "step", breaking(1000))
+    with pytest.raises(TrainingDiverged, match=r"50 of 50 steps .* lower --learning-rate"):
+        fit_digits()
+
+
+def test_an_outlying_gradient_is_clipped_to_the_running_norm() -> None:
+    layer = torch.nn.Linear(3, 1, bias=False)
+    optimizer = Optimizer(layer, ema_decay=0.9, grad_clip=3.0)
+    for scale in (1.0, 1.0, 1e6):
+        assert optimizer.step(scale * layer(torch.ones(1, 3)).sum(), 0.0)
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.norm() == pytest.approx(3 * math.sqrt(3), rel=1e-4)
+
+
+def test_a_ten_times_too_high_learning_rate_does_no_harm() -> None:
+    vae, history = fit_digits(learning_rate=0.03, num_steps=200)
+    assert all(math.isfinite(record["validation_loss"]) for record in history)
+    assert np.isfinite(vae.embed_rows(DIGITS)).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_a_handful_of_rows_can_be_trained_on(rows: int) -> None:
+    vae, history = fit_digits(rows=rows, num_steps=20)
+    assert np.isfinite(vae.decode_rows(vae.embed_rows(DIGITS[:rows]))).all()
+    assert history
+
+
+def test_without_validation_rows_the_last_weights_count() -> None:
+    vae, history = fit_digits(train_valid_split=1.0)
+    assert "validation_loss" not in history[-1]
+    assert np.isfinite(vae.embed_rows(DIGITS)).all()
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="no rows"):
+        fit_digits(rows=0)
+
+
+def test_unknown_settings_and_missing_stores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="did you mean 'num_steps'"):
+        train("nowhere.zarr", str(tmp_path / "model"), num_stepz=3)
+    with pytest.raises(SourceNotFound, match="there is no store at"):
+        train(str(tmp_path / "nowhere.zarr"), str(tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_progress_tells_rate_and_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvae_dist.training.loop._SECONDS_BETWEEN_EVENTS", 0)
+    events: list[Event] = []
+    fit_digits(None, events.append)
+    progress = [event for event in events if event.kind == "progress"]
+    assert [event.done for event in progress] == list(range(1, 61))
+    assert all(
+        event.values["rows_per_second"] > 0 and math.isfinite(event.values["loss"]) for event in progress
+    )  # type: ignore[operator, arg-type]
+
+
+def test_tensorboard_shows_the_history(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, history = fit_digits(tmp_path, tb_logging=True)
+    accumulator = EventAccumulator(str(tmp_path / "logs")).Reload()
+    points = [(point.step, point.value) for point in accumulator.Scalars("validation_loss")]
+    assert points == [(record["step"], pytest.approx(record["validation_loss"])) for record in history]
+
+
+def test_the_threads_of_torch_are_put_back() -> None:
+    before = torch.get_num_threads()
+    fit_digits()
+    assert torch.get_num_threads() == before
+
+
+def test_own_validation_rows_leave_every_row_to_train_on(tmp_path: Path) -> None:
+    def run(validation: np.ndarray) -> list[Any]:
+        data, config = DIGITS[:300], TrainConfig(**QUICK)
+        return fit(
+            ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), validation=ArrayRows(validation)
+        )[1]
+
+    history = run(DIGITS[300:400])
+    assert history[0]["epoch"] == 2  # 300 rows in batches of 30
+    assert history[-1]["validation_loss"] > 0
+    with pytest.raises(SettingsChanged, match="rows: '"):
+        run(DIGITS[300:399])
