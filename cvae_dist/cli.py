@@ -24,6 +24,7 @@ from cyclopts import App, Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.exceptions import CycloptsError, ValidationError
 from cyclopts.token import Token
+from cyclopts.validators import Number
 from pydantic import ValidationError as PydanticError
 from rich.console import Console
 from rich.text import Text
@@ -57,6 +58,7 @@ def _from_json(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
     return options
 
 
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Switch = Parameter(negative="", show_default=False)
 StorageOptions = Annotated[
     dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)
@@ -102,7 +104,7 @@ class Distributed(Output):
     """
 
     scheduler: str | None = None
-    workers: int | None = None
+    workers: Count | None = None
 
     @contextmanager
     def client(self) -> Iterator["Client | None"]:
@@ -278,7 +280,7 @@ def embed(
     latents: str,
     /,
     *,
-    batch_rows: int = 2048,
+    batch_rows: Count = 2048,
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),  # noqa: B008 - frozen
 ) -> int:
@@ -309,7 +311,7 @@ def decode(
     out: str,
     /,
     *,
-    batch_rows: int = 2048,
+    batch_rows: Count = 2048,
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),  # noqa: B008 - frozen
 ) -> int:
@@ -340,7 +342,7 @@ def score(
     out: str,
     /,
     *,
-    batch_rows: int = 2048,
+    batch_rows: Count = 2048,
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),  # noqa: B008 - frozen
 ) -> int:
@@ -370,9 +372,9 @@ def sample(
     out: str,
     /,
     *,
-    n: Annotated[int, Parameter(name=["--n", "-n"])],
+    n: Annotated[Count, Parameter(name=["--n", "-n"])],
     seed: int = 0,
-    batch_rows: int = 2048,
+    noise: bool = True,
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),  # noqa: B008 - frozen
 ) -> int:
@@ -388,14 +390,14 @@ def sample(
         Number of rows.
     seed
         Seed of the draw: the same seed gives the same rows.
-    batch_rows
-        Rows the model makes at once.
+    noise
+        Draw from the likelihood, as the data does; without it, the mean row of each latent.
     overwrite
         Replace rows that were made otherwise.
     """
     from cvae_dist.embed import sample
 
-    return _map_rows(sample, (model, out, n), shared, seed=seed, batch_rows=batch_rows, overwrite=overwrite)
+    return _map_rows(sample, (model, out, n), shared, seed=seed, noise=noise, overwrite=overwrite)
 
 
 @app.command
@@ -470,7 +472,7 @@ def plot_grid(
     filename: str,
     /,
     *,
-    grid_size: int = 15,
+    grid_size: Count = 15,
     shared: Local = Output(),  # noqa: B008 - frozen
 ) -> int:
     """Draw what the decoder makes of a grid of latents.
@@ -518,7 +520,7 @@ def plot_reconstructions(
     filename: str,
     /,
     *,
-    n: Annotated[int, Parameter(name=["--n", "-n"])] = 10,
+    n: Annotated[Count, Parameter(name=["--n", "-n"])] = 10,
     shared: Local = Output(),  # noqa: B008 - frozen
 ) -> int:
     """Draw rows beside what the model made of them.

@@ -128,6 +128,46 @@ def test_the_closing_table_names_every_output(
         assert name in printed.out
 
 
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("embed demo/rows.zarr demo/model again.zarr --batch-rows 100", "again.zarr"),
+        ("decode demo/latents.zarr demo/model rows-again.zarr", "rows-again.zarr"),
+        ("score demo/rows.zarr demo/model scores.zarr --workers 1", "scores.zarr"),
+        ("sample demo/model new.zarr -n 10 --seed 3 --no-noise", "new.zarr"),
+        ("plot latents demo/latents.zarr latents.svg --label label", "latents.svg"),
+        ("plot grid demo/model grid.svg --grid-size 3", "grid.svg"),
+        ("plot loss demo/model loss.svg", "loss.svg"),
+        ("plot reconstructions demo/rows.zarr demo/reconstructions.zarr rows.svg -n 3", "rows.svg"),
+    ],
+)
+def test_every_command_says_what_it_wrote(
+    demo: tuple[Path, PipelineResult],
+    command: str,
+    output: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(demo[0])
+    assert main([*command.split(), "--quiet"]) == 0
+    assert output in capsys.readouterr().out
+    assert Path(output).exists()
+
+
+@pytest.mark.parametrize("url", ["demo/rows.zarr", "demo/latents.zarr", "demo/model"])
+def test_info_shows_stores_and_models(
+    demo: tuple[Path, PipelineResult],
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(demo[0])
+    assert main(["info", url]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) > 3
+    assert printed.err == ""
+
+
 @pytest.mark.parametrize("pipeline", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_pipeline_file_is_valid_and_says_how_to_run_it(pipeline: Path) -> None:
     assert f"cvae-dist run pipelines/{pipeline.name}" in pipeline.read_text()
