@@ -224,9 +224,7 @@ def scatter_latents(
         bar = figure.colorbar(mappable, ax=axes, label=name, extend=extend, shrink=0.8, aspect=30)
         if groups is None:  # counts, which a logarithmic axis would write as 2 x 10^1
             bar.ax.yaxis.set_major_formatter("{x:,.0f}")
-            bar.ax.yaxis.set_minor_formatter(
-                "{x:,.0f}" if mappable.norm.vmax < 100 * mappable.norm.vmin else ""
-            )
+            bar.ax.yaxis.set_minor_formatter("{x:,.0f}" if bar.vmax < 100 * bar.vmin else "")
     _set_window(axes, xy)
     return figure
 
