@@ -220,11 +220,7 @@ def scatter_latents(
     if isinstance(groups, Classes):
         _name_classes(axes, xy, groups, label_name)
     elif mappable is not None:
-        name, extend = ("rows per pixel", "neither") if groups is None else (label_name, "both")
-        bar = figure.colorbar(mappable, ax=axes, label=name, extend=extend, shrink=0.8, aspect=30)
-        if groups is None:  # counts, which a logarithmic axis would write as 2 x 10^1
-            bar.ax.yaxis.set_major_formatter("{x:,.0f}")
-            bar.ax.yaxis.set_minor_formatter("{x:,.0f}" if bar.vmax < 100 * bar.vmin else "")
+        _name_colours(figure, axes, mappable, None if groups is None else label_name)
     _set_window(axes, xy)
     return figure
 
@@ -342,6 +338,16 @@ def _name_classes(axes: Axes, xy: Floats, groups: Classes, label_name: str) -> N
             middle = np.median(members, axis=0)
             text = axes.annotate(name, middle, ha="center", va="center", weight="bold", fontsize=11)
             text.set_path_effects([effects.withStroke(linewidth=2.5, foreground="white")])
+
+
+def _name_colours(figure: Figure, axes: Axes, mappable: ScalarMappable, label_name: str | None) -> None:
+    """Add a colour bar: of a quantity, or of counts, in plain figures instead of 2 x 10^1."""
+    name, extend = ("rows per pixel", "neither") if label_name is None else (label_name, "both")
+    bar = figure.colorbar(mappable, ax=axes, label=name, extend=extend, shrink=0.8, aspect=30)
+    if label_name is None:
+        low, high = mappable.get_clim()
+        bar.ax.yaxis.set_major_formatter("{x:,.0f}")
+        bar.ax.yaxis.set_minor_formatter("{x:,.0f}" if high < 100 * low else "")
 
 
 def _draw_histograms(axes: Axes, values: Floats, groups: Classes | None, label_name: str) -> None:
