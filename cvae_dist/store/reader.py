@@ -573,8 +573,8 @@ def _matches(checksum: bytes | memoryview, *parts: bytes | memoryview) -> bool:
 
 def _corrupt(location: Location, what: str) -> str:
     return (
-        f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify` names every bad shard, "
-        "and the command that wrote the store writes it again once the bad one is deleted"
+        f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify` names every bad shard. "
+        "Put them back from a copy, or make the store anew with --overwrite"
     )
 
 
