@@ -254,9 +254,8 @@ class _Shard:
         table, checksum = index[:-_CHECKSUM_BYTES], index[-_CHECKSUM_BYTES:]
         if len(index) != array.index_bytes or not _matches(checksum, table):
             raise Corrupt(_corrupt(location, "its index is torn or changed"))
-        self.offset, self.size = (
-            np.frombuffer(table, "<i8").reshape(-1, 2).T
-        )  # -1 where a chunk was never written
+        # -1 where a chunk was never written
+        self.offset, self.size = np.frombuffer(table, "<i8").reshape(-1, 2).T
 
     def __del__(self) -> None:
         if getattr(self, "descriptor", -1) >= 0:
