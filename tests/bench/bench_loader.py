@@ -1,8 +1,4 @@
-"""How fast the loader is against memory, how little it slows a training, and how much memory it takes.
-
-``rows()`` returns table rows (name, ratio, bar, note); a ratio is taken inside one process, its two sides in
-turn.
-"""
+"""How fast the loader is against memory, how little it slows a training, and how much memory it takes."""
 
 import json
 import os
@@ -22,8 +18,8 @@ from cvae_dist.store.layout import ArrayLayout, Layout
 from cvae_dist.store.reader import RowReader, ShardedArray
 from cvae_dist.training.loader import Loader
 from cvae_dist.training.sampler import plan_sampler, validation_rows
+from tests.bench.table import Row
 
-Row = tuple[str, float, float, str]
 Array = npt.NDArray[np.generic]
 
 _BATCH = 1024
@@ -33,11 +29,13 @@ _BUFFER_BYTES = 96_000_000  # the default; the array is 512 MB
 _MB = 1e6
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """Measure everything; about a minute."""
     with tempfile.TemporaryDirectory() as folder:
         array = write_array(Path(folder) / "x", _ROWS, _FEATURES, "<f4")
-        return [loader_against_memory(array), training_against_memory(array), *memory(Path(folder))]
+        yield loader_against_memory(array)
+        yield training_against_memory(array)
+        yield from memory(Path(folder))
 
 
 def write_array(path: Path, n_rows: int, n_features: int, dtype: str) -> ShardedArray:
@@ -86,7 +84,7 @@ def loader_against_memory(array: ShardedArray) -> Row:
             ours.append(_rate(batches, _ROWS // _BATCH, lambda x: None))
             limit.append(_rate(gather(), _ROWS // _BATCH - 1, lambda x: None))
     note = f"{median(ours) / 1e6:.1f} of {median(limit) / 1e6:.1f} M rows/s, 64 float32, batches of 1024"
-    return "loader alone / gather in memory", median(ours) / median(limit), 0.2, note
+    return Row("loader alone / gather in memory", median(ours) / median(limit), 0.2, note=note)
 
 
 def training_against_memory(array: ShardedArray) -> Row:
@@ -106,8 +104,8 @@ def training_against_memory(array: ShardedArray) -> Row:
         pairs = [(_rate(batches, 150, step), _rate(contiguous, 150, step)) for _ in range(12)]
     ratio = median(ours / limit for ours, limit in pairs)
     rate = median(ours for ours, _ in pairs)
-    note = f"{rate / 1e3:.0f} k rows/s, MLP VAE, batches of 1024, 1 thread, goal 0.95"
-    return "training fed by the loader / by memory", ratio, 0.9, note
+    note = f"{rate / 1e3:.0f} k rows/s, MLP VAE, batches of 1024, 1 thread"
+    return Row("training fed by the loader / by memory", ratio, 0.9, 0.95, note)
 
 
 def make_step() -> Callable[[Array], None]:
@@ -133,21 +131,16 @@ def make_step() -> Callable[[Array], None]:
     return step
 
 
-def memory(folder: Path) -> list[Row]:
+def memory(folder: Path) -> Iterator[Row]:
     """Anonymous memory that the loader takes beyond its buffers, in MB, for a small and a large store."""
-    table = []
     for count in (100_000, 10_000_000):
         array = write_array(folder / f"memory{count}", count, 8, "<f2")
-        program = [sys.executable, __file__, array.location.path, str(count)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        measured = json.loads(
-            subprocess.run(program, env=environment, check=True, capture_output=True).stdout
-        )
-        note = f"MB of anonymous memory, {count:.0e} rows of 8 float16, buffers {measured['buffers']:.1f} MB"
-        table.append(
-            (f"loader beyond its buffers, {count:.0e} rows (at most)", measured["beyond"], 32.0, note)
-        )
-    return table
+        program = [sys.executable, "-m", __name__, array.location.path, str(count)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        printed = subprocess.run(program, env=environment, check=True, capture_output=True).stdout
+        measured = json.loads(printed)
+        note = f"{count:.0e} rows of 8 float16, buffers {measured['buffers']:.1f} MB"
+        yield Row("loader beyond its buffers, anonymous MB", measured["beyond"], 32.0, note=note, lower=True)
 
 
 def measure_memory(path: str, count: int) -> dict[str, float]:
@@ -180,8 +173,4 @@ def _rate(batches: Iterator[Array], steps: int, step: Callable[[Array], None]) -
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(json.dumps(measure_memory(sys.argv[1], int(sys.argv[2]))))
-    else:
-        for name, ratio, bar, note in rows():
-            print(f"{name:50} {ratio:8.3f} {bar:6.2f}  {note}")
+    print(json.dumps(measure_memory(sys.argv[1], int(sys.argv[2]))))
