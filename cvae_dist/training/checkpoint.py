@@ -78,7 +78,6 @@ class Checkpoints:
         """Delete files that the pointer does not name: what a run killed while saving left behind."""
         if not self._place.exists():
             return
-        self._place.sweep_partial()
         named = {_POINTER, *(entry.file for entry in self._entries())}
         for path in self._place.filesystem.ls(self._place.path, detail=False):
             name = posixpath.basename(path)

@@ -206,8 +206,10 @@ def _run(
     config, reasons = _decide(data, config)
     checkpoints = Checkpoints(place / _CHECKPOINTS) if place else None
     state = checkpoints.load() if checkpoints else None
-    if place and checkpoints and state:
-        _require_same(place, state["made_with"], _made_with(data, config))
+    if place and checkpoints:
+        if state:
+            _require_same(place, state["made_with"], _made_with(data, config))
+        place.sweep_partial()
         checkpoints.sweep()
     validation, excluded = _validation(data, config)
     sampler = Sampler(**state["sampler"]) if state else _plan(data.reader, config, len(excluded))
@@ -390,8 +392,8 @@ def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str,
             f"{name}: {there.get(name)!r} there, {asked[name]!r} asked for" for name in changed
         )
         raise SettingsChanged(
-            f"the model at {place} was made with other settings or rows ({differences}). Nothing was "
-            "changed; use the same settings to go on with it, another directory, or --overwrite to train it anew"
+            f"the model at {place} was made with other settings or rows ({differences}). Nothing changed; "
+            "go on with the same settings, name another directory, or use --overwrite to train it anew"
         )
 
 

@@ -1,0 +1,192 @@
+"""Trainings as real processes: killed with SIGKILL at any moment, or asked to stop, and started again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Imports once, then forks a process per line of "directory, step to die after, write to die in, steps".
+TRAININGS = """
+import os, signal, sys
+import numpy as np
+from cvae_dist.config import TrainConfig
+from cvae_dist.store import Moments
+from cvae_dist.store.reader import ArrayRows
+from cvae_dist.training.loop import fit
+from cvae_dist.training.trainer import Trainer
+
+advance, replace, writes = Trainer.advance, os.replace, 0
+
+rows = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+
+def run(directory, num_steps):
+    config = TrainConfig(num_steps=num_steps, test_every=20, checkpoint_every=10, tb_logging=False)
+    fit(ArrayRows(rows), Moments.of(rows), (20,), config, directory)
+
+def train(directory, kill_at_step, kill_at_write, num_steps):
+    def advance_and_die(self, *arguments):
+        advance(self, *arguments)
+        if self.step == 3:
+            print("running", os.getpid(), flush=True)
+        if self.step == kill_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace_or_die(source, target):
+        global writes
+        writes += 1
+        if writes == kill_at_write:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    Trainer.advance, os.replace = advance_and_die, replace_or_die
+    try:
+        run(directory, num_steps)
+        return 0
+    except KeyboardInterrupt:
+        return 5
+
+run(None, 1)  # so that what torch imports late is imported once
+for line in sys.stdin:
+    directory, *numbers = line.split()
+    child = os.fork()
+    if not child:
+        os._exit(train(directory, *map(int, numbers)))
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+STEPS = 90
+LONG = 1000
+STOPPED_CLEANLY = 5
+
+
+class Trainings:
+    """Starts training processes, one at a time."""
+
+    def __init__(self, server: "subprocess.Popen[str]") -> None:
+        self._server = server
+
+    def start(
+        self, directory: Path, kill_at_step: int = 0, kill_at_write: int = 0, steps: int = STEPS
+    ) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.write(f"{directory} {kill_at_step} {kill_at_write} {steps}\n")
+        self._server.stdin.flush()
+
+    def _wait_for(self, word: str) -> int:
+        assert self._server.stdout is not None
+        for line in self._server.stdout:
+            if line.startswith(word):
+                return int(line.split()[1])
+        raise AssertionError("the processes could not be started")
+
+    def pid(self) -> int:
+        return self._wait_for("running")
+
+    def exit_code(self) -> int:
+        return self._wait_for("ended")
+
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    server = subprocess.Popen(
+        [sys.executable, "-c", TRAININGS],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        yield Trainings(server)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trainings: Trainings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    trainings.start(directory)
+    assert trainings.exit_code() == 0
+    assert [record["step"] for record in history_of(directory)] == [20, 40, 60, 80, 90]
+    return directory
+
+
+def history_of(directory: Path) -> list[dict[str, float]]:
+    """Return the records but for what the clock decides."""
+    records = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+    return [{name: one[name] for name in one if name not in ("time", "rows_per_second")} for one in records]
+
+
+def assert_same_result(directory: Path, undisturbed: Path) -> None:
+    weights = "model.safetensors"
+    assert (directory / weights).read_bytes() == (undisturbed / weights).read_bytes()
+    assert history_of(directory) == history_of(undisturbed)
+    names = [{path.relative_to(top) for path in top.rglob("*")} for top in (directory, undisturbed)]
+    assert names[0] == names[1], "a killed training left something behind"
+
+
+def test_killed_after_random_steps_the_result_is_the_same(
+    trainings: Trainings, undisturbed: Path, tmp_path: Path
+) -> None:
+    for attempt in range(3):
+        steps = sorted(random.Random(time.time_ns()).sample(range(1, STEPS), 3))
+        directory = tmp_path / str(attempt)
+        for step in steps:
+            trainings.start(directory, kill_at_step=step)
+            assert trainings.exit_code() == -signal.SIGKILL, steps
+        trainings.start(directory)
+        assert trainings.exit_code() == 0
+        assert_same_result(directory, undisturbed)
+
+
+def test_killed_in_the_middle_of_every_write_the_result_is_the_same(
+    trainings: Trainings, undisturbed: Path, tmp_path: Path
+) -> None:
+    killed = 0
+    for write in range(
+        1, 100
+    ):  # writes of one run: history, then checkpoint, pointer and history, weights, config
+        directory = tmp_path / str(write)
+        trainings.start(directory, kill_at_write=write)
+        if trainings.exit_code() == 0:
+            break
+        killed += 1
+        assert not (directory / "config.json").exists()
+        trainings.start(directory)
+        assert trainings.exit_code() == 0
+        assert_same_result(directory, undisturbed)
+    assert killed == 1 + 2 * 8 + 5 + 2
+
+
+def test_killed_from_outside_while_running_it_goes_on(
+    trainings: Trainings, undisturbed: Path, tmp_path: Path
+) -> None:
+    trainings.start(tmp_path)
+    os.kill(trainings.pid(), signal.SIGKILL)
+    if trainings.exit_code() == -signal.SIGKILL:
+        trainings.start(tmp_path)
+        assert trainings.exit_code() == 0
+    assert_same_result(tmp_path, undisturbed)
+
+
+def test_asked_to_stop_it_saves_and_goes_on_to_the_same_result(trainings: Trainings, tmp_path: Path) -> None:
+    trainings.start(tmp_path / "undisturbed", steps=LONG)
+    assert trainings.exit_code() == 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        directory = tmp_path / number.name
+        trainings.start(directory, steps=LONG)
+        os.kill(trainings.pid(), number)
+        assert trainings.exit_code() == STOPPED_CLEANLY
+        assert 3 <= saved_step(directory) < LONG
+        trainings.start(directory, steps=LONG)
+        assert trainings.exit_code() == 0
+        assert_same_result(directory, tmp_path / "undisturbed")
+
+
+def saved_step(directory: Path) -> int:
+    pointer = json.loads((directory / "checkpoints" / "LATEST.json").read_text())
+    return int(pointer["checkpoints"][0]["file"].removeprefix("step").split("-")[0])
