@@ -264,6 +264,10 @@ class _MakeShard:
     compute: Compute
     batch_rows: int
 
+    def __post_init__(self) -> None:
+        if self.batch_rows < 1:
+            raise InvalidInput(f"batch_rows={self.batch_rows} shows the model no rows; use 1 or more")
+
     def __call__(self, span: Span, inputs: None) -> Made:
         store, reader = self.source.open()
         rows = reused_block((len(span), reader.n_features), reader.dtype)
