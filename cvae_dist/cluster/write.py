@@ -209,6 +209,7 @@ def _begin(
         output.sweep_partial()
         return store
     _check_memory(job, client)
+    output.sweep_partial()
     if store is not None:
         store.retract()
     return RowStore.create(output, job.kind, job.layout, job.settings)

@@ -52,7 +52,7 @@ class RowStore:
             attributes = json.loads((location / _MARKER).read())["attributes"]
             return cls(location, attributes[_KEY], attributes.get("history", ""))
         except (FileNotFoundError, NotADirectoryError):
-            if not location.exists():
+            if location.is_blank():
                 return None
             attributes = {}
         except (KeyError, TypeError, ValueError):

@@ -73,6 +73,12 @@ class Location:
         """Whether an object or a prefix is here."""
         return os.path.exists(self.path) if self.is_local else bool(self.filesystem.exists(self.path))
 
+    def is_blank(self) -> bool:
+        """Whether nothing is here but an empty directory, or what a writer killed at its first object left in it."""
+        if self.is_local and os.path.isdir(self.path):
+            return all(name.endswith(_PARTIAL) for name in os.listdir(self.path))
+        return not self.exists()
+
     def write(self, *buffers: Buffer) -> None:
         """Write the object atomically, replacing an older one.
 

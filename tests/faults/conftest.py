@@ -1,0 +1,21 @@
+"""One server of drivers for all tests of a module that kills them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cvae_dist.store import Layout
+from tests.faults.drivers import Drivers, small_grid
+
+
+@pytest.fixture(scope="session")
+def drivers() -> Iterator[Drivers]:
+    server = Drivers()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of four rows in this process, for one test."""
+    monkeypatch.setattr(Layout, "of", small_grid())
