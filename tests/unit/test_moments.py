@@ -1,0 +1,89 @@
+"""Moments against NumPy in float64, whatever the dtype, the width and the offset."""
+
+import numpy as np
+import pytest
+
+from cvae_dist.store import Moments
+
+FLOATS = ["f2", "f4", "f8"]
+INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+
+
+def assert_close(moments: Moments, block: np.ndarray, rtol: float = 1e-12) -> None:
+    exact = block.astype(np.float64)
+    assert moments.count == len(block)
+    np.testing.assert_allclose(moments.mean, exact.mean(0), rtol=rtol, atol=1e-14 * np.abs(exact).max())
+    np.testing.assert_allclose(moments.std, exact.std(0), rtol=1e-9, atol=1e-12 * (1 + np.abs(exact).max()))
+    np.testing.assert_array_equal(moments.minimum, exact.min(0))
+    np.testing.assert_array_equal(moments.maximum, exact.max(0))
+
+
+@pytest.mark.parametrize("dtype", FLOATS + INTEGERS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (3, 5), (1025, 3), (5000, 1), (700, 513), (3, 200_000)])
+def test_of_a_block(dtype: str, shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(3, 20, shape) if dtype in FLOATS else generator.integers(0, 120, shape)
+    block = values.astype(dtype)
+    assert_close(Moments.of(block), block, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i8"])
+def test_variance_survives_a_large_offset(dtype: str) -> None:
+    noise = np.random.default_rng(1).normal(0, 16, (40_000, 3))
+    block = (noise + 1e8).astype(dtype)
+    exact = (block.astype(np.float64) - 1e8).std(0)
+    np.testing.assert_allclose(Moments.of(block).std, exact, rtol=1e-9)
+    parts = [Moments.of(part) for part in np.array_split(block, 7)]
+    total = Moments.empty(3)
+    for part in parts:
+        total = total.merge(part)
+    np.testing.assert_allclose(total.std, exact, rtol=1e-9)
+
+
+def test_half_precision_is_exact_to_its_last_subnormal() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    for block in (finite[:, None], finite.reshape(-1, 8), finite[:1000, None], np.float16([[-0.0], [6e-8]])):
+        exact = block.astype(np.float64)
+        moments = Moments.of(block)
+        np.testing.assert_array_equal(moments.minimum, exact.min(0))
+        np.testing.assert_array_equal(moments.maximum, exact.max(0))
+        np.testing.assert_allclose(moments.mean, exact.mean(0), rtol=1e-12, atol=1e-11)
+        np.testing.assert_allclose(moments.std, exact.std(0), rtol=1e-12)
+        assert moments.is_finite
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 600, 4999])
+def test_one_bad_value_is_noticed(dtype: str, bad: float, row: int) -> None:
+    block = np.ones((5000, 3), dtype)
+    assert Moments.of(block).is_finite
+    block[row, 1] = bad
+    assert not Moments.of(block).is_finite
+
+
+def test_both_infinities_in_one_column_are_noticed() -> None:
+    assert not Moments.of(np.array([[np.inf], [-np.inf], [1.0]])).is_finite
+
+
+def test_values_whose_square_overflows_are_noticed() -> None:
+    assert not Moments.of(np.array([[1e200], [-1e200]])).is_finite
+    assert not Moments.of(np.full((3, 1), 1.7e308)).is_finite
+
+
+def test_a_constant_has_no_variance() -> None:
+    for value in (0.1, 1e8 + 0.1, -3e-7):
+        moments = Moments.of(np.full((10_001, 3), value, np.float32))
+        assert (moments.std <= 1e-12 * abs(value)).all()
+        assert (moments.minimum == moments.maximum).all()
+
+
+def test_no_rows() -> None:
+    empty = Moments.of(np.empty((0, 2), np.float32))
+    assert empty.count == 0
+    assert (empty.std == 0).all()
+    some = Moments.of(np.array([[1.0, 2.0]]))
+    for merged in (empty.merge(some), some.merge(empty)):
+        assert merged.count == 1
+        np.testing.assert_array_equal(merged.mean, [1, 2])
