@@ -414,7 +414,7 @@ def verify(url: str, /, *, shared: Local = Output()) -> int:  # noqa: B008 - fro
     with shared.report() as report:
         result = verify(url, storage_options=shared.storage_options, on_event=report)
         problems = [{"array": p.array, "shard": p.shard, "reason": p.reason} for p in result.problems]
-        found = [f"{p['array']} shard {p['shard']}: {p['reason']}" for p in problems]
+        found = [str(problem) for problem in result.problems]
         verdict = f"{url} is damaged in {len(found)} places" if found else f"{url}: every shard is as written"
         report.result("\n".join([*found, verdict]), {"stage": "verify", "url": url, "problems": problems})
         return DONE if result.ok else FAILED

@@ -10,7 +10,7 @@ import numpy as np
 
 from cvae_dist.errors import Corrupt, InvalidInput, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.store import Digest, Location, Record, RowStore
+from cvae_dist.store import Digest, Layout, Location, Record, RowStore
 from cvae_dist.store.lineage import digest_json
 from cvae_dist.store.urls import StorageOptions
 
@@ -131,27 +131,39 @@ def _shard_problems(
         return
     for array, expected in zip(store.layout.arrays, record.digests[:-1], strict=True):
         try:
-            found = Digest.of((store.location / array.key(shard)).read())
+            data = (store.location / array.key(shard)).read()
         except FileNotFoundError:
             yield Problem(array.name, shard, f"missing ({expected.size:,} bytes expected)")
             continue
-        if found != expected:
-            yield Problem(array.name, shard, _difference(found, expected, owners.get((array.name, found))))
+        reason = _difference(store.layout, array.name, data, expected, owners)
+        if reason:
+            yield Problem(array.name, shard, reason)
     try:
         store.ledger.read_moments(shard, record)
     except Corrupt as error:
         yield Problem("ledger/moments", shard, str(error))
 
 
-def _difference(found: Digest, expected: Digest, owner: int | None) -> str:
-    if owner is not None:
-        return f"holds the bytes of shard {owner}"
-    if found.size == 0:
+def _difference(
+    layout: Layout, name: str, data: bytes, expected: Digest, owners: Mapping[tuple[str, Digest], int]
+) -> str:
+    """Return what is wrong with the bytes of a shard; nothing when they are those that were recorded."""
+    try:
+        found = Digest.of_shard(layout.split(name, data))
+        damage = "whole, but not what was written"
+    except ValueError as error:
+        found, damage = Digest(len(data), 0), f"changed: {error}"
+    else:
+        if found == expected:
+            return ""
+        if (name, found) in owners:
+            return f"holds the bytes of shard {owners[name, found]}"
+    if not data:
         return f"empty ({expected.size:,} bytes expected)"
     if found.size != expected.size:
         how = "truncated" if found.size < expected.size else "too long"
         return f"{how}: {found.size:,} of {expected.size:,} bytes"
-    return f"changed: CRC32C is {found.checksum:08x}, {expected.checksum:08x} was written"
+    return damage
 
 
 def _whole_problems(store: RowStore, records: list[Record | None]) -> Iterator[Problem]:

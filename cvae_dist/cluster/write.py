@@ -357,7 +357,7 @@ def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
             )
         buffers = region.layout.encode(array.name, block)
         (region.output / array.key(shard.span.shard)).write(*buffers)
-        digests.append(Digest.of(*buffers))
+        digests.append(Digest.of_shard(buffers))
     main = made.blocks[region.layout.arrays[0].name]
     moments = made.moments or Moments.of(main.reshape(len(main), int(np.prod(main.shape[1:]))))
     ledger.write(

@@ -139,6 +139,8 @@ class Layout:
     def encode(self, name: str, block: Block) -> list[Buffer]:
         """Return the bytes of one shard, as buffers to be written one after the other.
 
+        Every second buffer is the CRC32C of the one before it.
+
         Parameters
         ----------
         name : str
@@ -148,8 +150,36 @@ class Layout:
         """
         array = self.array(name)
         if array.dtype == STRING:
-            return [self._encode_strings(name, block)]
+            data = memoryview(self._encode_strings(name, block))
+            return [data[:-4], data[-4:]]
         return list(self._encode_chunks(array, block))
+
+    def split(self, name: str, data: bytes) -> list[Buffer]:
+        """Return the buffers that :meth:`encode` made, from the bytes of one shard.
+
+        Raises
+        ------
+        ValueError
+            The bytes are not whole, or a CRC32C does not match.
+        """
+        view = memoryview(data)
+        if self.array(name).dtype == STRING:
+            return _checked(view[:-4], view[-4:], "the chunk")
+        table_bytes = self.rows_per_shard // self.rows_per_chunk * 16
+        body, table = view[: -table_bytes - 4], view[-table_bytes - 4 : -4]
+        last = _checked(table, view[-4:], "the index")
+        buffers: list[Buffer] = []
+        offset = 0
+        for number, (start, size) in enumerate(np.frombuffer(table, "<u8").reshape(-1, 2).tolist()):
+            if start != _ABSENT:
+                if start != offset or size < 4:
+                    raise ValueError(f"chunk {number} is not where it was written")
+                chunk = body[start : start + size]
+                buffers += _checked(chunk[:-4], chunk[-4:], f"chunk {number}")
+                offset += size
+        if offset != len(body):
+            raise ValueError("there are bytes between the chunks and the index")
+        return buffers + last
 
     def _create(self, objects: Objects, name: str, rows: int) -> "zarr.Array[Any]":
         array = self.array(name)
@@ -201,6 +231,12 @@ class Layout:
                 )
             raw = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             yield compress(raw) if compress else raw
+
+
+def _checked(payload: memoryview, checksum: memoryview, what: str) -> list[Buffer]:
+    if crc32c.crc32c(payload).to_bytes(4, "little") != checksum:
+        raise ValueError(f"{what} does not match its CRC32C")
+    return [payload, checksum]
 
 
 def write_small_array(

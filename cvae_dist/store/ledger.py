@@ -4,7 +4,7 @@ Two Zarr arrays in the subgroup ``ledger``, one chunk per shard: ``moments`` and
 ``record``. Both are written after the shard itself and never changed by anything but a rewrite of that shard.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ _STATISTICS = ("mean", "m2", "minimum", "maximum")
 
 @dataclass(frozen=True)
 class Digest:
-    """Length in bytes and CRC32C of one stored object."""
+    """Length in bytes and a checksum of one stored object."""
 
     size: int
     checksum: int
@@ -36,6 +36,15 @@ class Digest:
         for buffer in buffers:
             checksum = crc32c.crc32c(buffer, checksum)
         return cls(sum(len(buffer) for buffer in buffers), checksum)
+
+    @classmethod
+    def of_shard(cls, buffers: Sequence[Buffer]) -> "Digest":
+        """Digest a shard, given as :meth:`Layout.encode` returns it, by the checksums in it.
+
+        The CRC32C of the whole would say nothing: that of bytes followed by their own CRC32C is the same for all.
+        """
+        size = sum(memoryview(buffer).nbytes for buffer in buffers)
+        return cls(size, crc32c.crc32c(b"".join(bytes(checksum) for checksum in buffers[1::2])))
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Ledger:
         self._group = group
         self._fields = ["fingerprint", "rows", "dropped"]
         for name in [*(array.name for array in layout.arrays), "moments"]:
-            self._fields += [f"{name}_size", f"{name}_crc32c"]
+            self._fields += [f"{name}_bytes", f"{name}_digest"]
         self._n_features = int(np.prod(layout.arrays[0].shape))
 
     def write(self, shard: int, record: Record, moments: Moments) -> None:

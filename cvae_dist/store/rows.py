@@ -203,12 +203,12 @@ class RowStore:
             ) from error
 
     def _require_objects(self, array: "zarr.Array[Any]", name: str, start: int, stop: int) -> None:
-        """Zarr reads a missing object as zeros and empty strings; here none is missing by intention."""
+        """Zarr reads a missing or empty object as zeros and empty strings; here none is so by intention."""
         size = (array.shards or array.chunks)[0]
         for chunk in range(start // size, -(-stop // size)):
             key = f"{name}/c/{chunk}" + "/0" * (array.ndim - 1)
-            if not (self.location / key).exists():
-                raise FileNotFoundError(f"shard {chunk} is missing ({self.location}/{key})")
+            if not (self.location / key).size():
+                raise FileNotFoundError(f"shard {chunk} is missing or empty ({self.location}/{key})")
 
     def statistics(self) -> Moments:
         """Return the moments of the main array over all published rows; ``Corrupt`` when they cannot be read."""

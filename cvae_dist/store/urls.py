@@ -69,6 +69,13 @@ class Location:
         data: bytes = self.filesystem.cat_file(self.path)
         return data
 
+    def size(self) -> int:
+        """Return the size of the object in bytes, 0 when it is not there."""
+        try:
+            return os.path.getsize(self.path) if self.is_local else int(self.filesystem.size(self.path) or 0)
+        except FileNotFoundError:
+            return 0
+
     def exists(self) -> bool:
         """Whether an object or a prefix is here."""
         return os.path.exists(self.path) if self.is_local else bool(self.filesystem.exists(self.path))

@@ -1,0 +1,227 @@
+"""Stored bytes that changed, one at a time: `verify` names the shard, and nothing reads them as rows."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import crc32c
+import numpy as np
+import pytest
+
+from cvae_dist.errors import Corrupt
+from cvae_dist.ingest import ingest
+from cvae_dist.store import RowStore
+from cvae_dist.store.layout import write_small_array
+from cvae_dist.verify import verify
+from tests.faults.drivers import item, write_items
+
+pytestmark = pytest.mark.usefixtures("tiny_shards")
+ROWS = 10  # shards of 4, 4 and 2
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    write_items(tmp_path / "tree", 0, ROWS)
+    return tmp_path / "tree"
+
+
+@pytest.fixture
+def store(tree: Path, tmp_path: Path) -> Path:
+    ingest(tree, tmp_path / "store", label="folder")
+    assert verify(str(tmp_path / "store")).ok
+    return tmp_path / "store"
+
+
+def problems(store: Path) -> list[tuple[str, int | None]]:
+    result = verify(str(store))
+    assert result.ok == (not result.problems)
+    return [(problem.array, problem.shard) for problem in result.problems]
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+X = 2 * (2 * 12 + 4)  # bytes of the chunks of a full shard of x, with their checksums
+POSITIONS = {"first bit": 0, "value": 8 * 13 + 5, "checksum": 8 * 25, "second chunk": 8 * 30,
+             "index": 8 * X + 3, "checksum of the index": 8 * (X + 32)}  # fmt: skip
+
+
+@pytest.mark.parametrize("shard", [0, 2])
+@pytest.mark.parametrize("bit", POSITIONS.values(), ids=POSITIONS)
+def test_one_flipped_bit_of_x(store: Path, shard: int, bit: int) -> None:
+    path = store / f"x/c/{shard}/0"
+    bit = min(bit, 8 * path.stat().st_size - 1)
+    flip(path, bit)
+    assert problems(store) == [("x", shard)]
+    flip(path, bit)
+    assert problems(store) == []
+
+
+@pytest.mark.parametrize("name", ["id", "label"])
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.99])
+def test_one_flipped_bit_of_a_column(store: Path, name: str, place: float) -> None:
+    path = store / f"{name}/c/1"
+    flip(path, int(8 * path.stat().st_size * place))
+    assert problems(store) == [(name, 1)]
+    with pytest.raises(Corrupt, match=name):
+        RowStore.open(str(store)).read(name)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "truncated"),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "too long"),
+    "zero-length": (lambda path: path.write_bytes(b""), "empty"),
+    "deleted": (lambda path: path.unlink(), "missing"),
+    "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), "changed"),
+}
+
+
+@pytest.mark.parametrize("key", ["x/c/1/0", "id/c/2", "label/c/0"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_shard(store: Path, key: str, damage: str) -> None:
+    apply, word = DAMAGES[damage]
+    apply(store / key)
+    name, _, shard = key.split("/")[:3]
+    (problem,) = verify(str(store)).problems
+    assert (problem.array, problem.shard) == (name, int(shard))
+    assert word in problem.reason
+    if damage != "longer":
+        with pytest.raises(Corrupt, match=name):
+            RowStore.open(str(store)).read(name)
+
+
+@pytest.mark.parametrize("name", ["x", "id", "label"])
+def test_two_shards_swapped(store: Path, name: str) -> None:
+    one, other = (store / f"{name}/c/{shard}{'/0' * (name == 'x')}" for shard in (0, 1))
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    result = verify(str(store))
+    assert [(p.array, p.shard) for p in result.problems] == [(name, 0), (name, 1)]
+    assert ["shard 1" in result.problems[0].reason, "shard 0" in result.problems[1].reason] == [True, True]
+
+
+def test_two_shards_swapped_with_their_records(store: Path) -> None:
+    for folder in ("x", "id", "label", "ledger/record", "ledger/moments"):
+        base = store / folder / "c"
+        (base / "0").rename(base / "t")
+        (base / "1").rename(base / "0")
+        (base / "t").rename(base / "1")
+    assert problems(store) == [("ledger/record", None)]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_record(store: Path, damage: str) -> None:
+    DAMAGES[damage][0](store / "ledger/record/c/1/0")
+    assert problems(store) == [("ledger/record", 1)]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_moments(store: Path, damage: str) -> None:
+    DAMAGES[damage][0](store / "ledger/moments/c/1/0/0")
+    assert problems(store) == [("ledger/moments", 1)]
+
+
+def test_moments_with_a_new_checksum(store: Path) -> None:
+    path = store / "ledger/moments/c/2/0/0"
+    body = bytearray(path.read_bytes()[:-4])
+    body[0] ^= 1
+    path.write_bytes(body + crc32c.crc32c(body).to_bytes(4, "little"))
+    assert problems(store) == [("ledger/moments", 2)]
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "min", "max"])
+@pytest.mark.parametrize("how", ["flipped", "rewritten", "deleted", "metadata deleted", "metadata garbage"])
+def test_statistics_changed(store: Path, name: str, how: str) -> None:
+    if how == "flipped":
+        flip(store / name / "c/0", 9)
+    elif how == "rewritten":
+        values = RowStore.open(str(store)).read(name, 0, 3) + 1e-9
+        metadata = (store / name / "zarr.json").read_bytes()
+        write_small_array(RowStore.open(str(store)).location, name, values, ("feature",))
+        (store / name / "zarr.json").write_bytes(metadata)
+    elif how == "deleted":
+        (store / name / "c/0").unlink()
+    elif how == "metadata deleted":
+        (store / name / "zarr.json").unlink()
+    else:
+        (store / name / "zarr.json").write_text("{")
+    assert set(problems(store)) == {(name, None)}
+
+
+@pytest.mark.parametrize("name", ["x", "id", "ledger/record", "manifest/path"])
+def test_metadata_of_an_array_changed(store: Path, name: str) -> None:
+    path = store / name / "zarr.json"
+    document = json.loads(path.read_bytes())
+    document["shape"][0] += 1
+    path.write_text(json.dumps(document))
+    assert (name, None) in problems(store)
+
+
+@pytest.mark.parametrize("name", ["path", "rows", "size"])
+def test_manifest_damaged(store: Path, name: str) -> None:
+    (store / "manifest" / name / "c/0").unlink()
+    assert problems(store) == [("manifest", None)]
+
+
+def test_damaged_group(store: Path) -> None:
+    (store / "zarr.json").write_text('{"zarr_format": 3')
+    with pytest.raises(ValueError, match="not a store made by cvae-dist"):
+        verify(str(store))
+
+
+def test_a_lost_carried_shard_is_not_appended_to_as_zeros(store: Path, tree: Path) -> None:
+    before = (store / "zarr.json").read_bytes()
+    (store / "x/c/2/0").unlink()
+    write_items(tree, ROWS, ROWS + 5)
+    with pytest.raises(Corrupt, match="shard 2 is missing"):
+        ingest(tree, store, label="folder")
+    assert (store / "zarr.json").read_bytes() == before
+
+
+def test_a_lost_record_is_not_left_out_of_the_statistics(store: Path, tree: Path) -> None:
+    before = (store / "zarr.json").read_bytes()
+    (store / "ledger/record/c/0/0").unlink()
+    write_items(tree, ROWS, ROWS + 5)
+    with pytest.raises(Corrupt, match="record of shard 0"):
+        ingest(tree, store, label="folder")
+    assert (store / "zarr.json").read_bytes() == before
+    ingest(tree, store, label="folder", overwrite=True)
+    assert verify(str(store)).ok
+
+
+def test_command_exits_1_and_names_the_shard(store: Path) -> None:
+    def run() -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "cvae_dist", "verify", str(store), "--quiet"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert run().returncode == 0
+    (store / "x/c/1/0").write_bytes(b"")
+    (store / "mean/c/0").unlink()
+    ended = run()
+    assert ended.returncode == 1
+    assert "x shard 1: empty" in ended.stdout
+    assert "mean: " in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+def test_verify_of_what_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        verify(str(tmp_path / "nothing"))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "file").write_text("x")
+    with pytest.raises(ValueError, match="not a store"):
+        verify(str(tmp_path / "foreign"))
+
+
+def test_rows_are_what_was_written(store: Path) -> None:
+    opened = RowStore.open(str(store))
+    numbers = [int(name[-8:-4]) for name in opened.read("id")]
+    np.testing.assert_array_equal(opened.read("x"), [item(number) for number in numbers])
+    shutil.rmtree(store)
