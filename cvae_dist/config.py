@@ -115,7 +115,7 @@ def _batch_size(n_rows: int) -> int:
 
 def _cells_encoder(n_rows: int, n_features: int, dim_latent: int) -> tuple[int, ...]:
     """Return automatic widths: about 16 sqrt(n_features) as a power of two, less for few rows."""
-    exponent = min(max(round(math.log2(16 * math.sqrt(n_features))), 7), 10)
+    exponent = min(max(round(math.log2(16 * math.sqrt(n_features))), 8), 10)
     width = min(2**exponent, max(64, n_rows // 4))
     second = max(width // 2, 64, min(4 * dim_latent, width))
     return (width, second, width // 2) if n_rows > 1_000_000 else (width, second)

@@ -150,11 +150,11 @@ def _global_scale(moments: Moments) -> Vector:
 
 
 def bounds(moments: Moments, dtype: str | np.dtype[np.generic]) -> tuple[float, float]:
-    """Return bounds of all values: (0, 1) or, for uint8, (0, 255) where the data fit, else the extremes."""
+    """Return bounds of all values: (0, 1) or, for bytes that reach so far, (0, 255); else the extremes."""
     low, high = float(moments.minimum.min()), float(moments.maximum.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0
-    return (0.0, 255.0) if np.dtype(dtype) == np.uint8 else (low, high)
+    return (0.0, 255.0) if np.dtype(dtype) == np.uint8 and high > 127 else (low, high)
 
 
 def _precision(center: Tensor, scale: Tensor, inverse: Tensor) -> torch.dtype:

@@ -39,7 +39,7 @@ def test_every_field_is_described_for_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     ("features", "cells"),
-    [(1, (128, 64)), (50, (128, 64)), (784, (512, 256)), (10_000, (1024, 512))],
+    [(1, (256, 128)), (64, (256, 128)), (784, (512, 256)), (10_000, (1024, 512))],
 )
 def test_widths_follow_the_number_of_features(features: int, cells: tuple[int, ...]) -> None:
     assert TrainConfig().resolve(60_000, features).cells_encoder == cells

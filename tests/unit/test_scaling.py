@@ -95,6 +95,7 @@ def test_bounds() -> None:
 
     assert of(0, 1, "|u1") == (0, 1)
     assert of(3, 200, "|u1") == (0, 255)
+    assert of(0, 16, "|u1") == (0, 16)
     assert of(0.2, 0.9, "<f4") == (0, 1)
     assert of(-3, 200, "<f4") == (-3, 200)
 
