@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 Nonfinite = Literal["raise", "drop"]
 Integers = npt.NDArray[np.int64]
+
+# Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
+_ARITHMETIC = threading.Lock()
 
 
 def ingest(
@@ -91,19 +96,20 @@ class _Plan:
     def job(self, store: RowStore | None) -> Job:
         """Describe the whole store after this run: the published rows, then those of new files."""
         grown = store if store is not None and store.published else None
-        layout = Layout.of(self._arrays())
+        layout = self._layout(store)
         if grown is not None:  # told before anything is compared with a manifest made otherwise
             grown.require_settings("rows", self._settings())
         pieces, known = self._order(grown)
         dropped = self._dropped(pieces, known, grown)
         kept = pieces.without(dropped)
-        rows = int(kept.rows.sum())
+        rows = kept.total
         if rows == 0:
             raise InvalidInput(
                 f"{self.tree.root} holds {len(pieces):,} files but no usable rows. Nothing was written"
             )
         published = grown.rows if grown is not None else 0
-        where = _Rows(self.tree, kept, dropped, published, grown)
+        first_shard = published // layout.rows_per_shard if rows > published else layout.shards(rows)
+        where = _Rows(self.tree, kept, dropped, published, grown, _counted(grown, first_shard, len(dropped)))
         return Job(
             kind="rows",
             layout=layout,
@@ -114,11 +120,16 @@ class _Plan:
             inputs=where.inputs,
             identity=where.identity,
             task_bytes=16_000_000,
-            first_shard=published // layout.rows_per_shard if rows > published else layout.shards(rows),
+            first_shard=first_shard,
             # one file an item is bound by system calls, where a second thread only fights for the interpreter
             threads=1 if self.tree.one_per_file else os.cpu_count() or 1,
             manifest={**pieces.arrays(), "dropped": dropped},
         )
+
+    def _layout(self, store: RowStore | None) -> Layout:
+        """Return the shard grid of a store that is there, else the best one."""
+        layout = Layout.of(self._arrays())
+        return store.layout if store is not None and store.layout.arrays == layout.arrays else layout
 
     def _arrays(self) -> tuple[ArrayLayout, ...]:
         columns = ["id"] * self.tree.one_per_file + ["label"] * (self.label is not None)
@@ -171,8 +182,7 @@ class _Plan:
         if self.nonfinite == "raise" or self.tree.dtype.kind != "f":
             return np.zeros(0, dtype=np.int64)
         before = store.manifest()["dropped"] if store is not None else np.zeros(0, dtype=np.int64)
-        start = int(pieces.rows[:known].sum())
-        total = int(pieces.rows.sum())
+        start, total = int(pieces.rows[:known].sum()), pieces.total
         step = max(1, 16_000_000 // (self.tree.n_features * self.tree.dtype.itemsize))
         tasks = (
             _Scan(self.tree, pieces.between(first, min(first + step, total)), first)
@@ -209,6 +219,7 @@ class _Rows:
     dropped: Integers
     published: int
     store: RowStore | None
+    counted: int  # dropped rows that stand in the ledger rows of shards which stay as they are
 
     def inputs(self, span: Span) -> "_Inputs":
         """Return the pieces of a span; rows published before come from the store itself."""
@@ -228,11 +239,23 @@ class _Rows:
 
     def _dropped(self, span: Span) -> int:
         """Count the rows left out just before and between the rows of a span; the last span takes the rest."""
-        position = self.dropped - np.arange(len(self.dropped))  # stored rows before each dropped one
-        last = span.stop == int(self.pieces.rows.sum())
-        lo = np.searchsorted(position, span.start, side="left")
-        hi = len(position) if last else np.searchsorted(position, span.stop, side="left")
-        return int(hi - lo)
+        last = span.stop == self.pieces.total
+        lo = max(self.counted, int(np.searchsorted(self._position, span.start, side="left")))
+        hi = int(np.searchsorted(self._position, span.stop, side="left"))
+        return max(0, (len(self.dropped) if last else hi) - lo)
+
+    @cached_property
+    def _position(self) -> Integers:
+        """Stored rows before each dropped one."""
+        return self.dropped - np.arange(len(self.dropped))
+
+
+def _counted(store: RowStore | None, shards: int, dropped: int) -> int:
+    """Add up the dropped rows in the ledger rows of the first shards of a store."""
+    if store is None or not dropped:
+        return 0
+    records = (store.ledger.read(shard) for shard in range(store.layout.shards(store.rows))[:shards])
+    return sum(record.dropped for record in records if record is not None)
 
 
 @dataclass(frozen=True)
@@ -257,7 +280,8 @@ class _MakeShard:
         blocks = {"x": block, **self._columns(inputs.pieces)}
         if inputs.carried:
             self._carry(span, inputs.carried, blocks)
-        moments = Moments.of(block)
+        with _ARITHMETIC:
+            moments = Moments.of(block)
         if not moments.is_finite:
             self._refuse_nonfinite(block, inputs)
         return Made(blocks, inputs.dropped, moments)
@@ -283,7 +307,14 @@ class _MakeShard:
                 blocks[name] = np.concatenate([old.astype(object), block])
 
     def _refuse_nonfinite(self, block: npt.NDArray[Any], inputs: _Inputs) -> None:
-        row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0]) - inputs.carried
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if not len(bad):
+            raise InvalidInput(
+                f"{self.tree.root}/{inputs.pieces.path[0]} or one of the {len(inputs.pieces) - 1:,} files after it "
+                f"holds values as large as {np.abs(block).max():.3g}, whose variance exceeds float64. Its shard was "
+                "not written and rows recorded before are kept; scale the values and run the same command again"
+            )
+        row = int(bad[0]) - inputs.carried
         piece = int(np.searchsorted(np.cumsum(inputs.pieces.rows), row, side="right"))
         in_file = row - int(inputs.pieces.rows[:piece].sum()) + int(inputs.pieces.first[piece])
         raise InvalidInput(

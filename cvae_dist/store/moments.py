@@ -8,10 +8,12 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
-_TILE_VALUES = 32_768  # 256 kB of float64: stays in a core's L2 cache
+_TILE_VALUES = 131_072  # 1 MB of float64: large enough to forget the calls, small enough to stay in the cache
 _VECTOR_VALUES = (
     512  # narrow rows are folded to this width so that every reduction runs over long contiguous rows
 )
+_SIGN_AND_HALF = np.int32(-0x70002000)  # 0x8FFFE000: sign, and exponent and fraction of a half in their new place
+_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,28 @@ class Moments:
         folded = rows // fold * fold
         tile_rows = max(1, _TILE_VALUES // (fold * features)) * fold
         tile = _Tile(tile_rows * features)
-        shift = tile.widened(block[:tile_rows]).mean(axis=0, dtype=np.float64)
-        sums, tail = _Sums(shift, fold, tile), _Sums(shift, 1, tile)
-        for start in range(0, folded, tile_rows):
-            sums.add(block[start : min(start + tile_rows, folded)])
-        if folded < rows:
-            tail.add(block[folded:])
-        return cls._from_sums(rows, shift, sums, tail)
+        with np.errstate(invalid="ignore", over="ignore"):
+            shift = tile.widened(block[:tile_rows]).mean(axis=0, dtype=np.float64)
+            sums, tail = _Sums(shift, fold, tile), _Sums(shift, 1, tile)
+            for start in range(0, folded, tile_rows):
+                sums.add(block[start : min(start + tile_rows, folded)])
+            if folded < rows:
+                tail.add(block[folded:])
+            return cls._from_sums(rows, shift, sums, tail)
 
     @classmethod
     def _from_sums(cls, rows: int, shift: Vector, *parts: "_Sums") -> Self:
         first = np.sum([part.fold(part.first, np.add) for part in parts], axis=0)
         second = np.sum([part.fold(part.second, np.add) for part in parts], axis=0)
-        with np.errstate(invalid="ignore", over="ignore"):
-            m2 = np.maximum(second - first * first / rows, 0.0)
+        m2 = np.maximum(second - first * first / rows, 0.0)
         minimum = np.min([part.fold(part.minimum, np.minimum) for part in parts], axis=0)
         maximum = np.max([part.fold(part.maximum, np.maximum) for part in parts], axis=0)
         return cls(rows, shift + first / rows, m2, minimum, maximum)
 
     @property
     def is_finite(self) -> bool:
-        """Whether every value seen was finite."""
-        return bool(np.isfinite(self.mean).all())
+        """Whether every value seen was finite, and its square too."""
+        return bool(np.isfinite(self.mean).all() and np.isfinite(self.m2).all())
 
     @property
     def n_features(self) -> int:
@@ -109,32 +111,24 @@ class _Tile:
     """Scratch memory for one tile: allocated anew for every tile, it would cost more than the arithmetic."""
 
     def __init__(self, values: int) -> None:
-        self._half = np.empty(values, np.uint16)
-        self._bits = np.empty(values, np.uint32)
-        self._sign = np.empty(values, np.uint32)
+        self._bits = np.empty(values, np.int32)
         self._double = np.empty(values, np.float64)
 
     def widened(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Return float16 as float32, exactly, and anything else as it is.
 
-        Moving the bits and scaling by 2**112 (the difference of the exponents' biases) takes a quarter of the time
-        of NumPy's cast, which looks at every value by itself.
+        Moving the bits and scaling by 2**112 (the difference of the exponents' biases) takes a tenth of the time of
+        NumPy's cast, which looks at every value by itself. Infinities and NaN come out as 65536 and more, beyond
+        the largest finite float16.
         """
         if rows.dtype != np.float16:
             return rows
-        source = np.ascontiguousarray(rows).view(np.uint16).ravel()
-        half, bits, sign = (scratch[: rows.size] for scratch in (self._half, self._bits, self._sign))
-        np.bitwise_and(source, np.uint16(0x7FFF), out=half)
-        if half.max(initial=0) >= 0x7C00:  # infinity or NaN
-            return rows.astype(np.float32)
-        np.copyto(bits, half)
-        np.left_shift(bits, np.uint32(13), out=bits)
+        bits = self._bits[: rows.size]
+        np.copyto(bits, np.ascontiguousarray(rows).view(np.int16).ravel())  # extends the sign to the upper half
+        np.left_shift(bits, 13, out=bits)
+        np.bitwise_and(bits, _SIGN_AND_HALF, out=bits)
         single = bits.view(np.float32)
         np.multiply(single, np.float32(2.0**112), out=single)
-        np.bitwise_and(source, np.uint16(0x8000), out=half)
-        np.copyto(sign, half)
-        np.left_shift(sign, np.uint32(16), out=sign)
-        np.bitwise_or(bits, sign, out=bits)
         return single.reshape(rows.shape)
 
     def double(self, rows: npt.NDArray[np.generic]) -> Vector:
@@ -160,14 +154,16 @@ class _Sums:
     def add(self, rows: npt.NDArray[np.generic]) -> None:
         """Add rows, shape (k * fold, n_features)."""
         tile = self._tile.widened(rows).reshape(-1, len(self._shift))
-        np.minimum(self.minimum, tile.min(axis=0), out=self.minimum)
-        np.maximum(self.maximum, tile.max(axis=0), out=self.maximum)
-        with np.errstate(invalid="ignore", over="ignore"):
-            deviations = self._tile.double(tile)
-            deviations -= self._shift
-            self.first += deviations.sum(axis=0)
-            np.multiply(deviations, deviations, out=deviations)
-            self.second += deviations.sum(axis=0)
+        minimum, maximum = tile.min(axis=0), tile.max(axis=0)
+        if rows.dtype == np.float16 and max(-minimum.min(), maximum.max()) > _LARGEST_HALF:
+            tile = rows.reshape(tile.shape).astype(np.float32)
+        np.minimum(self.minimum, minimum, out=self.minimum)
+        np.maximum(self.maximum, maximum, out=self.maximum)
+        deviations = self._tile.double(tile)
+        deviations -= self._shift
+        self.first += deviations.sum(axis=0)
+        np.multiply(deviations, deviations, out=deviations)
+        self.second += deviations.sum(axis=0)
 
     def fold(self, vector: Vector, reduce: np.ufunc) -> Vector:
         """Reduce a folded vector back to one value per feature."""
