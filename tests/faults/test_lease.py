@@ -1,0 +1,146 @@
+"""One driver at a time, seen from a second one, from the holder's grave, and from a driver that slept."""
+
+import getpass
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cvae_dist.errors import OutputLocked
+from cvae_dist.ingest import ingest
+from cvae_dist.store import lease as lease_module
+from cvae_dist.store.lease import Lease
+from cvae_dist.store.urls import Location
+from tests.faults.drivers import Drivers, recorded, running, snapshot, wait_until, write_items
+
+pytestmark = pytest.mark.usefixtures("tiny_shards")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    write_items(tmp_path / "tree", 0, 60)
+    return tmp_path / "tree"
+
+
+def test_second_driver_is_refused_and_told_who_is_first(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with running(drivers.start("ingest", tree, store, _delay=0.1)) as first:
+        wait_until(lambda: recorded(store))
+        for overwrite in (False, True):
+            with pytest.raises(OutputLocked) as caught:
+                ingest(tree, store, overwrite=overwrite)
+            for word in (str(first.pid), socket.gethostname(), getpass.getuser(), str(store)):
+                assert word in str(caught.value)
+        assert first.wait().require_done().result["rows"] == 60
+    assert not list(tmp_path.glob("*.lease*"))
+    assert ingest(tree, store).nothing_to_do
+
+
+def test_holder_killed_on_this_host_is_followed_at_once(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with running(drivers.start("ingest", tree, store, _delay=0.1)) as first:
+        wait_until(lambda: recorded(store))
+    assert first.kill().signal == signal.SIGKILL
+    assert (tmp_path / "store.lease").exists()
+    began = time.monotonic()
+    assert ingest(tree, store).rows == 60
+    assert time.monotonic() - began < 10
+
+
+def test_killed_but_not_reaped_holder_is_followed(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = drivers.start("ingest", tree, store, _delay=0.1)
+    wait_until(lambda: recorded(store))
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{first.pid}/stat").read_text().split()[2] == "Z")
+    assert ingest(tree, store).rows == 60
+    first.wait()
+
+
+def leave_lease(path: Path, **changes: object) -> None:
+    with Lease.held(Location.of(path)):
+        document = json.loads(Path(f"{path}.lease").read_text())
+    Path(f"{path}.lease").write_text(json.dumps({**document, **changes}))
+
+
+def test_living_lease_of_another_machine_is_respected(tree: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    leave_lease(store, host="far", user="ann", machine="another boot", process=[77, "123"])
+    with pytest.raises(OutputLocked, match=r"process 77 of ann on far \(its lease ends in \d+ s"):
+        ingest(tree, store)
+    assert not store.exists()
+
+
+def test_same_host_name_on_another_machine_is_not_taken_for_this_one(tree: Path, tmp_path: Path) -> None:
+    leave_lease(tmp_path / "store", machine="another boot", process=[2**22 + 1, "1"])
+    with pytest.raises(OutputLocked):
+        ingest(tree, tmp_path / "store")
+
+
+def test_expired_lease_is_taken_over(tree: Path, tmp_path: Path) -> None:
+    leave_lease(tmp_path / "store", host="far", machine="another boot", expires=time.time() - 1)
+    assert ingest(tree, tmp_path / "store").rows == 60
+    assert not (tmp_path / "store.lease").exists()
+
+
+def test_reused_pid_is_not_taken_for_the_holder(tree: Path, tmp_path: Path) -> None:
+    leave_lease(tmp_path / "store", process=[os.getpid(), "1"])
+    assert ingest(tree, tmp_path / "store").rows == 60
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"token": "x"}'])
+def test_torn_lease_is_taken_over(tree: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "store.lease").write_text(text)
+    assert ingest(tree, tmp_path / "store").rows == 60
+
+
+def test_lease_is_renewed_and_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_SECONDS", 0.15)
+    path = tmp_path / "store.lease"
+    with Lease.held(Location.of(tmp_path / "store")) as lease:
+        first = json.loads(path.read_text())["expires"]
+        wait_until(lambda: json.loads(path.read_text())["expires"] > first + 0.2)
+        lease.check()
+        lease.require()
+    assert not path.exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
+
+
+def test_driver_whose_lease_was_taken_does_not_publish(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with running(drivers.start("ingest", tree, store, _delay=0.05)) as first:
+        wait_until(lambda: recorded(store))
+        document = json.loads((tmp_path / "store.lease").read_text())
+        taken = {**document, "token": "other", "user": "bob", "expires": time.time() + 60}
+        (tmp_path / "store.lease").write_text(json.dumps(taken))
+        ended = first.wait()
+    assert ended.error[0] == "OutputLocked"
+    assert "bob" in ended.error[1]
+    assert not json.loads((store / "zarr.json").read_text())["attributes"]["cvae_dist"]["published"]
+    assert json.loads((tmp_path / "store.lease").read_text()) == taken, "the lease of the other was touched"
+
+
+def test_sleeping_driver_loses_its_lease_and_ends_soon(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with running(drivers.start("ingest", tree, store, _delay=0.02)) as first:
+        wait_until(lambda: recorded(store))
+        os.kill(first.pid, signal.SIGSTOP)
+        lease = tmp_path / "store.lease"
+        lease.write_text(json.dumps({**json.loads(lease.read_text()), "expires": time.time() - 1}))
+        assert ingest(tree, store).rows == 60
+        before = snapshot(store)
+        os.kill(first.pid, signal.SIGCONT)
+        assert first.wait().error[0] == "OutputLocked"
+    assert snapshot(store) == before
+
+
+def test_only_one_of_many_wins(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
+    started = [drivers.start("ingest", tree, tmp_path / "store", _delay=0.05) for _ in range(6)]
+    ended = [driver.wait() for driver in started]
+    assert sum(not end.error for end in ended) == 1
+    assert {end.error[0] for end in ended if end.error} == {"OutputLocked"}
