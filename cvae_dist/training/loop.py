@@ -17,7 +17,7 @@ from cvae_dist.events import Event, Kind, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE, decide
-from cvae_dist.store import Location, Moments, RowStore
+from cvae_dist.store import Lease, Location, Moments, RowStore
 from cvae_dist.store.lineage import versions, without_credentials
 from cvae_dist.store.reader import Reader, RowReader
 from cvae_dist.store.urls import StorageOptions
@@ -107,18 +107,27 @@ def train(
         The loss was not finite in 50 steps.
     Corrupt
         The rows or the checkpoints are damaged.
+    OutputLocked
+        Another process is training this model.
     """
     config = make_config(TrainConfig, (config.model_dump(exclude_unset=True) if config else {}) | settings)
     rows = store if isinstance(store, RowStore) else RowStore.open(store, storage_options)
     data = _Data(
         RowReader(rows), rows.statistics(), rows.item_shape, rows.fingerprint, without_credentials(rows.url)
     )
-    place = Location.of(model, storage_options)
-    if overwrite:
-        _discard(place)
-    if is_finished(place):
-        return _already_finished(place, data, config, on_event)
-    return _run(data, config, place, on_event)[0]
+    return _train_at(Location.of(model, storage_options), data, config, overwrite, on_event)
+
+
+def _train_at(
+    place: Location, data: "_Data", config: TrainConfig, overwrite: bool, on_event: OnEvent
+) -> TrainResult:
+    """Train into a model directory, under its lease."""
+    with Lease.held(place):
+        if overwrite:
+            _discard(place)
+        if is_finished(place):
+            return _already_finished(place, data, config, on_event)
+        return _run(data, config, place, on_event)[0]
 
 
 def fit(
@@ -149,15 +158,9 @@ def fit(
         _, vae, history = _run(data, config, None, on_event)
         return vae, history
     place = Location.of(directory)
-    if overwrite:
-        _discard(place)
-    if is_finished(place):
-        _already_finished(place, data, config, on_event)
-        return load_model(place), History.read(place / _HISTORY).records
-    result, vae, history = _run(data, config, place, on_event)
-    if result.stopped_because == "interrupted":
+    if _train_at(place, data, config, overwrite, on_event).stopped_because == "interrupted":
         raise KeyboardInterrupt
-    return vae, history
+    return load_model(place), History.read(place / _HISTORY).records
 
 
 @dataclass(frozen=True)

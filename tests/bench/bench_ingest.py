@@ -61,12 +61,20 @@ def _many_row_files(folder: Path, files: int = 50, count: int = 1_000_000, featu
     def copy() -> float:
         shutil.rmtree(folder / "copy", ignore_errors=True)
         (folder / "copy").mkdir()
-        return seconds(lambda: [_copy(path, folder / "copy" / path.name) for path in sorted(source.iterdir())])
+        return seconds(
+            lambda: [_copy(path, folder / "copy" / path.name) for path in sorted(source.iterdir())]
+        )
 
     ingested, copied = (median(values) for values in alternate(5, ours, copy))
     size = block.nbytes * files / 1e9
     note = f"{files} files of {count:,} x {features} float16: {size / ingested:.2f} GB/s with statistics and checksums, "
-    return Row("ingest many-row files / raw copy", copied / ingested, 0.5, 0.9, f"{note}copy {size / copied:.2f} GB/s")
+    return Row(
+        "ingest many-row files / raw copy",
+        copied / ingested,
+        0.5,
+        0.9,
+        f"{note}copy {size / copied:.2f} GB/s",
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

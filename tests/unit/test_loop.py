@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.errors import InvalidInput, SettingsChanged, SourceNotFound, TrainingDiverged
+from cvae_dist.errors import InvalidInput, OutputLocked, SettingsChanged, SourceNotFound, TrainingDiverged
 from cvae_dist.events import Event, ignore
 from cvae_dist.ingest import ingest
 from cvae_dist.model import VAE, load_model
-from cvae_dist.store import Moments
+from cvae_dist.store import Lease, Location, Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.loop import fit, train
 from cvae_dist.training.optimizer import Optimizer
@@ -363,3 +363,10 @@ def test_own_validation_rows_leave_every_row_to_train_on(tmp_path: Path) -> None
     assert history[-1]["validation_loss"] > 0
     with pytest.raises(SettingsChanged, match="rows: '"):
         run(DIGITS[300:399])
+
+
+def test_second_training_of_one_model_is_refused(tmp_path: Path) -> None:
+    place = Location.of(str(tmp_path / "model"))
+    with Lease.held(place), pytest.raises(OutputLocked, match="is being written by process"):
+        fit_digits(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
