@@ -212,7 +212,8 @@ class NpyTree:
         else:
             start = 0
             for path, first, rows in zip(pieces.path, pieces.first, pieces.rows, strict=True):
-                self._read_rows(path, int(first), out[start : start + int(rows)])
+                if rows:
+                    self._read_rows(path, int(first), out[start : start + int(rows)])
                 start += int(rows)
 
     def _read_items(self, pieces: Pieces, out: npt.NDArray[Any]) -> None:

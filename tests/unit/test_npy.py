@@ -1,0 +1,164 @@
+"""Trees of .npy files: what is listed, and that rows arrive as NumPy reads them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvae_dist.errors import CvaeDistError, InvalidInput
+from cvae_dist.sources import NpyTree, Pieces
+from cvae_dist.sources.npy import read_header
+from cvae_dist.store import Location
+
+DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">f2", ">f4", ">f8", ">i2", ">u8"]
+
+
+def read_all(tree: NpyTree, pieces: Pieces) -> np.ndarray:
+    out = np.full((pieces.total, tree.n_features), 99, tree.dtype)
+    tree.read(pieces, out)
+    return out
+
+
+def save(path: Path, array: np.ndarray, version: tuple[int, int] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        np.lib.format.write_array(file, array, version=version)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("version", [None, (1, 0), (2, 0), (3, 0)])
+def test_one_item_per_file(tmp_path: Path, dtype: str, version: tuple[int, int] | None) -> None:
+    rows = np.arange(40).reshape(8, 5).astype(dtype)
+    for number, row in enumerate(rows):
+        save(tmp_path / f"{number}.npy", row, version)
+    tree, pieces = NpyTree.scan(Location.of(tmp_path), "auto")
+    assert (tree.one_per_file, tree.item_shape, tree.dtype.isnative) == (True, (5,), True)
+    assert pieces.path.tolist() == [f"{n}.npy" for n in range(8)]
+    np.testing.assert_array_equal(read_all(tree, pieces), rows)
+    np.testing.assert_array_equal(read_all(tree, pieces[3:5]), rows[3:5])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fortran", [False, True])
+def test_many_rows_per_file(tmp_path: Path, dtype: str, fortran: bool) -> None:
+    rows = np.arange(60).reshape(10, 2, 3).astype(dtype)
+    parts = np.split(rows, [4, 4, 7])
+    for number, part in enumerate(parts):
+        save(tmp_path / f"{number}.npy", np.asfortranarray(part) if fortran else part)
+    tree, pieces = NpyTree.scan(Location.of(tmp_path), "auto")
+    assert (tree.one_per_file, tree.item_shape) == (False, (2, 3))
+    assert pieces.rows.tolist() == [4, 0, 3, 3]
+    np.testing.assert_array_equal(read_all(tree, pieces), rows.reshape(10, 6))
+    for start in range(10):
+        for stop in range(start + 1, 11):
+            part = read_all(tree, pieces.between(start, stop))
+            np.testing.assert_array_equal(part, rows[start:stop].reshape(-1, 6))
+
+
+def test_mixed_headers_of_one_schema(tmp_path: Path) -> None:
+    rows = np.arange(36, dtype=np.float32).reshape(6, 2, 3)
+    save(tmp_path / "0.npy", rows[0])
+    save(tmp_path / "1.npy", rows[1], (2, 0))
+    save(tmp_path / "2.npy", rows[2].astype(">f4"))
+    save(tmp_path / "3.npy", np.asfortranarray(rows[3]))
+    save(tmp_path / "4.npy", rows[4], (3, 0))
+    save(tmp_path / "5.npy", rows[5])
+    for first in range(6):  # whichever file comes first is the model
+        (tmp_path / f"{first}.npy").rename(tmp_path / "+.npy")
+        tree, pieces = NpyTree.scan(Location.of(tmp_path), "one")
+        order = [first, *(n for n in range(6) if n != first)]
+        np.testing.assert_array_equal(read_all(tree, pieces), rows.reshape(6, 6)[order])
+        (tmp_path / "+.npy").rename(tmp_path / f"{first}.npy")
+
+
+@pytest.mark.parametrize(
+    ("rows_per_file", "item_shape", "one"),
+    [("one", (8, 8), True), ("many", (8,), False), ("auto", (8,), False)],
+)
+def test_images(tmp_path: Path, rows_per_file: str, item_shape: tuple[int, ...], one: bool) -> None:
+    for number in range(3):
+        save(tmp_path / f"{number}.npy", np.full((8, 8), number, np.uint8))
+    tree, pieces = NpyTree.scan(Location.of(tmp_path), rows_per_file)
+    assert (tree.item_shape, tree.one_per_file, pieces.total) == (item_shape, one, 3 if one else 24)
+
+
+def test_vectors_as_many_rows_of_one_value(tmp_path: Path) -> None:
+    save(tmp_path / "a.npy", np.arange(7.0))
+    tree, pieces = NpyTree.scan(Location.of(tmp_path), "many")
+    assert (tree.item_shape, pieces.total) == ((1,), 7)
+    np.testing.assert_array_equal(read_all(tree, pieces)[:, 0], np.arange(7.0))
+
+
+def test_tree_is_nested_sorted_and_follows_links(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    names = ["b/x y.npy", "a.npy", "b/ä/日本.npy", "b/x-y.npy", "B.npy", "deep/1/2/3/4.npy"]
+    for number, name in enumerate(names):
+        save(root / name, np.full(2, number, np.float32))
+    save(tmp_path / "elsewhere" / "far.npy", np.full(2, 9, np.float32))
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    (root / "file link.npy").symlink_to(tmp_path / "elsewhere" / "far.npy")
+    for name in (".hidden.npy", ".cache/c.npy", "notes.txt", "b/data.npz"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no array")
+    os.mkfifo(root / "pipe.npy")
+    tree, pieces = NpyTree.scan(Location.of(str(root) + "/"), "auto")
+    assert pieces.path.tolist() == sorted([*names, "link/far.npy", "file link.npy"])
+    values = dict(zip(pieces.path, read_all(tree, pieces)[:, 0], strict=True))
+    assert values == {**{name: n for n, name in enumerate(names)}, "link/far.npy": 9, "file link.npy": 9}
+
+
+def test_links_that_lead_nowhere_or_round(tmp_path: Path) -> None:
+    save(tmp_path / "a.npy", np.ones(2))
+    (tmp_path / "dangling.npy").symlink_to(tmp_path / "gone")
+    with pytest.raises(InvalidInput, match=r"dangling\.npy cannot be read: No such file"):
+        NpyTree.scan(Location.of(tmp_path), "auto")
+    (tmp_path / "dangling.npy").unlink()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    with pytest.raises(InvalidInput, match="up is a symbolic link to a directory it lies in"):
+        NpyTree.scan(Location.of(tmp_path), "auto")
+
+
+def test_name_that_is_not_text(tmp_path: Path) -> None:
+    save(tmp_path / "a.npy", np.ones(2))
+    os.link(tmp_path / "a.npy", os.fsencode(tmp_path) + b"/\xff.npy")
+    with pytest.raises(InvalidInput, match=r"xff\.npy' is not UTF-8"):
+        NpyTree.scan(Location.of(tmp_path), "auto")
+
+
+def test_cuts_of_a_million_pieces_cost_the_same_wherever_they_are() -> None:
+    import time
+
+    count = 1_000_000
+    columns = [np.arange(count, dtype=np.int64)] * 2
+    pieces = Pieces(np.full(count, "a", object), columns[0] * 0, columns[0] * 0 + 1, *columns)
+    pieces.between(0, 1)
+    began = time.process_time()
+    for start in range(0, count, 500):
+        assert len(pieces.between(start, start + 100)) == 100
+    assert time.process_time() - began < 2, "2,000 sums over all pieces take 4 s and more"
+    began = time.process_time()
+    assert pieces.without(np.arange(0, count, 10)).total == count * 9 // 10
+    assert time.process_time() - began < 5, "a hundred thousand cuts, one by one, take minutes"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_change_of_a_header_is_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.npy"
+    save(path, np.arange(6, dtype=np.float32).reshape(2, 3))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(6, 127))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        header = read_header(str(path))
+    except CvaeDistError as error:
+        assert str(path) in str(error)
+    else:
+        assert header.size == len(content)
