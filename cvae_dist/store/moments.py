@@ -9,11 +9,9 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 _TILE_VALUES = 131_072  # 1 MB of float64: large enough to forget the calls, small enough to stay in the cache
-_VECTOR_VALUES = (
-    512  # narrow rows are folded to this width so that every reduction runs over long contiguous rows
-)
+_VECTOR_VALUES = 512  # narrow rows are folded to this width: reductions then run over long contiguous vectors
 _SIGN_AND_HALF = np.int32(-0x70002000)  # 0x8FFFE000: sign, and exponent and fraction of a half in their new place
-_LARGEST_HALF = 65504.0
+_NEGLIGIBLE_OFFSET = 4.0  # standard deviations: a mean so near zero costs the sum of squares 4 of its 53 bits
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,9 @@ class Moments:
     def of(cls, block: npt.NDArray[np.generic]) -> Self:
         """Compute the moments of ``block``, shape (n_rows, n_features), any finite real dtype.
 
-        One pass over cache-sized float64 tiles. Deviations are taken from the mean of the first tile, which keeps
-        the textbook cancellation of sum and sum of squares away (Chan, Golub, LeVeque 1983, section 3).
+        One pass over cache-sized float64 tiles. Deviations are taken from the mean of the first tile, unless it is
+        near zero, which keeps the textbook cancellation of sum and sum of squares away (Chan, Golub, LeVeque 1983,
+        section 3).
         A non-finite value makes ``mean`` non-finite; see :meth:`is_finite`.
         """
         rows, features = block.shape
@@ -57,7 +56,7 @@ class Moments:
         tile_rows = max(1, _TILE_VALUES // (fold * features)) * fold
         tile = _Tile(tile_rows * features)
         with np.errstate(invalid="ignore", over="ignore"):
-            shift = tile.widened(block[:tile_rows]).mean(axis=0, dtype=np.float64)
+            shift = _shift(tile.widened(block[:tile_rows]))
             sums, tail = _Sums(shift, fold, tile), _Sums(shift, 1, tile)
             for start in range(0, folded, tile_rows):
                 sums.add(block[start : min(start + tile_rows, folded)])
@@ -107,6 +106,13 @@ class Moments:
         )
 
 
+def _shift(rows: npt.NDArray[np.generic]) -> Vector:
+    """Return what to subtract from every row: the mean of some first ones, or zeros where that changes nothing."""
+    mean: Vector = rows.mean(axis=0, dtype=np.float64)
+    spread = rows.std(axis=0, dtype=np.float64, mean=mean[None])
+    return mean if (np.abs(mean) > _NEGLIGIBLE_OFFSET * spread).any() else np.zeros_like(mean)
+
+
 class _Tile:
     """Scratch memory for one tile: allocated anew for every tile, it would cost more than the arithmetic."""
 
@@ -118,8 +124,7 @@ class _Tile:
         """Return float16 as float32, exactly, and anything else as it is.
 
         Moving the bits and scaling by 2**112 (the difference of the exponents' biases) takes a tenth of the time of
-        NumPy's cast, which looks at every value by itself. Infinities and NaN come out as 65536 and more, beyond
-        the largest finite float16.
+        NumPy's cast, which looks at every value by itself. Infinities and NaN come out as finite values.
         """
         if rows.dtype != np.float16:
             return rows
@@ -144,6 +149,7 @@ class _Sums:
     def __init__(self, shift: Vector, fold: int, tile: _Tile) -> None:
         width = len(shift) * fold
         self._shift = np.tile(shift, fold)
+        self._shifted = bool(shift.any())
         self._rows_per_vector = fold
         self._tile = tile
         self.first = np.zeros(width)
@@ -153,19 +159,34 @@ class _Sums:
 
     def add(self, rows: npt.NDArray[np.generic]) -> None:
         """Add rows, shape (k * fold, n_features)."""
-        tile = self._tile.widened(rows).reshape(-1, len(self._shift))
-        minimum, maximum = tile.min(axis=0), tile.max(axis=0)
-        if rows.dtype == np.float16 and max(-minimum.min(), maximum.max()) > _LARGEST_HALF:
-            tile = rows.reshape(tile.shape).astype(np.float32)
+        vectors = rows.reshape(-1, len(self._shift))
+        minimum, maximum = _half_range(vectors) if rows.dtype == np.float16 else (vectors.min(0), vectors.max(0))
         np.minimum(self.minimum, minimum, out=self.minimum)
         np.maximum(self.maximum, maximum, out=self.maximum)
-        deviations = self._tile.double(tile)
-        deviations -= self._shift
+        finite = np.isfinite(minimum).all() and np.isfinite(maximum).all()
+        deviations = self._tile.double(self._tile.widened(vectors) if finite else vectors)
+        if self._shifted:
+            deviations -= self._shift
         self.first += deviations.sum(axis=0)
-        np.multiply(deviations, deviations, out=deviations)
+        np.square(deviations, out=deviations)
         self.second += deviations.sum(axis=0)
 
     def fold(self, vector: Vector, reduce: np.ufunc) -> Vector:
         """Reduce a folded vector back to one value per feature."""
         folded: Vector = reduce.reduce(vector.reshape(self._rows_per_vector, -1), axis=0)
         return folded
+
+
+def _half_range(vectors: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
+    """Return minimum and maximum of each column of float16, compared as integers, which NumPy does 40 times faster.
+
+    Halves are sign and magnitude: signed, the largest is the largest positive value; unsigned, it is the negative
+    value of largest magnitude. Columns of one sign take the other ends. NaN is beyond infinity on either side.
+    """
+    signed, unsigned = vectors.view(np.int16), vectors.view(np.uint16)
+    maximum, minimum = signed.max(axis=0), unsigned.max(axis=0).view(np.int16)
+    if (maximum < 0).any():
+        maximum = np.where(maximum < 0, unsigned.min(axis=0).view(np.int16), maximum)
+    if (minimum >= 0).any():
+        minimum = np.where(minimum >= 0, signed.min(axis=0), minimum)
+    return minimum.view(np.float16), maximum.view(np.float16)
