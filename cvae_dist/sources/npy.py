@@ -182,6 +182,7 @@ class NpyTree:
             )
         tree = cls(root, item_shape, first.dtype.newbyteorder("="), first, one, files[0][0])
         paths, sizes, times = (list(column) for column in zip(*files, strict=True))
+        _require_text(root.path, paths)
         if one:
             expected = first.size
             tree._headers([path for path, size in zip(paths, sizes, strict=True) if size != expected])
@@ -371,38 +372,39 @@ def _local_directory(root: Location) -> str:
     return root.path
 
 
-def _walk(root: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int, int]]:
-    """Yield relative path, size and modification time of every ``.npy`` file."""
+def _walk(root: str, prefix: str = "", above: tuple[str, ...] = ()) -> list[tuple[str, int, int]]:
+    """Return relative path, size and modification time of every ``.npy`` file."""
     above = (*above, os.path.realpath(root))
+    found = []
     try:
         with os.scandir(root) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.endswith(".npy"):
+                name = entry.name
+                if name[-4:] == ".npy" and name[0] != ".":
                     status = entry.stat()
                     if stat.S_ISREG(status.st_mode):
-                        yield prefix + _checked_name(entry), status.st_size, status.st_mtime_ns
-                elif entry.is_dir():
+                        found.append((prefix + name, status.st_size, status.st_mtime_ns))
+                elif name[0] != "." and entry.is_dir():
                     _refuse_loop(entry, above)
-                    yield from _walk(entry.path, f"{prefix}{_checked_name(entry)}/", above)
+                    found += _walk(entry.path, f"{prefix}{name}/", above)
     except OSError as error:
         raise InvalidInput(
             f"{error.filename or root} cannot be read: {error.strerror}. Nothing was written; "
             "mend or remove it and run the same command again"
         ) from error
+    return found
 
 
-def _checked_name(entry: "os.DirEntry[str]") -> str:
-    """Return the name, which becomes an id and so has to be text."""
+def _require_text(root: str, paths: Sequence[str]) -> None:
+    """Refuse names that are not UTF-8: they become ids."""
     try:
-        entry.name.encode()
-    except UnicodeEncodeError:
+        "\0".join(paths).encode()
+    except UnicodeEncodeError as error:
+        start = error.object.rfind("\0", 0, error.start) + 1
+        name = os.fsencode(os.path.join(root, error.object[start:].split("\0", 1)[0]))
         raise InvalidInput(
-            f"the name {os.fsencode(entry.path)!r} is not UTF-8, so it cannot be an id. "
-            "Nothing was written; rename it"
+            f"the name {name!r} is not UTF-8, so it cannot be an id. Nothing was written; rename it"
         ) from None
-    return entry.name
 
 
 def _refuse_loop(entry: "os.DirEntry[str]", above: tuple[str, ...]) -> None:

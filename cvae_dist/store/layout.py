@@ -1,7 +1,7 @@
 """How rows lie on disk: Zarr v3 arrays on one shard grid, and the bytes of one shard.
 
-Zarr itself writes every metadata document and encodes strings; numeric shards are assembled here because that is
-where the time goes: one ``writev`` of the caller's block, no copy.
+Zarr itself writes every metadata document; shards are assembled here because that is where the time goes: one
+``writev`` of the caller's block, no copy.
 """
 
 import json
@@ -14,6 +14,7 @@ import crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
+from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer as ZarrBuffer
@@ -150,7 +151,7 @@ class Layout:
         """
         array = self.array(name)
         if array.dtype == STRING:
-            data = memoryview(self._encode_strings(name, block))
+            data = memoryview(self._encode_strings(block))
             return [data[:-4], data[-4:]]
         return list(self._encode_chunks(array, block))
 
@@ -201,11 +202,11 @@ class Layout:
             config={"write_empty_chunks": True},
         )
 
-    def _encode_strings(self, name: str, block: Block) -> bytes:
-        objects: Objects = {}
-        # Zarr pads the last chunk to its full shape, so these are the bytes the chunk has anywhere in the grid
-        self._create(objects, name, len(block))[:] = block
-        return objects[self.array(name).key(0)].to_bytes()
+    def _encode_strings(self, block: Block) -> bytes:
+        padded = np.full(self.rows_per_shard, "", dtype=object)  # Zarr pads the last chunk to its full shape
+        padded[: len(block)] = block
+        data = Zstd(level=1).encode(VLenUTF8().encode(padded))
+        return bytes(data) + crc32c.crc32c(data).to_bytes(4, "little")
 
     def _encode_chunks(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
         chunks = self.rows_per_shard // self.rows_per_chunk
