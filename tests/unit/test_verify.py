@@ -1,0 +1,55 @@
+"""`info` and the shape of what `verify` returns; `faults/test_corruption.py` damages stores."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cvae_dist.errors import InvalidInput, SourceNotFound
+from cvae_dist.events import Event
+from cvae_dist.ingest import ingest
+from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
+from cvae_dist.verify import Problem, info, verify
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None: cls(4, 2, arrays)))
+    (tmp_path / "tree").mkdir()
+    np.save(tmp_path / "tree" / "a.npy", np.arange(20.0).reshape(10, 2))
+    ingest(tmp_path / "tree", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_whole_store(store: Path) -> None:
+    events: list[Event] = []
+    result = verify(str(store), on_event=events.append)
+    assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 9, ())
+    assert [event.kind for event in events] == ["start", "progress", "progress", "progress", "done"]
+    assert [event.done for event in events] == [0, 4, 8, 10, 10]
+
+
+def test_problem_says_where() -> None:
+    assert str(Problem("x", 3, "missing")) == "x shard 3: missing"
+    assert str(Problem("mean", None, "differs")) == "mean: differs"
+
+
+def test_info_of_a_store(store: Path) -> None:
+    entries = info(str(store))
+    assert (entries["rows"], entries["kind"], entries["dropped"], entries["bytes"]) == (10, "rows", 0, 160)
+    assert entries["shards"] == "3 of 4 rows, chunks of 2"
+    assert entries["range"] == "0 to 19"
+
+
+def test_info_of_a_begun_store(tmp_path: Path) -> None:
+    layout = Layout(4, 2, (ArrayLayout("x", "<f4", ("sample", "feature"), (2,)),))
+    RowStore.create(Location.of(tmp_path / "s"), "rows", layout, {})
+    assert "begun" in info(str(tmp_path / "s"))["rows"]
+
+
+def test_info_of_nothing_and_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="neither a store nor a model"):
+        info(str(tmp_path / "s"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InvalidInput, match="not JSON"):
+        info(str(tmp_path))
