@@ -87,7 +87,9 @@ def _start(workers: int) -> Iterator["Client"]:
                     n_workers=workers,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=None,
+                    # without an address it would take port 8787, and warn where another cluster has it
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
                     silence_logs=50,
                 )
             )

@@ -3,8 +3,8 @@
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cvae_dist.errors import CvaeDistError, StorageFailed
 
@@ -76,22 +76,25 @@ def _map_dask(
     queue = iter(tasks)
     finished = as_completed(loop=client.loop, with_results=False)  # no default client is set
     window = _Window(client)
+    pending: dict[Any, Any] = {}
 
     def submit(count: int) -> None:
         for task in itertools.islice(queue, count):
             # pure=False: a task is defined by what is on disk, never by Dask's memory of an equal call
-            finished.add(client.submit(function, task, pure=False))
+            future = client.submit(function, task, pure=False)
+            pending[future.key] = future
+            finished.add(future)
 
     try:
         submit(window.size())
         for future in finished:
             result = _result(future)
-            future.release()
-            submit(window.size() - finished.count())
+            pending.pop(future.key).release()
+            submit(window.size() - len(pending))
             yield result
     finally:
-        for future in list(finished.futures):
-            future.release()
+        if client.status == "running":  # whoever started the cluster gets it back as it was
+            client.cancel(list(pending.values()))
 
 
 def _result(future: "Future[Result]") -> Result:
@@ -103,6 +106,11 @@ def _result(future: "Future[Result]") -> Result:
         raise StorageFailed(
             f"a task ended with its worker too often ({error}). What was recorded is kept; look for memory limits or "
             "crashes in the workers' logs and run the same command again to go on"
+        ) from error
+    except CancelledError as error:
+        raise StorageFailed(
+            f"the Dask scheduler was lost, or somebody cancelled a task of this run ({error}). What was recorded is "
+            "kept; run the same command again to go on"
         ) from error
     except CvaeDistError as error:
         raise error from None  # the remote traceback explains nothing to the user that the message does not

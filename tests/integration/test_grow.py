@@ -1,0 +1,124 @@
+"""Stores that grow: appended, not rewritten; like a store of the same rows made at once, as far as rows go."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cvae_dist.errors import SettingsChanged
+from cvae_dist.ingest import ingest
+from cvae_dist.store import Layout, RowStore
+from cvae_dist.verify import verify
+from tests.faults.drivers import item, small_grid, stamps, write_items
+
+
+@pytest.fixture(autouse=True)
+def _tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Layout, "of", small_grid())
+
+
+def numbers(store: Path) -> list[int]:
+    """Return the numbers of the items in stored order, after checking rows, labels and statistics."""
+    opened = RowStore.open(str(store))
+    found = [int(name[-8:-4]) for name in opened.read("id")]
+    rows = np.array([item(number) for number in found])
+    np.testing.assert_array_equal(opened.read("x"), rows)
+    assert opened.read("label").tolist() == [f"class {number % 3}" for number in found]
+    np.testing.assert_allclose(opened.statistics().mean, rows.mean(0, dtype=float), rtol=1e-12)
+    np.testing.assert_allclose(opened.statistics().std, rows.std(0, dtype=float), rtol=1e-9)
+    assert verify(str(store)).ok
+    return found
+
+
+@pytest.mark.parametrize("steps", [(1, 2, 3), (4, 8, 12), (3, 4, 5, 9), (10, 11, 30), (2, 40)])
+def test_growth_over_shard_boundaries(tmp_path: Path, steps: tuple[int, ...]) -> None:
+    tree, store = tmp_path / "tree", tmp_path / "store"
+    before = 0
+    seen: list[int] = []
+    for rows in steps:
+        write_items(tree, before, rows)
+        full = list(range(before // 4))
+        stamped = stamps(store, full)
+        partial = stamps(store, [before // 4]) if before % 4 else {}
+        result = ingest(tree, store, label="folder")
+        assert result.rows == rows
+        assert result.rows_written == rows - 4 * len(full)
+        assert stamps(store, full) == stamped, "a full shard was written again"
+        after = stamps(store, [before // 4])
+        assert all(after[name] != partial[name] for name in partial), "the partial shard was not completed"
+        found = numbers(store)
+        assert found[:before] == seen, "published rows moved"
+        assert sorted(found) == list(range(rows))
+        before, seen = rows, found
+    assert ingest(tree, store, label="folder").nothing_to_do
+    assert len(RowStore.open(str(store)).history.splitlines()) == len(steps)
+
+
+def test_files_deleted_after_they_were_published(tmp_path: Path) -> None:
+    tree, store = tmp_path / "tree", tmp_path / "store"
+    write_items(tree, 0, 10)
+    ingest(tree, store, label="folder")
+    published = numbers(store)
+    for path in list(tree.rglob("*.npy"))[::2]:
+        path.unlink()
+    assert ingest(tree, store, label="folder").nothing_to_do
+    write_items(tree, 20, 27)
+    assert ingest(tree, store, label="folder").rows == 17
+    assert numbers(store)[:10] == published
+    for path in tree.rglob("*.npy"):
+        path.unlink()
+    write_items(tree, 30, 31)
+    assert ingest(tree, store, label="folder").rows == 18
+    assert numbers(store)[-1] == 30
+
+
+def test_file_changed_after_it_was_published(tmp_path: Path) -> None:
+    tree, store = tmp_path / "tree", tmp_path / "store"
+    write_items(tree, 0, 10)
+    ingest(tree, store, label="folder")
+    write_items(tree, 10, 12)
+    victim = next(tree.rglob("*0003.npy"))
+    os.utime(victim, ns=(1, 1))
+    with pytest.raises(SettingsChanged, match=r"have changed since, .*item 0003\.npy first"):
+        ingest(tree, store, label="folder")
+    assert sorted(numbers(store)) == list(range(10))
+
+
+def test_many_row_files_and_dropped_rows_grow_together(tmp_path: Path) -> None:
+    tree, store = tmp_path / "tree", tmp_path / "store"
+    tree.mkdir()
+    kept = []
+    for number, rows in enumerate([5, 3, 8, 1, 6]):
+        block = np.arange(rows * 2, dtype=np.float16).reshape(rows, 2) + 100 * number
+        block[rows // 2] = np.inf
+        np.save(tree / f"{number}.npy", block)
+        kept.append(np.delete(block, rows // 2, axis=0))
+        result = ingest(tree, store, nonfinite="drop")
+        assert (result.rows, result.dropped <= number + 1) == (sum(map(len, kept)), True)
+        np.testing.assert_array_equal(RowStore.open(str(store)).read("x"), np.concatenate(kept))
+        assert verify(str(store)).ok
+
+
+def test_interrupted_growth_is_named_by_verify_and_finished_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, store = tmp_path / "tree", tmp_path / "store"
+    write_items(tree, 0, 10)
+    ingest(tree, store, label="folder")
+    write_items(tree, 10, 21)
+
+    def interrupted(self: RowStore, *arguments: object) -> RowStore:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStore, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(tree, store, label="folder")
+    opened = RowStore.open(str(store))
+    assert (opened.rows, len(opened.read("x"))) == (10, 10)
+    (problem,) = verify(str(store)).problems
+    assert "interrupted (the published rows are untouched then; run it again)" in str(problem)
+    result = ingest(tree, store, label="folder")
+    assert (result.rows, result.rows_written) == (21, 0)
+    assert len(numbers(store)) == 21
