@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,9 +60,7 @@ def _from_json(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Switch = Parameter(negative="", show_default=False)
-StorageOptions = Annotated[
-    dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)
-]
+StorageOptions = Annotated[dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)]
 
 
 @dataclass(frozen=True)
@@ -150,9 +148,7 @@ def _read_mapping(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise CycloptsError(msg=f"--config {path} is not YAML: {error}") from error
     if not isinstance(options, dict):
-        raise CycloptsError(
-            msg=f"--config {path} must hold `option: value` lines, but it is {options!r:.80}."
-        )
+        raise CycloptsError(msg=f"--config {path} must hold `option: value` lines, but it is {options!r:.80}.")
     return {str(name): value for name, value in options.items()}
 
 
@@ -183,9 +179,7 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-plot = App(
-    name="plot", help="Draw latents, the decoder's grid, the loss, or rows beside their reconstructions."
-)
+plot = App(name="plot", help="Draw latents, the decoder's grid, the loss, or rows beside their reconstructions.")
 app.command(plot)
 
 
@@ -433,10 +427,20 @@ def info(url: str, /, *, shared: Local = Output()) -> int:  # noqa: B008 - froze
 
     with shared.report() as report:
         facts = info(url, storage_options=shared.storage_options)
-        width = max(map(len, facts), default=0)
-        lines = [f"{name:<{width}}  {figure(value)}" for name, value in facts.items()]
+        entries = dict(_flattened(facts))
+        width = max(map(len, entries), default=0)
+        lines = [f"{name:<{width}}  {figure(value)}" for name, value in entries.items()]
         report.result("\n".join(lines), facts)
     return DONE
+
+
+def _flattened(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every entry of nested mappings, its path as its name."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 @plot.command(name="latents")
@@ -489,9 +493,7 @@ def plot_grid(
     from cvae_dist.plot import plot_grid
 
     with shared.report() as report:
-        plot_grid(
-            model, filename, grid_size=grid_size, storage_options=shared.storage_options, on_event=report
-        )
+        plot_grid(model, filename, grid_size=grid_size, storage_options=shared.storage_options, on_event=report)
         return _drew(report, "plot grid", filename)
 
 
@@ -570,14 +572,10 @@ def run(pipeline: str, /, *, shared: OnCluster = Distributed()) -> int:  # noqa:
 # ------------------------------------------------------------------------------------ the closing line
 
 
-def _map_rows(
-    verb: Callable[..., Any], locations: tuple[Any, ...], shared: Distributed, **options: Any
-) -> int:
+def _map_rows(verb: Callable[..., Any], locations: tuple[Any, ...], shared: Distributed, **options: Any) -> int:
     """Run one of the verbs that map a store to a store through a model."""
     with shared.report() as report, shared.client() as client:
-        result = verb(
-            *locations, storage_options=shared.storage_options, client=client, on_event=report, **options
-        )
+        result = verb(*locations, storage_options=shared.storage_options, client=client, on_event=report, **options)
         return _wrote_rows(report, verb.__name__, result)
 
 
@@ -637,9 +635,7 @@ def _quality_rows(quality: "Quality") -> list[tuple[str, str, str]]:
             f"per feature, in data units squared{of_variance}",
         ),
     ]
-    return [
-        (name, format(value, shape), meaning) for name, value, shape, meaning in table if value is not None
-    ]
+    return [(name, format(value, shape), meaning) for name, value, shape, meaning in table if value is not None]
 
 
 def _stage_row(stage: "StageResult") -> tuple[str, str, str, str]:

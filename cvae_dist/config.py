@@ -39,36 +39,28 @@ class TrainConfig(ModelConfig):
     batch_size: int | None = Field(
         None, ge=1, description="Rows of one step over all processes. Default: 256, less for few rows."
     )
-    num_steps: int | None = Field(
-        None, ge=1, description="Gradient steps. Default: 60 epochs within 3,000 to 50,000."
-    )
+    num_steps: int | None = Field(None, ge=1, description="Gradient steps. Default: 60 epochs within 3,000 to 50,000.")
     learning_rate: float | None = Field(
         None,
         gt=0,
         le=1,
         description="Peak of the schedule. Default: 3e-3 * sqrt(batch_size / 256), at most 8e-3.",
     )
-    kl_warmup: float = Field(
-        0.2, ge=0, le=1, description="Share of the steps over which the KL weight grows to 1."
-    )
+    kl_warmup: float = Field(0.2, ge=0, le=1, description="Share of the steps over which the KL weight grows to 1.")
     ema_decay: float | None = Field(
         None,
         ge=0,
         lt=1,
         description="Decay of the averaged weights. Default: 0.999, or 0.99 below 5,000 steps.",
     )
-    grad_clip: float = Field(
-        3.0, gt=0, description="Gradients are clipped at this multiple of their running norm."
-    )
+    grad_clip: float = Field(3.0, gt=0, description="Gradients are clipped at this multiple of their running norm.")
     train_valid_split: float = Field(
         0.9,
         gt=0,
         le=1,
         description="Share of the rows to train on; the rest (at most 10,000 rows) validates.",
     )
-    seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of the initial weights, the row order and the noise."
-    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights, the row order and the noise.")
     test_every: int | None = Field(
         None, ge=1, description="Steps between validations. Default: grows with the steps done so far."
     )
@@ -92,9 +84,7 @@ class TrainConfig(ModelConfig):
                 "batch_size": batch_size,
                 "num_steps": num_steps,
                 "learning_rate": self.learning_rate or min(8e-3, 3e-3 * math.sqrt(batch_size / 256)),
-                "ema_decay": (0.99 if num_steps < 5000 else 0.999)
-                if self.ema_decay is None
-                else self.ema_decay,
+                "ema_decay": (0.99 if num_steps < 5000 else 0.999) if self.ema_decay is None else self.ema_decay,
             }
         )
 
@@ -150,9 +140,7 @@ def invalid_settings(error: ValidationError, kind: type[BaseModel]) -> InvalidIn
 def _explain(name: str, detail: ErrorDetails, kind: type[BaseModel]) -> str:
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, kind.model_fields, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(kind.model_fields))}"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(kind.model_fields))}"
         return f"unknown option {name!r}: {hint}"
     reason = detail["msg"][0].lower() + detail["msg"][1:]
     field = kind.model_fields.get(name)

@@ -30,7 +30,7 @@ Url = str | os.PathLike[str]
 
 _TARGET_SHARD_BYTES = 16_000_000
 _MOST_INPUT_SHARDS = 16  # input shards behind one output shard: enough work for a task, little to repeat
-_LEAST_OUTPUT_SHARDS = 32  # so that many workers have something to do
+_LEAST_OUTPUT_SHARDS = 8  # so that several workers have something to do
 _NOISE_ROWS = 1024  # rows that share one random generator, counted from row 0 of the store
 
 
@@ -97,9 +97,7 @@ def decode(
 ) -> StoreResult:
     """Write the row, in the unit of the data, that the model decodes from every latent; see :func:`embed`."""
     network = _Network.of(model, storage_options)
-    source = _Rows.of(
-        latents, storage_options, network.dim_latent, f"the latents of model {network.location}"
-    )
+    source = _Rows.of(latents, storage_options, network.dim_latent, f"the latents of model {network.location}")
     make = _MakeShard(source, network, _decode_rows, batch_rows)
     arrays = (_row_layout(network),)
     return _write("rows", arrays, make, out, overwrite, storage_options, client, on_event, "decode")
@@ -128,9 +126,7 @@ def score(
         "negative_elbo": "negative evidence lower bound, nats",
         "reconstruction_error": "mean squared error",
     }
-    arrays = tuple(
-        ArrayLayout(name, "<f4", ("sample",), (), {"long_name": text}) for name, text in names.items()
-    )
+    arrays = tuple(ArrayLayout(name, "<f4", ("sample",), (), {"long_name": text}) for name, text in names.items())
     make = _MakeShard(source, network, _score_rows, batch_rows)
     return _write("scores", arrays, make, out, overwrite, storage_options, client, on_event, "score")
 
@@ -177,9 +173,7 @@ def sample(
         identity=lambda span: "",
         task_bytes=layout.shard_bytes,
     )
-    return write_rows(
-        output, lambda store: job, stage="sample", overwrite=overwrite, client=client, on_event=on_event
-    )
+    return write_rows(output, lambda store: job, stage="sample", overwrite=overwrite, client=client, on_event=on_event)
 
 
 @dataclass(frozen=True)
@@ -361,9 +355,7 @@ def _write(
     _refuse_own_inputs(output, store.location, make.network.location)
     columns = tuple(array for array in store.layout.arrays if array.name in store.columns)
     coordinates = {"coordinates": " ".join(store.columns)} if columns else {}
-    main = tuple(
-        ArrayLayout(a.name, a.dtype, a.dims, a.shape, {**a.attributes, **coordinates}) for a in arrays
-    )
+    main = tuple(ArrayLayout(a.name, a.dtype, a.dims, a.shape, {**a.attributes, **coordinates}) for a in arrays)
     layout = _output_layout(store, (*main, *columns))
     job = Job(
         kind=kind,
@@ -389,9 +381,7 @@ def _write(
 def _refuse_own_inputs(output: Location, *inputs: Location) -> None:
     """Refuse to write into what is read: --overwrite would delete it."""
     for location in inputs:
-        inside = f"{output.path}/".startswith(f"{location.path}/") or f"{location.path}/".startswith(
-            f"{output.path}/"
-        )
+        inside = f"{output.path}/".startswith(f"{location.path}/") or f"{location.path}/".startswith(f"{output.path}/")
         if type(output.filesystem) is type(location.filesystem) and inside:
             raise InvalidInput(
                 f"the output {output} and the input {location} lie in one another. Nothing was changed; "

@@ -184,9 +184,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ``logdir`` was begun or finished with other settings or on other rows.
         """
         if self.X is None:
-            raise InvalidInput(
-                "X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)"
-            )
+            raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
         given = {
             "learning_rate": learning_rate,
             "num_steps": num_steps,
@@ -206,9 +204,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if self.X_valid is not None:
             own["train_valid_split"] = 1.0  # all of X trains
         own["cells_encoder"] = None if self.cells_encoder is None else tuple(self.cells_encoder)
-        return make_config(
-            TrainConfig, {name: _plain(value) for name, value in own.items()} | self._seed() | settings
-        )
+        return make_config(TrainConfig, {name: _plain(value) for name, value in own.items()} | self._seed() | settings)
 
     def _seed(self) -> dict[str, int]:
         if isinstance(self.random_state, int | np.integer):
@@ -255,9 +251,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Train by the verb, which keeps the store's fingerprint in the model's lineage."""
         options = self.storage_options
         directory = cast(str, self._directory)
-        result = train(
-            store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event
-        )
+        result = train(store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event)
         if result.stopped_because == "interrupted":
             raise KeyboardInterrupt
         self._restore()

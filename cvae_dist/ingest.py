@@ -104,9 +104,7 @@ class _Plan:
         kept = pieces.without(dropped)
         rows = kept.total
         if rows == 0:
-            raise InvalidInput(
-                f"{self.tree.root} holds {len(pieces):,} files but no usable rows. Nothing was written"
-            )
+            raise InvalidInput(f"{self.tree.root} holds {len(pieces):,} files but no usable rows. Nothing was written")
         published = grown.rows if grown is not None else 0
         first_shard = published // layout.rows_per_shard if rows > published else layout.shards(rows)
         where = _Rows(self.tree, kept, dropped, published, grown, _counted(grown, first_shard, len(dropped)))
@@ -165,9 +163,7 @@ class _Plan:
             )
         )
         stamps = zip(old.path.tolist(), old.size, old.modified, strict=True)
-        changed = [
-            path for path, size, modified in stamps if listed.get(path, (size, modified)) != (size, modified)
-        ]
+        changed = [path for path, size, modified in stamps if listed.get(path, (size, modified)) != (size, modified)]
         if changed:
             raise SettingsChanged(
                 f"{len(changed):,} files that {store.location} was made from have changed since, {changed[0]} first. "

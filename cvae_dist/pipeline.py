@@ -59,9 +59,7 @@ VERBS: Mapping[str, Verb] = {
     "plot latents": Verb("cvae_dist.plot", "plot_latents", ("latents",), "filename"),
     "plot grid": Verb("cvae_dist.plot", "plot_grid", ("model",), "filename"),
     "plot loss": Verb("cvae_dist.plot", "plot_loss", ("model",), "filename"),
-    "plot reconstructions": Verb(
-        "cvae_dist.plot", "plot_reconstructions", ("store", "reconstructions"), "filename"
-    ),
+    "plot reconstructions": Verb("cvae_dist.plot", "plot_reconstructions", ("store", "reconstructions"), "filename"),
 }
 # Arguments that `run` gives to every verb that takes them.
 SHARED = ("client", "config", "on_event", "storage_options")
@@ -92,9 +90,7 @@ class Shared(BaseModel):
 
     scheduler: str | None = Field(None, description="Address of a running Dask scheduler.")
     workers: int | None = Field(None, ge=1, description="Number of local Dask workers to start.")
-    storage_options: dict[str, Any] | None = Field(
-        None, description="Options of the file system, for fsspec."
-    )
+    storage_options: dict[str, Any] | None = Field(None, description="Options of the file system, for fsspec.")
 
 
 @dataclass(frozen=True)
@@ -202,15 +198,11 @@ def _read_yaml(pipeline: str, storage_options: Mapping[str, Any] | None) -> dict
     try:
         content = yaml.safe_load(Location.of(pipeline, storage_options).read())
     except FileNotFoundError:
-        raise SourceNotFound(
-            f"there is no pipeline file {pipeline}: nothing was run. Check the path."
-        ) from None
+        raise SourceNotFound(f"there is no pipeline file {pipeline}: nothing was run. Check the path.") from None
     except yaml.YAMLError as error:
         raise InvalidPipeline(f"{pipeline} is not YAML, nothing was run: {error}") from error
     if not isinstance(content, dict):
-        raise InvalidPipeline(
-            f"{pipeline} must be a mapping with the key `stages`, but it is {content!r:.80}."
-        )
+        raise InvalidPipeline(f"{pipeline} must be a mapping with the key `stages`, but it is {content!r:.80}.")
     return content
 
 
@@ -225,9 +217,7 @@ def _read_stage(entry: object, where: str) -> Stage:
         hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
         raise InvalidPipeline(f"{where}: unknown verb {name!r}, nothing was run; {hint}")
     if not isinstance(arguments, dict):
-        raise InvalidPipeline(
-            f"{where} ({name}): the arguments must be a mapping, but are {arguments!r:.120}."
-        )
+        raise InvalidPipeline(f"{where} ({name}): the arguments must be a mapping, but are {arguments!r:.120}.")
     checked = _check(_arguments_model(name), arguments, f"{where} ({name})")
     return Stage(name, {argument: getattr(checked, argument) for argument in checked.model_fields_set})
 

@@ -228,9 +228,7 @@ def scatter_latents(
 def _checked(z: Floats, labels: Sequence[Any] | NDArray[Any] | None) -> tuple[Floats, NDArray[Any] | None]:
     z = np.asarray(z)
     if z.ndim != 2 or 0 in z.shape:
-        raise InvalidInput(
-            f"latents have shape {z.shape}; a picture needs (rows, dimensions), none of them 0"
-        )
+        raise InvalidInput(f"latents have shape {z.shape}; a picture needs (rows, dimensions), none of them 0")
     tags = None if labels is None else np.asarray(labels)
     if tags is not None and tags.shape != (len(z),):
         raise InvalidInput(
@@ -253,10 +251,7 @@ def _two_axes(z: Floats) -> tuple[Floats, tuple[str, str]]:
     centred = z - z.mean(axis=0, dtype=np.float64).astype(z.dtype)
     variance, axes = np.linalg.eigh(np.cov(centred, rowvar=False, bias=True))
     share = 100 * variance[::-1] / max(float(variance.sum()), np.finfo(np.float64).tiny)
-    names = [
-        f"principal axis {i} of {z.shape[1]} ({part:.0f} % of the variance)"
-        for i, part in enumerate(share, 1)
-    ]
+    names = [f"principal axis {i} of {z.shape[1]} ({part:.0f} % of the variance)" for i, part in enumerate(share, 1)]
     return centred @ axes[:, :-3:-1].astype(z.dtype), (names[0], names[1])
 
 
@@ -425,18 +420,12 @@ def latent_grid(
     varied = _influential_axes(decode, dim_latent)
     codes = _grid_codes(values, dim_latent, varied)
     tiles = np.asarray(decode(codes.reshape(-1, dim_latent)), dtype=np.float32).reshape(*codes.shape[:2], -1)
-    low, high = (
-        clip or np.nanpercentile(tiles, [0.5, 99.5]).tolist()
-    )  # a few overshoots must not grey the rest
+    low, high = clip or np.nanpercentile(tiles, [0.5, 99.5]).tolist()  # a few overshoots must not grey the rest
     figure = _figure(*(figsize if dim_latent > 1 else (figsize[0], 2.4)))
     axes = figure.add_subplot()
-    mappable = _draw_tiles(
-        axes, tiles if clip is None else np.clip(tiles, low, high), item_shape, (low, high)
-    )
+    mappable = _draw_tiles(axes, tiles if clip is None else np.clip(tiles, low, high), item_shape, (low, high))
     _label_grid(axes, values, varied)
-    spacing = (
-        "at the normal quantiles of the prior" if xy_range is None else "from {:g} to {:g}".format(*xy_range)
-    )
+    spacing = "at the normal quantiles of the prior" if xy_range is None else "from {:g} to {:g}".format(*xy_range)
     rest = ", the other coordinates 0" if dim_latent > 2 else ""
     axes.set_title(title or f"Decoded latents {spacing}{rest}")
     if mappable is not None:
@@ -585,9 +574,7 @@ def compare_rows(
     mappable = _draw_tiles(axes, tiles, item_shape, (float(np.nanmin(above)), float(np.nanmax(above))))
     axes.axhline(1, color="white" if image is not None else "0.3", linewidth=3)
     axes.set_yticks([0.5, 1.5], ["original", "reconstruction"])
-    axes.set_xticks(
-        np.arange(len(above)) + 0.5, [str(i) for i in range(len(above))] if names is None else names
-    )
+    axes.set_xticks(np.arange(len(above)) + 0.5, [str(i) for i in range(len(above))] if names is None else names)
     axes.set_xlabel(names_are)
     error = float(np.sqrt(np.mean((above.astype(np.float64) - below) ** 2)))
     axes.set_title(title or f"Reconstructions (root mean square error of these rows {error:.3g})")
@@ -862,9 +849,7 @@ def write_figure(figure: Figure, filename: str, storage_options: StorageOptions 
     suffix = PurePosixPath(str(filename)).suffix.lstrip(".").lower()
     known = sorted(figure.canvas.get_supported_filetypes())
     if suffix not in known:
-        raise InvalidInput(
-            f"no picture was written to {filename}: its name must end in one of {', '.join(known)}"
-        )
+        raise InvalidInput(f"no picture was written to {filename}: its name must end in one of {', '.join(known)}")
     picture = io.BytesIO()
     figure.savefig(picture, format=suffix, dpi=DPI)
     Location.of(filename, storage_options).write(picture.getvalue())

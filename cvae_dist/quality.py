@@ -68,9 +68,7 @@ def evenly(rows: Rows, at_most: int) -> Rows:
     return rows if len(rows) <= at_most else rows[np.linspace(0, len(rows) - 1, at_most).astype(np.int64)]
 
 
-def neighbour_accuracy(
-    latents: RowStore, held_out: Rows, *, label: str = "label", neighbours: int = 5
-) -> float:
+def neighbour_accuracy(latents: RowStore, held_out: Rows, *, label: str = "label", neighbours: int = 5) -> float:
     """Return how often the majority of the nearest training rows has the class of a held-out row.
 
     Latents are compared by Euclidean distance. At most 50,000 training rows take part.
@@ -93,9 +91,7 @@ def neighbour_accuracy(
     training = evenly(training, MAX_NEIGHBOUR_ROWS)
     classifier = KNeighborsClassifier(n_neighbors=min(neighbours, len(training)))
     classifier.fit(read_rows(latents, latents.main, training), _classes(latents, label, training))
-    accuracy = classifier.score(
-        read_rows(latents, latents.main, held_out), _classes(latents, label, held_out)
-    )
+    accuracy = classifier.score(read_rows(latents, latents.main, held_out), _classes(latents, label, held_out))
     return float(accuracy)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from cvae_dist.errors import Corrupt, InvalidInput, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.store import Digest, Layout, Location, Record, RowStore
-from cvae_dist.store.lineage import digest_json
+from cvae_dist.store.lineage import digest_bytes, digest_json
 from cvae_dist.store.urls import StorageOptions
 
 _THREADS = 4
@@ -65,15 +65,13 @@ class VerifyResult:
         return not self.problems
 
 
-def verify(
-    url: str, *, storage_options: StorageOptions | None = None, on_event: OnEvent = ignore
-) -> VerifyResult:
-    """Read every object of a store again and compare it with the ledger.
+def verify(url: str, *, storage_options: StorageOptions | None = None, on_event: OnEvent = ignore) -> VerifyResult:
+    """Read every object of a store again and compare it with the ledger; of a model, compare the weights' digest.
 
     Parameters
     ----------
     url : path or URL
-        A store.
+        A store, or the directory of a model.
     storage_options : Mapping, optional
         Passed to fsspec.
     on_event : callable
@@ -86,28 +84,23 @@ def verify(
     Raises
     ------
     SourceNotFound, InvalidInput
-        There is no finished store.
+        There is no finished store and no model.
     """
-    store = RowStore.open(url, storage_options)
+    location = Location.of(url, storage_options)
+    if (location / "config.json").exists():
+        return _verify_model(location)
+    store = RowStore.open(location)
     shards = store.layout.shards(store.rows)
     records = [store.ledger.read(shard) for shard in range(shards)]
     owners = _owners(store, records)
     problems: list[Problem] = []
     on_event(Event("verify", "start", 0, store.rows))
     with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(
-            lambda shard: list(_shard_problems(store, shard, records[shard], owners)), range(shards)
-        )
+        results = pool.map(lambda shard: list(_shard_problems(store, shard, records[shard], owners)), range(shards))
         for shard, found in enumerate(results):
             problems += found
-            on_event(
-                Event(
-                    "verify",
-                    "progress",
-                    min((shard + 1) * store.layout.rows_per_shard, store.rows),
-                    store.rows,
-                )
-            )
+            done = min((shard + 1) * store.layout.rows_per_shard, store.rows)
+            on_event(Event("verify", "progress", done, store.rows))
     problems += _whole_problems(store, records)
     on_event(Event("verify", "done", store.rows, store.rows))
     return VerifyResult(store.url, store.rows, shards * (len(store.layout.arrays) + 2), tuple(problems))
@@ -200,9 +193,7 @@ def _metadata_problems(store: RowStore) -> Iterator[Problem]:
     for array in store.layout.arrays:
         shape = members[array.name]["shape"]
         if shape != [store.rows, *array.shape]:
-            yield Problem(
-                array.name, None, f"its metadata says shape {shape}, the store has {store.rows} rows"
-            )
+            yield Problem(array.name, None, f"its metadata says shape {shape}, the store has {store.rows} rows")
 
 
 def _manifest_problems(store: RowStore) -> Iterator[Problem]:
@@ -242,22 +233,33 @@ def info(url: str, *, storage_options: StorageOptions | None = None) -> dict[str
     location = Location.of(url, storage_options)
     config = location / "config.json"
     if config.exists():
-        return {"model": str(location), **_model_info(config)}
+        return {"model": str(location), **_read_config(config)}
     store = RowStore.find(location)
     if store is None:
         raise SourceNotFound(f"there is neither a store nor a model at {location}; mend the path")
     return _store_info(store)
 
 
-def _model_info(config: Location) -> dict[str, Any]:
+def _read_config(config: Location) -> dict[str, Any]:
     try:
         document = json.loads(config.read())
     except ValueError as error:
-        raise InvalidInput(
-            f"{config} is not JSON ({error}); the model directory is damaged or foreign"
-        ) from error
-    entries: dict[str, Any] = document
-    return entries
+        raise InvalidInput(f"{config} is not JSON ({error}); the model directory is damaged or foreign") from error
+    if not isinstance(document, dict) or "digest" not in document:
+        raise InvalidInput(f"{config} was not written by cvae-dist; give a store or the directory of a model")
+    return {"settings" if name == "model" else name: value for name, value in document.items()}
+
+
+def _verify_model(location: Location) -> VerifyResult:
+    expected = _read_config(location / "config.json")["digest"]
+    problems = []
+    try:
+        found = digest_bytes((location / "model.safetensors").read())
+        if found != expected:
+            problems.append(Problem("model.safetensors", None, f"changed: digest {found}, {expected} was written"))
+    except FileNotFoundError:
+        problems.append(Problem("model.safetensors", None, "missing"))
+    return VerifyResult(str(location), 0, 1, tuple(problems))
 
 
 def _store_info(store: RowStore) -> dict[str, Any]:
@@ -271,13 +273,15 @@ def _store_info(store: RowStore) -> dict[str, Any]:
             for a in layout.arrays
         },
         "item_shape": store.item_shape,
-        "shards": f"{layout.shards(store.rows):,} of {layout.rows_per_shard:,} rows, chunks of {layout.rows_per_chunk:,}",
+        "shards": layout.shards(store.rows),
+        "rows_per_shard": layout.rows_per_shard,
+        "rows_per_chunk": layout.rows_per_chunk,
         "bytes": sum(array.row_bytes for array in layout.arrays if array.dtype != "string") * store.rows,
         "dropped": store.document["dropped"],
         "settings": store.document["settings"],
         "lineage": store.document["lineage"],
         "fingerprint": store.fingerprint,
-        "history": store.history.splitlines(),
+        "history": dict(enumerate(store.history.splitlines(), 1)),
     }
     if store.published:
         moments = store.statistics()

@@ -189,19 +189,13 @@ def write_rows(
             lease.check()
             records = _finished(store, work, planned)
             store = store.publish(work.rows, records, work.lineage, f"{stage} {output.name}", work.manifest)
-    result = StoreResult(
-        str(output), store.rows, written, int(store.document["dropped"]), time.monotonic() - began
-    )
+    result = StoreResult(str(output), store.rows, written, int(store.document["dropped"]), time.monotonic() - began)
     message = "nothing to do, all rows were there" if finished else ""
-    on_event(
-        Event(stage, "done", store.rows, store.rows, message=message, values={"seconds": result.seconds})
-    )
+    on_event(Event(stage, "done", store.rows, store.rows, message=message, values={"seconds": result.seconds}))
     return result
 
 
-def _begin(
-    output: Location, store: RowStore | None, job: Job, overwrite: bool, client: "Client | None"
-) -> RowStore:
+def _begin(output: Location, store: RowStore | None, job: Job, overwrite: bool, client: "Client | None") -> RowStore:
     """Return the store to write, begun or fit to go on with; what can be refused is refused before any change."""
     if store is not None and not overwrite:
         store.require_settings(job.kind, job.settings)
@@ -219,8 +213,7 @@ def _require_layout(store: RowStore, job: Job) -> None:
     """Refuse rows that do not fit the arrays or the shard grid that are there."""
     if store.layout.to_json() != job.layout.to_json():
         old, new = (
-            f"{_names(layout)} in shards of {layout.rows_per_shard:,} rows"
-            for layout in (store.layout, job.layout)
+            f"{_names(layout)} in shards of {layout.rows_per_shard:,} rows" for layout in (store.layout, job.layout)
         )
         raise SettingsChanged(
             f"{store.location} has {old}, but {new} are asked for. Nothing was changed; "
@@ -255,20 +248,15 @@ def _write_shards(
     pending = _pending(store, job, planned)
     total = sum(len(span) for span, _ in pending)
     done = job.rows - total
-    on_event(
-        Event(
-            stage, "start", done, job.rows, message=f"{total:,} of {job.rows:,} rows to write" if done else ""
-        )
-    )
+    message = f"{done:,} of {job.rows:,} rows are there already" if done and total else ""
+    on_event(Event(stage, "start", done, job.rows, message=message))
     if not pending:
         return 0
     _check_memory(job, client)
     began, written = time.monotonic(), 0
     regions = _regions(store, job, pending, client)
     # closed at once, whatever ends the loop: nothing may be written after the lease is released
-    with contextlib.closing(
-        map_regions(_write_region, regions, client=client, threads=job.threads)
-    ) as results:
+    with contextlib.closing(map_regions(_write_region, regions, client=client, threads=job.threads)) as results:
         for rows in results:
             written += rows
             lease.require()
@@ -291,7 +279,7 @@ def _pending(store: RowStore, job: Job, planned: Sequence[tuple[Span, int]]) -> 
 
 
 def _refuse_published(store: RowStore, job: Job, span: Span, record: Record | None) -> None:
-    """Published rows are never rewritten, but for the last shard of a store that grows."""
+    """Refuse to rewrite published rows, but for the last shard of a store that grows."""
     is_partial = span.start + store.layout.rows_per_shard > store.rows
     if not store.published or (is_partial and job.rows > store.rows):
         return
@@ -352,17 +340,13 @@ def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
     for array in region.layout.arrays:
         block = made.blocks[array.name]
         if block.shape != (len(shard.span), *array.shape):
-            raise AssertionError(
-                f"shard {shard.span.shard} of {array.name}: {block.shape} is not the whole shard"
-            )
+            raise AssertionError(f"shard {shard.span.shard} of {array.name}: {block.shape} is not the whole shard")
         buffers = region.layout.encode(array.name, block)
         (region.output / array.key(shard.span.shard)).write(*buffers)
         digests.append(Digest.of_shard(buffers))
     main = made.blocks[region.layout.arrays[0].name]
     moments = made.moments or Moments.of(main.reshape(len(main), int(np.prod(main.shape[1:]))))
-    ledger.write(
-        shard.span.shard, Record(shard.fingerprint, len(shard.span), made.dropped, tuple(digests)), moments
-    )
+    ledger.write(shard.span.shard, Record(shard.fingerprint, len(shard.span), made.dropped, tuple(digests)), moments)
 
 
 def _records(ledger: Ledger, shards: Iterable[int]) -> list[Record | None]:

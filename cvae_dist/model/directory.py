@@ -1,6 +1,5 @@
 """A model on disk: ``config.json`` and ``model.safetensors`` in a directory, without pickle."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from cvae_dist.config import ModelConfig, make_config
 from cvae_dist.errors import Corrupt, SourceNotFound
 from cvae_dist.model.scaling import Scaling
 from cvae_dist.model.vae import VAE
+from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.store.urls import Location, StorageOptions
 
 _FORMAT = "cvae-dist model"
@@ -22,16 +22,14 @@ _WEIGHTS = "model.safetensors"
 Url = str | Location
 
 
-def save_model(
-    url: Url, vae: VAE, lineage: Mapping[str, Any], storage_options: StorageOptions | None = None
-) -> str:
+def save_model(url: Url, vae: VAE, lineage: Mapping[str, Any], storage_options: StorageOptions | None = None) -> str:
     """Write the model and return its digest. Without ``config.json``, written last, there is no model."""
     place = Location.of(url, storage_options)
     weights = safetensors.torch.save({name: value.contiguous() for name, value in vae.state_dict().items()})
     config = {
         "format": _FORMAT,
         "version": _VERSION,
-        "digest": _digest(weights),
+        "digest": digest_bytes(weights),
         "model": vae.config.model_dump(mode="json"),
         "lineage": dict(lineage),
     }
@@ -73,9 +71,7 @@ def read_description(place: Location) -> dict[str, Any]:
     except ValueError as error:
         raise Corrupt(f"{place / _CONFIG} is not JSON ({error}); {_remedy(place)}") from None
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise Corrupt(
-            f"{place / _CONFIG} was not written by cvae-dist; give the directory of a model it trained"
-        )
+        raise Corrupt(f"{place / _CONFIG} was not written by cvae-dist; give the directory of a model it trained")
     if description.get("version") != _VERSION:
         raise Corrupt(
             f"{place} has model format {description.get('version')!r}, this release reads {_VERSION}; "
@@ -99,9 +95,7 @@ def delete_model(place: Location) -> None:
 
 def _absence(place: Location) -> str:
     if (place / "checkpoints").exists():
-        return (
-            f"the training of {place} is not finished (it has checkpoints only); run the same command again"
-        )
+        return f"the training of {place} is not finished (it has checkpoints only); run the same command again"
     if place.exists():
         return f"{place} is not a model: it has no {_CONFIG}; give the directory that `train` wrote"
     return f"there is no model at {place}; train one first, or mend the path"
@@ -116,10 +110,9 @@ def _read_weights(place: Location, digest: str) -> dict[str, Tensor]:
         data = (place / _WEIGHTS).read()
     except FileNotFoundError:
         raise Corrupt(f"{place / _WEIGHTS} is missing beside {_CONFIG}; {_remedy(place)}") from None
-    if _digest(data) != digest:
+    if digest_bytes(data) != digest:
         raise Corrupt(
-            f"{place / _WEIGHTS} ({len(data)} bytes) does not match the digest {digest} in {_CONFIG}; "
-            f"{_remedy(place)}"
+            f"{place / _WEIGHTS} ({len(data)} bytes) does not match the digest {digest} in {_CONFIG}; {_remedy(place)}"
         )
     return safetensors.torch.load(data)
 
@@ -130,11 +123,5 @@ def _rebuild(place: Location, settings: Mapping[str, Any], weights: dict[str, Te
         vae = VAE(make_config(ModelConfig, settings), scaling)
         vae.load_state_dict(weights)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise Corrupt(
-            f"{_CONFIG} and {_WEIGHTS} of {place} do not fit together ({error}); {_remedy(place)}"
-        ) from None
+        raise Corrupt(f"{_CONFIG} and {_WEIGHTS} of {place} do not fit together ({error}); {_remedy(place)}") from None
     return vae
-
-
-def _digest(weights: bytes) -> str:
-    return hashlib.blake2b(weights, digest_size=16).hexdigest()

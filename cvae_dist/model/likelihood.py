@@ -28,18 +28,12 @@ def choose_likelihood(requested: LikelihoodName, moments: Moments) -> Choice:
         return Choice(requested, f"likelihood={requested}, as asked for")
     low, high = float(moments.minimum.min()), float(moments.maximum.max())
     if low < 0 or high > 1:
-        return Choice(
-            "gaussian", f"Gaussian: the values, {low:.6g} to {high:.6g}, are not probabilities in [0, 1]"
-        )
+        return Choice("gaussian", f"Gaussian: the values, {low:.6g} to {high:.6g}, are not probabilities in [0, 1]")
     greatest = float((moments.mean * (1 - moments.mean)).sum())
     share = float(np.square(moments.std).sum()) / greatest if greatest > 0 else 0.0
     if share >= _MASS_AT_ENDS:
-        return Choice(
-            "bernoulli", f"Bernoulli: values in [0, 1] with {share:.0%} of the variance of binary ones"
-        )
-    return Choice(
-        "gaussian", f"Gaussian: values in [0, 1] with only {share:.0%} of the variance of binary ones"
-    )
+        return Choice("bernoulli", f"Bernoulli: values in [0, 1] with {share:.0%} of the variance of binary ones")
+    return Choice("gaussian", f"Gaussian: values in [0, 1] with only {share:.0%} of the variance of binary ones")
 
 
 class Gaussian(nn.Module):
@@ -89,9 +83,7 @@ class Bernoulli(nn.Module):
         width = torch.where(width > 0, width, 1.0)
         self.register_buffer("active", scaling.active.to(torch.float32), persistent=False)
         self.register_buffer("slope", (scaling.scale / width).to(torch.float32), persistent=False)
-        self.register_buffer(
-            "offset", ((scaling.center - scaling.low) / width).to(torch.float32), persistent=False
-        )
+        self.register_buffer("offset", ((scaling.center - scaling.low) / width).to(torch.float32), persistent=False)
 
     def initial_output(self) -> Tensor:
         """Return the logits, (n_features,), of the mean row."""
@@ -100,9 +92,7 @@ class Bernoulli(nn.Module):
     def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
         """Return -log p(row | logits) per row, (n,), in nats; arguments (n, n_features)."""
         share = torch.addcmul(self.offset, standardised, self.slope).clamp(0, 1)
-        return (
-            functional.binary_cross_entropy_with_logits(output, share, reduction="none") * self.active
-        ).sum(dim=-1)
+        return (functional.binary_cross_entropy_with_logits(output, share, reduction="none") * self.active).sum(dim=-1)
 
     def mean(self, output: Tensor) -> Tensor:
         """Return the mean row in standardised units, (n, n_features)."""

@@ -53,9 +53,7 @@ class VAE(nn.Module):
         self.likelihood = make_likelihood(cast(Literal["gaussian", "bernoulli"], config.likelihood), scaling)
 
     @classmethod
-    def of(
-        cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0
-    ) -> Self:
+    def of(cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0) -> Self:
         """Build an untrained model for data with these statistics; ``config`` comes from :func:`decide`."""
         own = ModelConfig(**{name: getattr(config, name) for name in ModelConfig.model_fields})
         vae = cls(own, Scaling.of(moments, dtype, per_feature=bool(config.feature_normalization)))
@@ -88,9 +86,7 @@ class VAE(nn.Module):
     def decode(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return rows in data units, (n, n_features): the mean row, or a draw where a generator is given."""
         output = self.decoder(latent)
-        chosen = (
-            self.likelihood.mean(output) if generator is None else self.likelihood.draw(output, generator)
-        )
+        chosen = self.likelihood.mean(output) if generator is None else self.likelihood.draw(output, generator)
         return self.scaling.restore(chosen)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,9 +142,7 @@ class VAE(nn.Module):
         rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
         with torch.inference_mode():
             for part, tile in tiling.tiles(latents.astype(np.float32, copy=False), batch_rows):
-                rows[part] = tiling.cast(
-                    self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype
-                )
+                rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
         return rows
 
     def score_rows(

@@ -3,7 +3,7 @@
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -191,9 +191,7 @@ class NpyTree:
             rows = np.array([header.shape[0] for header in tree._headers(paths)], dtype=np.int64)
         starts = np.zeros(len(files), dtype=np.int64)
         names = np.array(paths, dtype=object)
-        return tree, Pieces(
-            names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64)
-        )
+        return tree, Pieces(names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64))
 
     @property
     def n_features(self) -> int:
@@ -278,15 +276,12 @@ class NpyTree:
                 f"{full} has items of shape {shape}, the first file, {self.model}, has {self.item_shape}"
             )
         if header.dtype.newbyteorder("=") != self.dtype:
-            raise InvalidInput(
-                f"{full} has dtype {header.dtype}, the first file, {self.model}, has {self.dtype}"
-            )
+            raise InvalidInput(f"{full} has dtype {header.dtype}, the first file, {self.model}, has {self.dtype}")
         return header
 
 
 _KEPT = (
-    "Nothing of it was used and rows recorded before are kept; "
-    "mend or remove the file and run the same command again"
+    "Nothing of it was used and rows recorded before are kept; mend or remove the file and run the same command again"
 )
 
 
@@ -310,9 +305,7 @@ def read_header(path: str) -> Header:
     header = _parse_header(path, head)
     if header.size != size:
         how = "truncated" if size < header.size else "longer than its header says"
-        raise InvalidInput(
-            f"{path} is {how}: {size:,} bytes, {header.size:,} expected for shape {header.shape}"
-        )
+        raise InvalidInput(f"{path} is {how}: {size:,} bytes, {header.size:,} expected for shape {header.shape}")
     return header
 
 
@@ -320,9 +313,7 @@ def _parse_header(path: str, head: bytes) -> Header:
     start = 10 if head[6:7] == b"\x01" else 12
     length = int.from_bytes(head[8:start], "little")
     return (
-        _parse_text(path, head[: start + length])
-        if start + length <= len(head)
-        else _refuse_header(path, "too long")
+        _parse_text(path, head[: start + length]) if start + length <= len(head) else _refuse_header(path, "too long")
     )
 
 
@@ -345,13 +336,9 @@ def _parse_text(path: str, head: bytes) -> Header:
     except Exception as error:  # NumPy's parser lets several kinds of error through when the text is garbage
         return _refuse_header(path, (str(error).splitlines() or [type(error).__name__])[0])
     if header.dtype.hasobject:
-        raise InvalidInput(
-            f"{path} holds pickled Python objects, which are never loaded: they could run code"
-        )
+        raise InvalidInput(f"{path} holds pickled Python objects, which are never loaded: they could run code")
     if header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
-        raise InvalidInput(
-            f"{path} has dtype {header.dtype}; float16, float32, float64 and integers are accepted"
-        )
+        raise InvalidInput(f"{path} has dtype {header.dtype}; float16, float32, float64 and integers are accepted")
     if not header.shape or any(n < 0 for n in header.shape):
         raise InvalidInput(f"{path} has shape {header.shape}, which holds no rows")
     return header
@@ -359,13 +346,10 @@ def _parse_text(path: str, head: bytes) -> Header:
 
 def _local_directory(root: Location) -> str:
     if not root.is_local:
-        raise InvalidInput(
-            f"{root} is not a local directory; trees of .npy files are read from a mounted file system"
-        )
+        raise InvalidInput(f"{root} is not a local directory; trees of .npy files are read from a mounted file system")
     if os.path.isfile(root.path):
         raise InvalidInput(
-            f"{root} is a file, but a source is a directory of .npy files. Nothing was written; "
-            "name its directory"
+            f"{root} is a file, but a source is a directory of .npy files. Nothing was written; name its directory"
         )
     if not os.path.isdir(root.path):
         raise SourceNotFound(f"there is no directory {root}. Nothing was written; mend the path")

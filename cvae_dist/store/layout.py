@@ -227,9 +227,7 @@ class Layout:
         for start in range(0, len(block), self.rows_per_chunk):
             rows = block[start : start + self.rows_per_chunk]
             if len(rows) < self.rows_per_chunk:
-                rows = np.concatenate(
-                    [rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)]
-                )
+                rows = np.concatenate([rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)])
             raw = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             yield compress(raw) if compress else raw
 
@@ -240,9 +238,7 @@ def _checked(payload: memoryview, checksum: memoryview, what: str) -> list[Buffe
     return [payload, checksum]
 
 
-def write_small_array(
-    group: Location, name: str, values: Block, dims: tuple[str, ...], **attributes: Any
-) -> None:
+def write_small_array(group: Location, name: str, values: Block, dims: tuple[str, ...], **attributes: Any) -> None:
     """Write a whole array that fits in memory: one checksummed chunk, its metadata last."""
     objects: Objects = {}
     values = np.asarray(values)

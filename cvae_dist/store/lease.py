@@ -49,7 +49,9 @@ class Holder:
 
     def __str__(self) -> str:
         left = max(0.0, self.expires - time.time())
-        return f"process {self.process[0]} of {self.user} on {self.host} (its lease ends in {left:.0f} s unless renewed)"
+        return (
+            f"process {self.process[0]} of {self.user} on {self.host} (its lease ends in {left:.0f} s unless renewed)"
+        )
 
 
 class Lease:
@@ -164,9 +166,7 @@ def _process(pid: int) -> tuple[int, str]:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rsplit(b") ", 1)[1].split()
-        return pid, "" if fields[0] in b"ZX" else fields[
-            19
-        ].decode()  # a killed process may wait to be reaped
+        return pid, "" if fields[0] in b"ZX" else fields[19].decode()  # a killed process may wait to be reaped
     except (OSError, IndexError):
         return pid, "" if not _alive(pid) else "alive"
 

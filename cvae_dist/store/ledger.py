@@ -150,9 +150,7 @@ class Ledger:
             fields=self._fields,
         )
         shape = (shards, len(_STATISTICS), self._n_features)
-        _create(
-            objects, "ledger/moments", shape, "<f8", ("shard", "statistic", "feature"), statistics=_STATISTICS
-        )
+        _create(objects, "ledger/moments", shape, "<f8", ("shard", "statistic", "feature"), statistics=_STATISTICS)
         for key, value in objects.items():
             if key.startswith("ledger/"):
                 (self._group / key).write(value.to_bytes())

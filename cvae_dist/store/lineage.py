@@ -35,5 +35,9 @@ def without_credentials(url: str) -> str:
 
 def digest_json(document: Mapping[str, Any]) -> str:
     """Return a 128-bit hex digest of a JSON document that does not depend on the order of its keys."""
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+    return digest_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def digest_bytes(data: bytes) -> str:
+    """Return a 128-bit hex digest."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -72,9 +72,7 @@ class ArrayRows:
 
     def __init__(self, array: Block) -> None:
         if array.ndim != 2:
-            raise InvalidInput(
-                f"rows are 2-D (sample, feature), this array has shape {array.shape}; reshape it"
-            )
+            raise InvalidInput(f"rows are 2-D (sample, feature), this array has shape {array.shape}; reshape it")
         self.array = array
         self.n_rows, self.n_features = array.shape
         self.dtype = array.dtype
@@ -324,9 +322,7 @@ class _RemoteShards(_Shards):
 
     def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
         starts = [offset for _, offset, _ in ranges]
-        return self._cat(
-            [shard.location for shard, _, _ in ranges], starts, [o + size for _, o, size in ranges]
-        )
+        return self._cat([shard.location for shard, _, _ in ranges], starts, [o + size for _, o, size in ranges])
 
     def _cat(self, locations: list[Location], starts: list[int], ends: Sequence[int | None]) -> list[bytes]:
         paths = [location.path for location in locations]
@@ -351,9 +347,7 @@ class _DirectRows:
         for first in range(0, len(groups), _SHARDS_AT_ONCE):
             batch = groups[first : first + _SHARDS_AT_ONCE]
             shards = self._shards.get([number for number, _ in batch])
-            plans = [
-                _Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, batch, strict=True)
-            ]
+            plans = [_Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, batch, strict=True)]
             if verify:
                 for plan in plans:
                     plan.fill_verified(view)
@@ -578,6 +572,4 @@ def _corrupt(location: Location, what: str) -> str:
 
 
 def _storage_failed(location: Location, error: Exception) -> StorageFailed:
-    return StorageFailed(
-        f"cannot read {location}: {error}. Mend the cause and run the same command again to go on"
-    )
+    return StorageFailed(f"cannot read {location}: {error}. Mend the cause and run the same command again to go on")

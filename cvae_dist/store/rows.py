@@ -111,9 +111,7 @@ class RowStore:
         new = {"kind": kind, **settings}
         changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
         if changed:
-            differences = ", ".join(
-                f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked for" for name in changed
-            )
+            differences = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked for" for name in changed)
             raise SettingsChanged(
                 f"{self.location} was made with other settings ({differences}). Nothing was changed; "
                 "use the same settings, another output, or --overwrite to make it anew"
@@ -178,9 +176,7 @@ class RowStore:
         """Open one array read-only through Zarr, which checks every CRC32C it reads."""
         location = self.location / name
         options = getattr(location.filesystem, "storage_options", None)
-        array = zarr.open_array(
-            str(location), mode="r", storage_options=None if location.is_local else options
-        )
+        array = zarr.open_array(str(location), mode="r", storage_options=None if location.is_local else options)
         return array
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Block:
@@ -244,9 +240,7 @@ class RowStore:
             "max": moments.maximum,
         }
         for name, values in statistics.items():
-            write_small_array(
-                self.location, name, values, dim, long_name=f"{name} of {self.main} over sample"
-            )
+            write_small_array(self.location, name, values, dim, long_name=f"{name} of {self.main} over sample")
         document = {
             **self.document, "published": True, "rows": rows, "dropped": sum(record.dropped for record in records),
             "fingerprint": digest_json({"records": [record.to_array().tolist() for record in records]}),
@@ -261,10 +255,7 @@ class RowStore:
 
     def _write_manifest(self, manifest: Mapping[str, Block]) -> list[str]:
         """Write the manifest in chunks of fixed size, so that an interrupted rewrite leaves the old rows readable."""
-        dtypes = {
-            name: STRING if values.dtype.kind in "OT" else values.dtype.str
-            for name, values in manifest.items()
-        }
+        dtypes = {name: STRING if values.dtype.kind in "OT" else values.dtype.str for name, values in manifest.items()}
         arrays = tuple(ArrayLayout(f"manifest/{name}", dtype, ("piece",)) for name, dtype in dtypes.items())
         layout = Layout(_PIECES_PER_CHUNK, _PIECES_PER_CHUNK, arrays)
         for array, values in zip(arrays, manifest.values(), strict=True):

@@ -31,9 +31,7 @@ class Location:
     path: str
 
     @classmethod
-    def of(
-        cls, url: "str | os.PathLike[str] | Location", storage_options: StorageOptions | None = None
-    ) -> "Location":
+    def of(cls, url: "str | os.PathLike[str] | Location", storage_options: StorageOptions | None = None) -> "Location":
         """Resolve a path, ``~`` path or fsspec URL such as ``s3://bucket/prefix``."""
         if isinstance(url, Location):
             return url
@@ -124,9 +122,7 @@ class Location:
         if self.is_local:
             names = os.listdir(self.path)
         else:
-            names = [
-                entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False)
-            ]
+            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False)]
         for name in names:
             if name != keep:
                 (self / name).delete()

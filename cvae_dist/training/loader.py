@@ -262,9 +262,7 @@ class _Windows:
 class _Prefetcher:
     """A thread that fills free slots with window after window, epoch after epoch."""
 
-    def __init__(
-        self, windows: _Windows, sampler: Sampler, slots: list[_Slot], epoch: int, window: int
-    ) -> None:
+    def __init__(self, windows: _Windows, sampler: Sampler, slots: list[_Slot], epoch: int, window: int) -> None:
         self._windows, self._sampler, self._position = windows, sampler, (epoch, window)
         self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[_Slot | BaseException] = queue.SimpleQueue()
@@ -327,9 +325,7 @@ class _Prefetcher:
 
 def _check(reader: Reader, sampler: Sampler, excluded: Rows) -> None:
     if excluded.size and (np.any(np.diff(excluded) < 1) or excluded[0] < 0 or excluded[-1] >= reader.n_rows):
-        raise InvalidInput(
-            f"the {len(excluded)} excluded rows must be ascending, distinct and below {reader.n_rows}"
-        )
+        raise InvalidInput(f"the {len(excluded)} excluded rows must be ascending, distinct and below {reader.n_rows}")
     if sampler.rows + len(excluded) != reader.n_rows:
         raise InvalidInput(
             f"the order is made for {sampler.rows} training rows and {len(excluded)} are excluded, but there "

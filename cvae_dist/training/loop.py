@@ -112,15 +112,11 @@ def train(
     """
     config = make_config(TrainConfig, (config.model_dump(exclude_unset=True) if config else {}) | settings)
     rows = store if isinstance(store, RowStore) else RowStore.open(store, storage_options)
-    data = _Data(
-        RowReader(rows), rows.statistics(), rows.item_shape, rows.fingerprint, without_credentials(rows.url)
-    )
+    data = _Data(RowReader(rows), rows.statistics(), rows.item_shape, rows.fingerprint, without_credentials(rows.url))
     return _train_at(Location.of(model, storage_options), data, config, overwrite, on_event)
 
 
-def _train_at(
-    place: Location, data: "_Data", config: TrainConfig, overwrite: bool, on_event: OnEvent
-) -> TrainResult:
+def _train_at(place: Location, data: "_Data", config: TrainConfig, overwrite: bool, on_event: OnEvent) -> TrainResult:
     """Train into a model directory, under its lease."""
     with Lease.held(place):
         if overwrite:
@@ -341,9 +337,7 @@ class _Run:
         }
         self._tell("progress", values=_known(figures))
 
-    def _tell(
-        self, kind: Kind, message: str = "", values: Mapping[str, float | int | str] | None = None
-    ) -> None:
+    def _tell(self, kind: Kind, message: str = "", values: Mapping[str, float | int | str] | None = None) -> None:
         trainer = self._trainer
         self._on_event(Event(_STAGE, kind, trainer.step, trainer.num_steps, "steps", message, values or {}))
 
@@ -368,11 +362,7 @@ def _threads(work: int) -> Iterator[None]:
 
 def _known(figures: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures that are finite numbers."""
-    return {
-        name: value
-        for name, value in figures.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
+    return {name: value for name, value in figures.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
 def _decide(data: _Data, config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -391,9 +381,7 @@ def _made_with(data: _Data, config: TrainConfig) -> dict[str, Any]:
 def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     changed = [name for name in asked if there.get(name) != asked[name]]
     if changed:
-        differences = ", ".join(
-            f"{name}: {there.get(name)!r} there, {asked[name]!r} asked for" for name in changed
-        )
+        differences = ", ".join(f"{name}: {there.get(name)!r} there, {asked[name]!r} asked for" for name in changed)
         raise SettingsChanged(
             f"the model at {place} was made with other settings or rows ({differences}). Nothing changed; "
             "go on with the same settings, name another directory, or use --overwrite to train it anew"

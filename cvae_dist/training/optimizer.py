@@ -60,9 +60,7 @@ class Optimizer:
         if norm > limit:
             nn.utils.clip_grads_with_norm_(self._parameters, limit, total)
         kept = min(norm, limit)
-        self._running_norm = (
-            _NORM_DECAY * self._running_norm + (1 - _NORM_DECAY) * kept if self._running_norm else kept
-        )
+        self._running_norm = _NORM_DECAY * self._running_norm + (1 - _NORM_DECAY) * kept if self._running_norm else kept
         return True
 
     def state(self) -> dict[str, Any]:

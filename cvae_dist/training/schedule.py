@@ -34,9 +34,7 @@ def next_test(step: int, batches: float, test_every: int | None) -> int:
     """
     if test_every is not None:
         return step + test_every
-    return step + max(
-        _FEWEST_STEPS_BETWEEN_TESTS, round(_TEST_GROWTH * step), math.ceil(_TEST_COST * batches)
-    )
+    return step + max(_FEWEST_STEPS_BETWEEN_TESTS, round(_TEST_GROWTH * step), math.ceil(_TEST_COST * batches))
 
 
 def is_hopeless(step: int, since: int, tests: int, steps_per_epoch: int) -> bool:

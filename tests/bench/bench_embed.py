@@ -32,9 +32,7 @@ def _embed(folder: Path) -> Row:
     (folder / "src").mkdir()
     np.save(folder / "src/rows.npy", x)
     ingest(folder / "src", folder / "rows.zarr")
-    config = ModelConfig(
-        dim_latent=16, cells_encoder=(512, 256), feature_normalization=True, likelihood="gaussian"
-    )
+    config = ModelConfig(dim_latent=16, cells_encoder=(512, 256), feature_normalization=True, likelihood="gaussian")
     vae = VAE.of(config, Moments.of(x), x.dtype)
     save_model(str(folder / "model"), vae, {})
 
@@ -44,9 +42,7 @@ def _embed(folder: Path) -> Row:
 
     times = {batch: seconds(partial(_bare, vae, x, batch)) for batch in _BATCHES}
     best = min(times, key=lambda batch: times[batch])
-    embedded, bare = (
-        median(values) for values in alternate(5, ours, lambda: seconds(partial(_bare, vae, x, best)))
-    )
+    embedded, bare = (median(values) for values in alternate(5, ours, lambda: seconds(partial(_bare, vae, x, best))))
     note = f"{_ROWS / embedded:,.0f} rows/s, bare network at batch {best} {_ROWS / bare:,.0f}, 768-512-256-16"
     return Row("embed 768-wide float32 / bare network in memory", bare / embedded, 0.85, 0.92, note)
 

@@ -61,13 +61,13 @@ def _many_row_files(folder: Path, files: int = 50, count: int = 1_000_000, featu
     def copy() -> float:
         shutil.rmtree(folder / "copy", ignore_errors=True)
         (folder / "copy").mkdir()
-        return seconds(
-            lambda: [_copy(path, folder / "copy" / path.name) for path in sorted(source.iterdir())]
-        )
+        return seconds(lambda: [_copy(path, folder / "copy" / path.name) for path in sorted(source.iterdir())])
 
     ingested, copied = (median(values) for values in alternate(5, ours, copy))
     size = block.nbytes * files / 1e9
-    note = f"{files} files of {count:,} x {features} float16: {size / ingested:.2f} GB/s with statistics and checksums, "
+    note = (
+        f"{files} files of {count:,} x {features} float16: {size / ingested:.2f} GB/s with statistics and checksums, "
+    )
     return Row(
         "ingest many-row files / raw copy",
         copied / ingested,

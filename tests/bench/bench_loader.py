@@ -57,9 +57,7 @@ def open_loader(array: ShardedArray, buffer_bytes: int = _BUFFER_BYTES) -> Loade
     reader = RowReader(array)
     excluded = validation_rows(reader.n_rows, 10_000, 0)
     kept = reader.n_rows - len(excluded)
-    sampler = plan_sampler(
-        kept, _BATCH, array.row_bytes, 0, buffer_bytes, reader.block_rows_hint, len(excluded)
-    )
+    sampler = plan_sampler(kept, _BATCH, array.row_bytes, 0, buffer_bytes, reader.block_rows_hint, len(excluded))
     loader = Loader(reader, sampler, excluded=excluded, buffer_bytes=buffer_bytes)
     assert not loader.resident
     assert loader.variance_inflation <= 1.1

@@ -131,10 +131,7 @@ def _count_changes(below: str, die_at: int | None) -> list[int]:
     def hook(event: str, values: tuple[Any, ...]) -> None:
         if event not in _CHANGES or (event == "os.remove" and str(values[0]).endswith(".partial")):
             return
-        if (
-            any(isinstance(value, str) and value.startswith(below) for value in values)
-            or event == "os.remove"
-        ):
+        if any(isinstance(value, str) and value.startswith(below) for value in values) or event == "os.remove":
             if count[0] == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             count[0] += 1

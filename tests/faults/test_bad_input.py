@@ -95,9 +95,7 @@ def test_bad_file_in_a_later_place(tmp_path: Path, case: str) -> None:
     assert verify(str(tmp_path / "store")).ok
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in BAD if case != "wrong shape of the same size"]
-)  # all are rows
+@pytest.mark.parametrize("case", [case for case in BAD if case != "wrong shape of the same size"])  # all are rows
 def test_bad_file_in_the_first_place(tmp_path: Path, case: str) -> None:
     content, _ = BAD[case]
     tree = write_tree(tmp_path / "tree")
@@ -355,9 +353,7 @@ def foreign_zarr(path: Path) -> None:
 def test_foreign_output(tmp_path: Path, make: Callable[[Path], None], overwrite: bool) -> None:
     make(tmp_path / "out")
     before = {path: path.is_file() and path.read_bytes() for path in (tmp_path / "out").rglob("*")}
-    with pytest.raises(
-        InvalidInput, match="not a store made by cvae-dist, so it is neither read nor replaced"
-    ):
+    with pytest.raises(InvalidInput, match="not a store made by cvae-dist, so it is neither read nor replaced"):
         ingest(write_tree(tmp_path / "tree"), tmp_path / "out", overwrite=overwrite)
     assert {path: path.is_file() and path.read_bytes() for path in (tmp_path / "out").rglob("*")} == before
     assert not list(tmp_path.glob("*.lease"))
@@ -384,9 +380,7 @@ def test_changed_source_file(tmp_path: Path) -> None:
     ingest(tree, store)
     before = snapshot(store)
     np.save(tree / "03.npy", GOOD - 1)
-    with pytest.raises(
-        SettingsChanged, match=r"1 files that .* was made from have changed since, 03\.npy first"
-    ):
+    with pytest.raises(SettingsChanged, match=r"1 files that .* was made from have changed since, 03\.npy first"):
         ingest(tree, store)
     assert snapshot(store) == before
     ingest(tree, store, overwrite=True)

@@ -1,5 +1,6 @@
 """A full disk, for real: a tiny file system where it may be mounted, and a limit on file sizes everywhere."""
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -67,9 +68,9 @@ def test_full_disk(tree: Path, disk: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny_shards")
 def test_disk_too_full_for_the_lease(tree: Path, disk: Path) -> None:
-    with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-        while True:
-            file.write(bytes(4096))
+    with open(disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            continue
     with pytest.raises(StorageFailed, match="no room left"):
         ingest(tree, disk / "store")
     assert [path.name for path in disk.iterdir()] == ["filler"]

@@ -31,7 +31,7 @@ from tests.faults.drivers import (
     write_items,
 )
 
-ROWS = 122  # 31 shards, the last one partial
+ROWS = 482  # 121 shards, the last one partial; an output shard covers several
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,13 @@ def made(torch_drivers: Drivers, tmp_path_factory: pytest.TempPathFactory) -> di
     config = ModelConfig(cells_encoder=(16,), likelihood="gaussian", feature_normalization=True)
     save_model(str(model), VAE.of(config, Moments.of(values), "<f4"), {"store": "rows"})
     ended = torch_drivers.run("embed", rows, model, latents, _below=str(latents)).require_done()
+    assert len(recorded(latents)) > 7
     assert ended.result == {"rows": ROWS, "rows_written": ROWS, "dropped": 0}
     return {
         "rows": rows,
         "model": model,
         "latents": snapshot(latents),
+        "shards": len(recorded(latents)),
         "changes": ended.changes,
         "tree": root / "tree",
     }
@@ -72,9 +74,7 @@ def test_ids_and_labels_travel(made: dict[str, Any], torch_drivers: Drivers, tmp
     assert verify(str(tmp_path / "z")).ok
 
 
-def test_driver_killed_before_chosen_changes(
-    made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path
-) -> None:
+def test_driver_killed_before_chosen_changes(made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path) -> None:
     step = max(1, made["changes"] // 12)
     for change in range(0, made["changes"], step):
         out = tmp_path / f"z{change}"
@@ -89,12 +89,13 @@ def test_driver_killed_before_chosen_changes(
 
 def test_driver_killed_while_it_runs(made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path) -> None:
     out = tmp_path / "z"
-    for goal in (1, 9, 20):
-        with running(torch_drivers.start("embed", made["rows"], made["model"], out, _delay=0.01)) as driver:
+    total = made["shards"]
+    for goal in (1, total // 3, total // 2):
+        with running(torch_drivers.start("embed", made["rows"], made["model"], out, _delay=0.05)) as driver:
             wait_until(lambda goal=goal: len(recorded(out)) >= goal)
         assert driver.kill().signal == signal.SIGKILL
     done = recorded(out)
-    assert 20 <= len(done) < 31
+    assert total // 2 <= len(done) < total
     before = stamps(out, done)
     torch_drivers.run("embed", made["rows"], made["model"], out).require_done()
     require_same(out, made["latents"])
@@ -105,19 +106,19 @@ def test_one_of_two_workers_killed_and_then_the_driver(
     made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path
 ) -> None:
     out = tmp_path / "z"
-    options = {"_workers": 2, "_delay": 0.1}
+    options = {"_workers": 2, "_delay": 0.5}
     with running(torch_drivers.start("embed", made["rows"], made["model"], out, **options)) as driver:
-        wait_until(lambda: len(recorded(out)) >= 2)
+        wait_until(lambda: len(recorded(out)) >= 1)
         everyone = psutil.Process(driver.pid).children(recursive=True)
         workers = [child for child in everyone if "spawn_main" in " ".join(child.cmdline())]
         assert len(workers) == 2
         workers[1].kill()
-        wait_until(lambda: len(recorded(out)) >= 6)
+        wait_until(lambda: len(recorded(out)) >= 4)
         everyone += psutil.Process(driver.pid).children(recursive=True)
     assert driver.kill().signal == signal.SIGKILL
     wait_until(lambda: not any(process.is_running() for process in everyone))
     done = recorded(out)
-    assert 6 <= len(done) < 31
+    assert 4 <= len(done) < made["shards"]
     before = stamps(out, done)
     torch_drivers.run("embed", made["rows"], made["model"], out, _workers=2).require_done()
     require_same(out, made["latents"])
@@ -161,9 +162,7 @@ def test_growth_under_way_changes_nothing_for_embed(
     )
 
 
-def test_source_made_anew_is_refused(
-    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_source_made_anew_is_refused(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "of", small_grid())
     for start, rows in ((0, 10), (20, 30), (20, 23)):
         tree = tmp_path / f"tree{start}{rows}"

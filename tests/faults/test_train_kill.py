@@ -72,9 +72,7 @@ class Trainings:
     def __init__(self, server: "subprocess.Popen[str]") -> None:
         self._server = server
 
-    def start(
-        self, directory: Path, kill_at_step: int = 0, kill_at_write: int = 0, steps: int = STEPS
-    ) -> None:
+    def start(self, directory: Path, kill_at_step: int = 0, kill_at_write: int = 0, steps: int = STEPS) -> None:
         assert self._server.stdin is not None
         self._server.stdin.write(f"{directory} {kill_at_step} {kill_at_write} {steps}\n")
         self._server.stdin.flush()
@@ -147,9 +145,7 @@ def test_killed_in_the_middle_of_every_write_the_result_is_the_same(
     trainings: Trainings, undisturbed: Path, tmp_path: Path
 ) -> None:
     killed = 0
-    for write in range(
-        1, 100
-    ):  # writes of one run: history, then checkpoint, pointer and history, weights, config
+    for write in range(1, 100):  # writes of one run: history, then checkpoint, pointer and history, weights, config
         directory = tmp_path / str(write)
         trainings.start(directory, kill_at_write=write)
         if trainings.exit_code() == 0:
@@ -162,9 +158,7 @@ def test_killed_in_the_middle_of_every_write_the_result_is_the_same(
     assert killed == 1 + 2 * 8 + 5 + 2
 
 
-def test_killed_from_outside_while_running_it_goes_on(
-    trainings: Trainings, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_killed_from_outside_while_running_it_goes_on(trainings: Trainings, undisturbed: Path, tmp_path: Path) -> None:
     trainings.start(tmp_path)
     os.kill(trainings.pid(), signal.SIGKILL)
     if trainings.exit_code() == -signal.SIGKILL:

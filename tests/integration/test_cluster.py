@@ -66,9 +66,7 @@ def test_equal_tasks_are_not_merged(client: Client) -> None:
     ("function", "error", "words"),
     [(refuse, InvalidInput, "number . is bad"), (fail, OSError, "no room for")],
 )
-def test_errors_of_tasks_arrive_as_they_are(
-    client: Client, function: object, error: type, words: str
-) -> None:
+def test_errors_of_tasks_arrive_as_they_are(client: Client, function: object, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         list(map_regions(function, range(50), client=client))
     wait_until(lambda: not client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
@@ -95,9 +93,7 @@ def test_bytes_are_those_of_a_run_without_a_cluster(
     assert snapshot(tmp_path / "here") == snapshot(tmp_path / "there")
 
 
-def test_bad_file_is_named_by_a_cluster_too(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_file_is_named_by_a_cluster_too(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "of", small_grid())
     write_items(tmp_path / "tree", 0, 30, folders=1)
     np.save(tmp_path / "tree" / "class 0" / "item 0021.npy", np.zeros(3, np.int32))
@@ -116,11 +112,12 @@ def test_workers_that_are_too_small(tmp_path: Path) -> None:
         "memory_limit": "200MB",
         "threads_per_worker": 2,
     }
-    with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as small:
-        with pytest.raises(
-            InvalidInput, match=r"may use 200 MB, but its 2 threads need .* Nothing was written"
-        ):
-            ingest(tmp_path / "tree", tmp_path / "store", client=small)
+    with (
+        LocalCluster(n_workers=1, **options) as cluster,
+        Client(cluster) as small,
+        pytest.raises(InvalidInput, match=r"may use 200 MB, but its 2 threads need .* Nothing was written"),
+    ):
+        ingest(tmp_path / "tree", tmp_path / "store", client=small)
     assert not (tmp_path / "store").exists()
 
 
@@ -154,9 +151,11 @@ def test_a_running_scheduler_is_used_and_left_running(scheduler: str) -> None:
         with resolve_client(scheduler=scheduler) as client:
             assert client is not None
             assert list(map_regions(square, range(5), client=client)) != []
-    with resolve_client(scheduler=scheduler) as client:
-        with pytest.raises(StorageFailed, match="a task ended with its worker too often"):
-            list(map_regions(crash, [1], client=client))
+    with (
+        resolve_client(scheduler=scheduler) as client,
+        pytest.raises(StorageFailed, match="a task ended with its worker too often"),
+    ):
+        list(map_regions(crash, [1], client=client))
 
 
 def sleep(seconds: float) -> float:
@@ -166,9 +165,7 @@ def sleep(seconds: float) -> float:
     return seconds
 
 
-def test_a_lost_scheduler_is_one_clear_message(
-    scheduler_process: "subprocess.Popen[str]", scheduler: str
-) -> None:
+def test_a_lost_scheduler_is_one_clear_message(scheduler_process: "subprocess.Popen[str]", scheduler: str) -> None:
     with resolve_client(scheduler=scheduler) as client:
         results = map_regions(sleep, [0.1] * 100, client=client)
         next(results)

@@ -48,9 +48,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PipelineResult
         return folder, run(shortened(steps=400))
 
 
-def test_the_tree_holds_the_digits_once(
-    demo: tuple[Path, PipelineResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tree_holds_the_digits_once(demo: tuple[Path, PipelineResult], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo[0])
     assert write_digits() == "demo/digits: already there\n"
     digits = load_digits()
@@ -72,8 +70,7 @@ def test_everything_lands_where_the_pipeline_says(demo: tuple[Path, PipelineResu
 
 def test_rows_latents_and_reconstructions_are_of_the_same_images(demo: tuple[Path, PipelineResult]) -> None:
     stores = [
-        RowStore.open(str(demo[0] / "demo" / name))
-        for name in ("rows.zarr", "latents.zarr", "reconstructions.zarr")
+        RowStore.open(str(demo[0] / "demo" / name)) for name in ("rows.zarr", "latents.zarr", "reconstructions.zarr")
     ]
     ids = [list(store.read("id", 0, 1797)) for store in stores]
     assert ids[0] == ids[1] == ids[2]

@@ -59,9 +59,7 @@ def test_ingest_grow_verify_and_overwrite(tmp_path: Path, bucket: str) -> None:
         assert dataset.sizes["sample"] == 19
     ingest(tree, store, label="folder", overwrite=True)
     assert snapshot(download(store, tmp_path / "copy")) == snapshot(tmp_path / "whole")
-    assert not [
-        path for path in fsspec.filesystem("memory").find(Location.of(bucket).path) if "lease" in path
-    ]
+    assert not [path for path in fsspec.filesystem("memory").find(Location.of(bucket).path) if "lease" in path]
 
 
 def test_embed_and_decode(tmp_path: Path, bucket: str) -> None:

@@ -27,9 +27,7 @@ def test_files_of_many_rows_in_several_goes(sizes: list[int], bad: set[int], dat
     rows = np.arange(sum(sizes) * 2, dtype=np.float32).reshape(-1, 2)
     rows[[row for row in bad if row < len(rows)]] = np.nan
     kept = rows[np.isfinite(rows).all(axis=1)]
-    files = dict(
-        zip([f"{n}.npy" for n in range(len(sizes))], np.split(rows, np.cumsum(sizes)[:-1]), strict=True)
-    )
+    files = dict(zip([f"{n}.npy" for n in range(len(sizes))], np.split(rows, np.cumsum(sizes)[:-1]), strict=True))
     goes = data.draw(st.integers(1, len(sizes)))
     folder = Path(tempfile.mkdtemp())
     try:
@@ -38,9 +36,7 @@ def test_files_of_many_rows_in_several_goes(sizes: list[int], bad: set[int], dat
                 for name in list(files)[go * len(files) // goes : (go + 1) * len(files) // goes]:
                     os.makedirs(folder / "tree", exist_ok=True)
                     np.save(folder / "tree" / name, files[name])
-                so_far = sum(
-                    np.isfinite(np.load(path)).all(axis=1).sum() for path in (folder / "tree").iterdir()
-                )
+                so_far = sum(np.isfinite(np.load(path)).all(axis=1).sum() for path in (folder / "tree").iterdir())
                 if so_far:
                     assert ingest(folder / "tree", folder / "store", nonfinite="drop").rows == so_far
         if len(kept):

@@ -95,9 +95,7 @@ def test_windows_hold_the_rows_of_the_steps_in_order(
 
 @given(sampler=samplers(), data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_any_stops_and_resumes_with_other_worlds_yield_each_row_once(
-    sampler: Sampler, data: st.DataObject
-) -> None:
+def test_any_stops_and_resumes_with_other_worlds_yield_each_row_once(sampler: Sampler, data: st.DataObject) -> None:
     seen: list[Rows] = []
     step = 0
     while step < sampler.steps_per_epoch:

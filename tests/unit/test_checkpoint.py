@@ -68,9 +68,7 @@ def test_without_a_whole_checkpoint_the_remedy_is_named(place: Path) -> None:
         checkpoints.load()
 
 
-def test_killed_before_the_pointer_moved_the_old_state_holds(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_before_the_pointer_moved_the_old_state_holds(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(Location.of(str(place)))
     checkpoints.save(1, state(1))
     write = Location.write

@@ -84,9 +84,7 @@ def test_help_and_usage_errors_need_no_heavy_library(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- where options come from
 
 
-def test_flags_win_over_environment_over_file_over_defaults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("dim_latent: 3\nseed: 3\nbatch_size: 3\ncells_encoder: [32, 16]\n")
     monkeypatch.setenv("CVAE_DIST_SEED", "4")
@@ -97,9 +95,7 @@ def test_flags_win_over_environment_over_file_over_defaults(
     assert given == {"dim_latent": 3, "seed": 4, "batch_size": 5, "cells_encoder": (32, 16)}
 
 
-def test_a_file_may_hold_any_option_and_no_unknown_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_may_hold_any_option_and_no_unknown_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("workers: 2\nstorage_options: {client_kwargs: {region: x}}\nlabel: folder\n")
     arguments = settings_of("ingest", "a", "b", "--config", str(file))

@@ -24,16 +24,12 @@ def saved(tmp_path: Path) -> tuple[VAE, Path]:
     return vae, tmp_path / "model"
 
 
-def test_a_loaded_model_is_the_saved_one_wherever_it_is_moved(
-    saved: tuple[VAE, Path], tmp_path: Path
-) -> None:
+def test_a_loaded_model_is_the_saved_one_wherever_it_is_moved(saved: tuple[VAE, Path], tmp_path: Path) -> None:
     vae, path = saved
     shutil.move(path, tmp_path / "elsewhere")
     loaded = load_model(str(tmp_path / "elsewhere"))
     np.testing.assert_array_equal(loaded.embed_rows(ROWS), vae.embed_rows(ROWS))
-    np.testing.assert_array_equal(
-        loaded.decode_rows(loaded.embed_rows(ROWS)), vae.decode_rows(vae.embed_rows(ROWS))
-    )
+    np.testing.assert_array_equal(loaded.decode_rows(loaded.embed_rows(ROWS)), vae.decode_rows(vae.embed_rows(ROWS)))
     assert loaded.config == vae.config
     assert not any(weight.requires_grad for weight in loaded.parameters())
 
@@ -42,9 +38,7 @@ def test_any_file_system_will_do(saved: tuple[VAE, Path]) -> None:
     vae, _ = saved
     digest = save_model("memory://somewhere/model", vae, {})
     assert model_digest("memory://somewhere/model") == digest
-    np.testing.assert_array_equal(
-        load_model("memory://somewhere/model").embed_rows(ROWS), vae.embed_rows(ROWS)
-    )
+    np.testing.assert_array_equal(load_model("memory://somewhere/model").embed_rows(ROWS), vae.embed_rows(ROWS))
 
 
 def test_the_digest_is_that_of_the_weights(saved: tuple[VAE, Path], tmp_path: Path) -> None:

@@ -56,9 +56,7 @@ def test_many_rows_per_file(tmp_path: Path, dtype: str, fortran: bool) -> None:
     for number, part in enumerate(np.split(rows, [0, 3, 3, 10, 11])):
         save(tmp_path / "t" / f"{number}.npy", np.asfortranarray(part) if fortran else part)
     store = opened(tmp_path / "s", ingest(tmp_path / "t", tmp_path / "s", label="folder"))
-    np.testing.assert_array_equal(
-        store.read("x"), rows.reshape(11, 6).astype(np.dtype(dtype).newbyteorder("="))
-    )
+    np.testing.assert_array_equal(store.read("x"), rows.reshape(11, 6).astype(np.dtype(dtype).newbyteorder("=")))
     assert (store.item_shape, store.columns) == ((2, 3), ("label",))
     assert store.read("label").tolist() == [""] * 11
 

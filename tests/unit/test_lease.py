@@ -24,11 +24,9 @@ def test_held_and_released(output: Location) -> None:
         assert document["process"][0] == os.getpid()
         assert 50 < document["expires"] - time.time() <= 60
         lease.check()
-        with pytest.raises(
-            OutputLocked, match=f"process {os.getpid()} of .* Two drivers on one output are refused"
-        ):
-            with Lease.held(output):
-                pass
+        refusal = f"process {os.getpid()} of .* Two drivers on one output are refused"
+        with pytest.raises(OutputLocked, match=refusal), Lease.held(output):
+            pytest.fail("two drivers hold one lease")
         lease.check()
     assert not place.exists()
     with Lease.held(output):

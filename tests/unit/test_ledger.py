@@ -9,9 +9,7 @@ import zarr
 from cvae_dist.errors import Corrupt
 from cvae_dist.store import STRING, ArrayLayout, Digest, Layout, Ledger, Location, Moments, Record
 
-LAYOUT = Layout(
-    4, 2, (ArrayLayout("x", "<f4", ("sample", "feature"), (3,)), ArrayLayout("id", STRING, ("sample",)))
-)
+LAYOUT = Layout(4, 2, (ArrayLayout("x", "<f4", ("sample", "feature"), (3,)), ArrayLayout("id", STRING, ("sample",))))
 BLOCK = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 

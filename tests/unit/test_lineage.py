@@ -24,9 +24,7 @@ def test_credentials_are_left_out(url: str, shown: str) -> None:
 
 def test_versions_and_history() -> None:
     assert {"python", "cvae-dist", "numpy", "zarr"} <= set(versions())
-    assert re.fullmatch(
-        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: cvae-dist \S+ ingest rows", history_line("ingest rows")
-    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: cvae-dist \S+ ingest rows", history_line("ingest rows"))
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:

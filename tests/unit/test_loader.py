@@ -77,9 +77,7 @@ def check(loader: Loader, sampler: Sampler, rows: Array, excluded: Rows, steps: 
 
 
 @pytest.mark.parametrize("buffer_bytes", [RESIDENT, WINDOWED])
-@pytest.mark.parametrize(
-    ("dtype", "width", "compressed"), [("<f4", 5, False), ("<f2", 10, False), ("|u1", 40, True)]
-)
+@pytest.mark.parametrize(("dtype", "width", "compressed"), [("<f4", 5, False), ("<f2", 10, False), ("|u1", 40, True)])
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
 def test_batches_are_those_of_the_order(
     tmp_path: Path, dtype: str, width: int, compressed: bool, buffer_bytes: int, rank: int, world: int
@@ -88,9 +86,7 @@ def test_batches_are_those_of_the_order(
     reader = write(tmp_path, rows, compressed)
     excluded = validation_rows(ROWS, HELD_OUT, 3)
     sampler = plan(reader, buffer_bytes)
-    with Loader(
-        reader, sampler, excluded=excluded, rank=rank, world=world, buffer_bytes=buffer_bytes
-    ) as loader:
+    with Loader(reader, sampler, excluded=excluded, rank=rank, world=world, buffer_bytes=buffer_bytes) as loader:
         assert loader.resident == (buffer_bytes == RESIDENT)
         assert (sampler.windows > 1) == (buffer_bytes == WINDOWED)
         check(loader, sampler, rows, excluded, 35)
@@ -171,9 +167,7 @@ def streaming(reader: ArrayRows, monkeypatch: pytest.MonkeyPatch) -> Loader:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("error", [OSError("the cable is cut"), MemoryError("no room"), SystemExit(3)])
-def test_errors_of_the_thread_are_raised_in_the_consumer(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_errors_of_the_thread_are_raised_in_the_consumer(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     loader = streaming(Failing(values(), error, after=2), monkeypatch)
     seen: list[int] = []
     with pytest.raises(type(error)) as caught:

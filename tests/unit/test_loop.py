@@ -34,9 +34,7 @@ def fit_digits(
 ) -> tuple[VAE, Any]:
     data = DIGITS[:rows]
     config = TrainConfig(**(QUICK | settings))
-    return fit(
-        ArrayRows(data), Moments.of(data), (8, 8), config, str(directory) if directory else None, on_event
-    )
+    return fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(directory) if directory else None, on_event)
 
 
 def weights_of(vae: VAE) -> dict[str, np.ndarray]:
@@ -96,9 +94,7 @@ def test_history_has_every_validation_once(undisturbed: tuple[VAE, Any]) -> None
     assert [record["step"] for record in history] == [20, 40, 60]
     for record in history:
         assert record["loss"] == pytest.approx(record["reconstruction"] + record["kl"])
-        assert record["validation_loss"] == pytest.approx(
-            record["validation_reconstruction"] + record["validation_kl"]
-        )
+        assert record["validation_loss"] == pytest.approx(record["validation_reconstruction"] + record["validation_kl"])
         assert record["rows_per_second"] > 0
     assert history[0]["epoch"] == 20 / 9  # 270 rows in batches of 30
     assert [record["kl_weight"] for record in history] == [1, 1, 1]
@@ -122,12 +118,9 @@ def test_interrupted_anywhere_it_ends_with_the_same_weights(
     assert_same_weights(vae, undisturbed[0])
     assert_same_weights(load_model(str(tmp_path)), undisturbed[0])
     timeless = [
-        {name: record[name] for name in record if name not in ("time", "rows_per_second")}
-        for record in history
+        {name: record[name] for name in record if name not in ("time", "rows_per_second")} for record in history
     ]
-    expected = [
-        {name: value for name, value in record.items() if name in timeless[0]} for record in undisturbed[1]
-    ]
+    expected = [{name: value for name, value in record.items() if name in timeless[0]} for record in undisturbed[1]]
     assert timeless == expected
     assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == history
 
@@ -331,9 +324,7 @@ def test_progress_tells_rate_and_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     fit_digits(None, events.append)
     progress = [event for event in events if event.kind == "progress"]
     assert [event.done for event in progress] == list(range(1, 61))
-    assert all(
-        event.values["rows_per_second"] > 0 and math.isfinite(event.values["loss"]) for event in progress
-    )  # type: ignore[operator, arg-type]
+    assert all(event.values["rows_per_second"] > 0 and math.isfinite(event.values["loss"]) for event in progress)  # type: ignore[operator, arg-type]
 
 
 def test_tensorboard_shows_the_history(tmp_path: Path) -> None:
@@ -354,9 +345,9 @@ def test_the_threads_of_torch_are_put_back() -> None:
 def test_own_validation_rows_leave_every_row_to_train_on(tmp_path: Path) -> None:
     def run(validation: np.ndarray) -> list[Any]:
         data, config = DIGITS[:300], TrainConfig(**QUICK)
-        return fit(
-            ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), validation=ArrayRows(validation)
-        )[1]
+        return fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), validation=ArrayRows(validation))[
+            1
+        ]
 
     history = run(DIGITS[300:400])
     assert history[0]["epoch"] == 2  # 300 rows in batches of 30

@@ -156,9 +156,9 @@ def test_any_change_of_a_header_is_refused_or_harmless(
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(6, 127))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
+    refusal = None
     try:
         header = read_header(str(path))
     except CvaeDistError as error:
-        assert str(path) in str(error)
-    else:
-        assert header.size == len(content)
+        refusal = str(error)
+    assert header.size == len(content) if refusal is None else str(path) in refusal

@@ -122,8 +122,7 @@ class TestScatter:
         figure = plot.scatter_latents(z, ["a", "b", "a"])
         points = figure.axes[0].collections[0]
         colour_of = {
-            float(x): tuple(c[:3])
-            for x, c in zip(points.get_offsets()[:, 0], points.get_facecolors(), strict=True)
+            float(x): tuple(c[:3]) for x, c in zip(points.get_offsets()[:, 0], points.get_facecolors(), strict=True)
         }
         assert colour_of[0.0] == colour_of[2.0] != colour_of[1.0]
 
@@ -133,9 +132,7 @@ class TestScatter:
         assert figure.axes[1].get_ylabel() == "mass"
 
     def test_points_shrink_as_they_become_more(self) -> None:
-        few, many = (
-            plot.scatter_latents(RNG.normal(size=(n, 2))).axes[0].collections[0] for n in (500, 50_000)
-        )
+        few, many = (plot.scatter_latents(RNG.normal(size=(n, 2))).axes[0].collections[0] for n in (500, 50_000))
         assert few.get_sizes()[0] > 5 * many.get_sizes()[0]
         assert few.get_alpha() > many.get_alpha()
 
@@ -215,9 +212,7 @@ class TestGrid:
         assert axes.get_yticks()[0] > axes.get_yticks()[-1]  # the lowest z2 is at the bottom of the picture
 
     def test_tiles_stand_where_their_latents_say(self) -> None:
-        figure = plot.latent_grid(
-            lambda z: np.repeat(z[:, :1] + 10 * z[:, 1:], 4, axis=1), 2, (2, 2), grid_size=3
-        )
+        figure = plot.latent_grid(lambda z: np.repeat(z[:, :1] + 10 * z[:, 1:], 4, axis=1), 2, (2, 2), grid_size=3)
         canvas = figure.axes[0].images[0].get_array()
         assert canvas.shape == (6, 6)
         assert canvas[0, 0] > 9 - 1
@@ -340,9 +335,7 @@ def test_neither_pyplot_nor_torch_nor_dask_is_imported(tmp_path: Path) -> None:
         f"plot.write_figure(plot.scatter_latents(np.eye(2)), {str(tmp_path / 'p.png')!r})\n"
         "print([name for name in ('matplotlib.pyplot', 'torch', 'dask') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -371,9 +364,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every figure that is written."""
     seen: list[Any] = []
     write = plot.write_figure
-    monkeypatch.setattr(
-        plot, "write_figure", lambda figure, *rest: seen.append(figure) or write(figure, *rest)
-    )
+    monkeypatch.setattr(plot, "write_figure", lambda figure, *rest: seen.append(figure) or write(figure, *rest))
     return seen
 
 

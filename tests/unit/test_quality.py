@@ -18,9 +18,7 @@ def rows(tmp_path: Path) -> RowStore:
     for name, centre in (("a", 0.0), ("b", 1.5)):
         (tmp_path / "tree" / name).mkdir(parents=True)
         np.save(tmp_path / "tree" / name / "rows.npy", rng.normal(centre, size=(300, 2)))
-    cvae_dist.ingest(
-        str(tmp_path / "tree"), str(tmp_path / "rows.zarr"), rows_per_file="many", label="folder"
-    )
+    cvae_dist.ingest(str(tmp_path / "tree"), str(tmp_path / "rows.zarr"), rows_per_file="many", label="folder")
     return RowStore.open(str(tmp_path / "rows.zarr"))
 
 

@@ -193,9 +193,7 @@ def test_ranges_outside_the_rows_are_refused(tmp_path: Path, start: int, count: 
             reader.read_into(np.empty((max(count, 0), 5), "<f4"), np.array([start]), np.array([count]))
 
 
-@pytest.mark.parametrize(
-    "out", [np.empty((3, 5), "<f4"), np.empty((4, 5), "<f8"), np.empty((4, 10), "<f4")[:, ::2]]
-)
+@pytest.mark.parametrize("out", [np.empty((3, 5), "<f4"), np.empty((4, 5), "<f8"), np.empty((4, 10), "<f4")[:, ::2]])
 def test_outputs_that_do_not_fit_are_refused(tmp_path: Path, out: Array) -> None:
     reader = RowReader(write(str(tmp_path / "x"), values("<f4", 5)))
     with pytest.raises(InvalidInput, match="4 rows of 5 float32 values do not fit"):
@@ -203,9 +201,7 @@ def test_outputs_that_do_not_fit_are_refused(tmp_path: Path, out: Array) -> None
 
 
 @pytest.mark.parametrize("dropped", ["_NOWAIT", "_ADVISE"])
-def test_reads_work_without_what_only_linux_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropped: str
-) -> None:
+def test_reads_work_without_what_only_linux_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropped: str) -> None:
     monkeypatch.setattr(reader_module, dropped, 0 if dropped == "_NOWAIT" else None)
     rows = values("<f4", 5)
     starts, counts = ranges(2, 30)
@@ -255,9 +251,7 @@ def test_open_files_are_bounded_and_closed(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_several_threads_share_a_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
-) -> None:
+def test_several_threads_share_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool) -> None:
     monkeypatch.setattr(reader_module, "_OPEN_SHARDS", 2)
     rows = values("<f4", 5)
     reader = RowReader(write(str(tmp_path / "x"), rows, compressed))

@@ -92,9 +92,7 @@ def test_json_lines_are_strict_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("report", [Quiet(), PlainLines(), LiveBars()])
-def test_results_go_to_stdout_and_all_else_to_stderr(
-    report: Report, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_go_to_stdout_and_all_else_to_stderr(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     with report:
         for event in STAGE:
             report(event)

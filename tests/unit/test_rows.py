@@ -89,9 +89,7 @@ def test_begun_store_is_empty_and_not_open_to_use(tmp_path: Path) -> None:
 def test_settings_are_compared_one_by_one(tmp_path: Path) -> None:
     store = RowStore.create(Location.of(tmp_path / "s"), "rows", LAYOUT, {"a": 1, "b": [1, 2], "c": None})
     store.require_settings("rows", {"a": 1, "b": [1, 2], "c": None})
-    with pytest.raises(
-        SettingsChanged, match=r"a: 1 there, 2 asked for, kind: 'rows' there, 'latents' asked for"
-    ):
+    with pytest.raises(SettingsChanged, match=r"a: 1 there, 2 asked for, kind: 'rows' there, 'latents' asked for"):
         store.require_settings("latents", {"a": 2, "b": [1, 2], "c": None})
 
 

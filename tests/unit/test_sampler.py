@@ -144,9 +144,7 @@ def test_validation_rows_are_nested_as_a_store_grows() -> None:
 
 def test_validation_rows_are_those_with_the_smallest_hashes() -> None:
     hashes = [mix(row * 0x9E3779B97F4A7C15 + derive_key(3, 3) & MASK) for row in range(2000)]
-    assert validation_rows(2000, 20, 3).tolist() == sorted(
-        np.argsort(np.array(hashes, np.uint64))[:20].tolist()
-    )
+    assert validation_rows(2000, 20, 3).tolist() == sorted(np.argsort(np.array(hashes, np.uint64))[:20].tolist())
 
 
 def test_validation_rows_at_the_limits() -> None:
@@ -171,9 +169,7 @@ def test_batches_of_sorted_classes_vary_as_the_law_says(block_rows: int, window_
     proportions = []
     for epoch in range(2):
         order = sampler.order(epoch)
-        windows = [
-            expand_ranges(*order.ranges(number))[order.take(number)] for number in range(sampler.windows)
-        ]
+        windows = [expand_ranges(*order.ranges(number))[order.take(number)] for number in range(sampler.windows)]
         batches = label[np.concatenate(windows)][: rows // batch_size * batch_size].reshape(-1, batch_size)
         proportions += [np.bincount(batch, minlength=classes) for batch in batches]
     counts = np.array(proportions)

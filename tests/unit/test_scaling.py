@@ -44,9 +44,7 @@ def test_constants_become_zero_and_come_back() -> None:
     scaling = scaling_of(rows)
     assert scaling.active.tolist() == [True, False, True, False]
     assert not scaling(torch.from_numpy(rows + 100))[:, [1, 3]].any()
-    np.testing.assert_array_equal(
-        scaling.restore(torch.randn(9, 4))[:, [1, 3]], [[7.25, np.float32(0.1)]] * 9
-    )
+    np.testing.assert_array_equal(scaling.restore(torch.randn(9, 4))[:, [1, 3]], [[7.25, np.float32(0.1)]] * 9)
 
 
 def test_noise_of_rounding_counts_as_constant() -> None:
@@ -66,9 +64,7 @@ def test_a_rare_feature_stays_within_ten_units() -> None:
 def test_one_scale_for_all_keeps_the_proportions_of_features() -> None:
     rows = np.random.default_rng(0).normal(size=(1000, 2)) * [1, 10]
     result = standardised(rows, per_feature=False)
-    assert result[:, 1].std() / result[:, 0].std() == pytest.approx(
-        rows[:, 1].std() / rows[:, 0].std(), rel=1e-5
-    )
+    assert result[:, 1].std() / result[:, 0].std() == pytest.approx(rows[:, 1].std() / rows[:, 0].std(), rel=1e-5)
     assert np.mean(result.var(axis=0)) == pytest.approx(1, rel=1e-5)
 
 

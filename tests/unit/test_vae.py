@@ -20,9 +20,7 @@ def rows() -> np.ndarray:
 
 
 @pytest.mark.parametrize("settings", [{}, {"dim_latent": 16, "cells_encoder": (96, 33)}])
-def test_a_latent_does_not_depend_on_the_company_of_its_row(
-    rows: np.ndarray, settings: dict[str, object]
-) -> None:
+def test_a_latent_does_not_depend_on_the_company_of_its_row(rows: np.ndarray, settings: dict[str, object]) -> None:
     vae = build(rows, **settings)
     whole = vae.embed_rows(rows)
     for size in (1, 7, 16, 100, 1000, 4096):
@@ -55,9 +53,7 @@ def test_terms_and_gradients_are_finite(rows: np.ndarray, likelihood: str, scale
     scaled = rows * scale
     vae = build(scaled, likelihood=likelihood)
     far = np.concatenate([scaled[:50], scaled[:50] * 1e4])
-    reconstruction, kl = vae(
-        torch.from_numpy(far), torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    )
+    reconstruction, kl = vae(torch.from_numpy(far), torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
     assert reconstruction.shape == kl.shape == (100,)
     (reconstruction + kl).sum().backward()
     gradients = [weight.grad for weight in vae.parameters()]
@@ -84,9 +80,7 @@ def test_terms_match_a_float64_computation_by_hand(rows: np.ndarray) -> None:
     nll = 0.5 * ((standardised - output) ** 2 + np.log(2 * np.pi)).sum(axis=1)
     reconstruction, kl = vae(torch.from_numpy(x), torch.from_numpy(noise))
     np.testing.assert_allclose(reconstruction.detach(), nll, rtol=1e-5)
-    np.testing.assert_allclose(
-        kl.detach(), 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1), rtol=1e-4
-    )
+    np.testing.assert_allclose(kl.detach(), 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1), rtol=1e-4)
     np.testing.assert_allclose(vae.embed_rows(x), mean, atol=1e-5)
 
 

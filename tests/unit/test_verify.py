@@ -9,6 +9,7 @@ from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.events import Event
 from cvae_dist.ingest import ingest
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
+from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.verify import Problem, info, verify
 
 
@@ -53,3 +54,14 @@ def test_info_of_nothing_and_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InvalidInput, match="not JSON"):
         info(str(tmp_path))
+
+
+def test_a_model_with_other_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"digest": "' + digest_bytes(b"weights") + '", "model": {"dim_latent": 2}}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert verify(str(tmp_path)).ok
+    assert info(str(tmp_path))["settings"] == {"dim_latent": 2}
+    (tmp_path / "model.safetensors").write_bytes(b"Weights")
+    assert "changed" in str(verify(str(tmp_path)).problems[0])
+    (tmp_path / "model.safetensors").unlink()
+    assert str(verify(str(tmp_path)).problems[0]) == "model.safetensors: missing"

@@ -75,9 +75,7 @@ def test_published_rows_are_never_taken_away_or_changed(tmp_path: Path) -> None:
     with pytest.raises(SettingsChanged, match="holds 10 rows, but is now to have 6"):
         write(tmp_path / "s", job(6, Make()))
     for rows in (10, 17):
-        with pytest.raises(
-            SettingsChanged, match="rows 0 to 4 of .* are published, but what they are made from"
-        ):
+        with pytest.raises(SettingsChanged, match="rows 0 to 4 of .* are published, but what they are made from"):
             write(tmp_path / "s", job(rows, Make(), identity=lambda span: "other"))
     changed_tail = job(10, Make(), identity=lambda span: "other" if span.shard == 2 else "")
     with pytest.raises(SettingsChanged, match="rows 8 to 10"):
@@ -102,9 +100,7 @@ def test_overwrite_is_refused_before_anything_is_deleted(tmp_path: Path) -> None
         raise InvalidInput("no")
 
     with pytest.raises(InvalidInput, match="no"):
-        write_rows(
-            Location.of(tmp_path / "s"), refuse, stage="test", overwrite=True, client=None, on_event=ignore
-        )
+        write_rows(Location.of(tmp_path / "s"), refuse, stage="test", overwrite=True, client=None, on_event=ignore)
     with pytest.raises(InvalidInput, match="may use 100 MB"):
         write(tmp_path / "s", job(10, Make(), settings={"a": 2}), overwrite=True, client=SmallCluster())
     assert RowStore.open(str(tmp_path / "s")).rows == 10
@@ -119,9 +115,7 @@ class SmallCluster:
 
 def test_too_small_worker_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     make = Make()
-    with pytest.raises(
-        InvalidInput, match=r"worker tcp://w:1 may use 100 MB, but its 3 threads need 330 MB \(10 MB"
-    ):
+    with pytest.raises(InvalidInput, match=r"worker tcp://w:1 may use 100 MB, but its 3 threads need 330 MB \(10 MB"):
         write(tmp_path / "s", job(10, make, task_bytes=10_000_000), client=SmallCluster())
     assert make.made == []
     assert list(tmp_path.iterdir()) == []
@@ -137,9 +131,7 @@ def test_a_record_that_vanished_or_changed_during_the_run_is_not_published(tmp_p
 
     def meddle(event: Event) -> None:
         if event.done == 10 and event.kind == "progress":
-            (tmp_path / "s/ledger/record/c/0/0").write_bytes(
-                (tmp_path / "s/ledger/record/c/1/0").read_bytes()
-            )
+            (tmp_path / "s/ledger/record/c/0/0").write_bytes((tmp_path / "s/ledger/record/c/1/0").read_bytes())
 
     with pytest.raises(StorageFailed, match="shard 0 of .* was changed by another writer"):
         write(tmp_path / "s", job(10, make), on_event=meddle)
