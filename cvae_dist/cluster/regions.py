@@ -90,7 +90,7 @@ def _map_dask(
         for future in finished:
             result = _result(future)
             pending.pop(future.key).release()
-            submit(window.size() - len(pending))
+            submit(max(0, window.size() - len(pending)))  # the window shrinks when a worker dies
             yield result
     finally:
         if client.status == "running":  # whoever started the cluster gets it back as it was

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,18 @@ class Driver:
     def kill(self) -> "Ended":
         os.kill(self.pid, signal.SIGKILL)
         return self.wait()
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        """Wait for something this driver does; fail with its error when it ends before."""
+
+        def met() -> bool:
+            ended = Path(f"/proc/{self.pid}/stat").read_text().rsplit(") ", 1)[1].startswith("Z")
+            if not condition() and ended:
+                end = self.wait().require_done()
+                raise AssertionError(f"the driver was done before it happened: {end.result}")
+            return bool(condition())
+
+        wait_until(met)
 
     def wait(self) -> "Ended":
         return Ended(**self._drivers._ask({"wait": self.pid}))
@@ -283,7 +295,8 @@ def running(driver: Driver) -> Iterator[Driver]:
     try:
         yield driver
     except BaseException:
-        os.kill(driver.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(driver.pid, signal.SIGKILL)
         raise
 
 

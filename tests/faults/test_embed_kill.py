@@ -92,7 +92,7 @@ def test_driver_killed_while_it_runs(made: dict[str, Any], torch_drivers: Driver
     total = made["shards"]
     for goal in (1, total // 3, total // 2):
         with running(torch_drivers.start("embed", made["rows"], made["model"], out, _delay=0.05)) as driver:
-            wait_until(lambda goal=goal: len(recorded(out)) >= goal)
+            driver.until(lambda goal=goal: len(recorded(out)) >= goal)
         assert driver.kill().signal == signal.SIGKILL
     done = recorded(out)
     assert total // 2 <= len(done) < total
@@ -108,12 +108,12 @@ def test_one_of_two_workers_killed_and_then_the_driver(
     out = tmp_path / "z"
     options = {"_workers": 2, "_delay": 0.5}
     with running(torch_drivers.start("embed", made["rows"], made["model"], out, **options)) as driver:
-        wait_until(lambda: len(recorded(out)) >= 1)
+        driver.until(lambda: len(recorded(out)) >= 1)
         everyone = psutil.Process(driver.pid).children(recursive=True)
         workers = [child for child in everyone if "spawn_main" in " ".join(child.cmdline())]
         assert len(workers) == 2
         workers[1].kill()
-        wait_until(lambda: len(recorded(out)) >= 4)
+        driver.until(lambda: len(recorded(out)) >= 4)
         everyone += psutil.Process(driver.pid).children(recursive=True)
     assert driver.kill().signal == signal.SIGKILL
     wait_until(lambda: not any(process.is_running() for process in everyone))

@@ -164,7 +164,7 @@ def test_killed_at_random_times(drivers: Drivers, tmp_path: Path, kind: str, see
         driver = drivers.start("ingest", tree, store, _delay=0.002)
         goal = min(39, len(recorded(store)) + choose.randrange(1, 12))
         with running(driver):
-            wait_until(partial(_has_recorded, store, goal))
+            driver.until(partial(_has_recorded, store, goal))
         kills += driver.kill().signal == 9
         done = recorded(store)
         before = stamps(store, done)
@@ -193,7 +193,7 @@ def test_driver_of_two_workers_killed(drivers: Drivers, tmp_path: Path, kind: st
     drivers.run("ingest", tree, whole).require_done()
     driver = drivers.start("ingest", tree, store, _workers=2, _delay=0.05)
     with running(driver):
-        wait_until(lambda: len(recorded(store)) >= 3)
+        driver.until(lambda: len(recorded(store)) >= 3)
         workers = psutil.Process(driver.pid).children(recursive=True)
     assert len(workers) >= 2
     assert driver.kill().signal == 9
@@ -212,7 +212,7 @@ def test_one_of_two_workers_killed(drivers: Drivers, tmp_path: Path) -> None:
     drivers.run("ingest", tree, whole).require_done()
     driver = drivers.start("ingest", tree, store, _workers=2, _delay=0.05)
     with running(driver):
-        wait_until(lambda: len(recorded(store)) >= 3)
+        driver.until(lambda: len(recorded(store)) >= 3)
         everyone = psutil.Process(driver.pid).children(recursive=True)
         workers = [child for child in everyone if is_worker(child)]
         assert len(workers) == 2

@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
 def test_second_driver_is_refused_and_told_who_is_first(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with running(drivers.start("ingest", tree, store, _delay=0.1)) as first:
-        wait_until(lambda: recorded(store))
+        first.until(lambda: recorded(store))
         for overwrite in (False, True):
             with pytest.raises(OutputLocked) as caught:
                 ingest(tree, store, overwrite=overwrite)
@@ -44,7 +44,7 @@ def test_second_driver_is_refused_and_told_who_is_first(drivers: Drivers, tree: 
 def test_holder_killed_on_this_host_is_followed_at_once(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with running(drivers.start("ingest", tree, store, _delay=0.1)) as first:
-        wait_until(lambda: recorded(store))
+        first.until(lambda: recorded(store))
     assert first.kill().signal == signal.SIGKILL
     assert (tmp_path / "store.lease").exists()
     began = time.monotonic()
@@ -114,7 +114,7 @@ def test_lease_is_renewed_and_released(tmp_path: Path, monkeypatch: pytest.Monke
 def test_driver_whose_lease_was_taken_does_not_publish(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with running(drivers.start("ingest", tree, store, _delay=0.05)) as first:
-        wait_until(lambda: recorded(store))
+        first.until(lambda: recorded(store))
         document = json.loads((tmp_path / "store.lease").read_text())
         taken = {**document, "token": "other", "user": "bob", "expires": time.time() + 60}
         (tmp_path / "store.lease").write_text(json.dumps(taken))
@@ -128,7 +128,7 @@ def test_driver_whose_lease_was_taken_does_not_publish(drivers: Drivers, tree: P
 def test_sleeping_driver_loses_its_lease_and_ends_soon(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with running(drivers.start("ingest", tree, store, _delay=0.02)) as first:
-        wait_until(lambda: recorded(store))
+        first.until(lambda: recorded(store))
         os.kill(first.pid, signal.SIGSTOP)
         lease = tmp_path / "store.lease"
         lease.write_text(json.dumps({**json.loads(lease.read_text()), "expires": time.time() - 1}))

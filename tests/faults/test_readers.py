@@ -9,7 +9,7 @@ import xarray as xr
 import zarr
 
 from cvae_dist.store import RowStore
-from tests.faults.drivers import Driver, Drivers, item, running, wait_until, write_items
+from tests.faults.drivers import Driver, Drivers, item, running, write_items
 
 FIRST, ALL = 42, 90
 
@@ -47,8 +47,8 @@ def test_polled_while_it_is_made_and_grows(drivers: Drivers, tmp_path: Path, wor
     tree, store = tmp_path / "tree", tmp_path / "store"
     write_items(tree, 0, FIRST)
     with running(drivers.start("ingest", tree, store, _delay=0.05, _workers=workers)) as driver:
-        wait_until((store / "zarr.json").exists)
-        wait_until((store / "id" / "zarr.json").exists)
+        driver.until((store / "zarr.json").exists)
+        driver.until((store / "id" / "zarr.json").exists)
         assert poll(store, driver) <= {0, FIRST}
         driver.wait().require_done()
     write_items(tree, FIRST, ALL)

@@ -58,6 +58,12 @@ def test_every_task_once_in_a_bounded_window(client: Client) -> None:
     wait_until(lambda: not client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
 
 
+def test_a_cluster_that_shrinks(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([12, 12, 12])
+    monkeypatch.setattr("cvae_dist.cluster.regions._Window.size", lambda self: next(sizes, 2))
+    assert sorted(map_regions(square, range(40), client=client)) == [n * n for n in range(40)]
+
+
 def test_equal_tasks_are_not_merged(client: Client) -> None:
     assert list(map_regions(square, [3] * 9, client=client)) == [9] * 9
 

@@ -38,7 +38,7 @@ def test_problem_says_where() -> None:
 def test_info_of_a_store(store: Path) -> None:
     entries = info(str(store))
     assert (entries["rows"], entries["kind"], entries["dropped"], entries["bytes"]) == (10, "rows", 0, 160)
-    assert entries["shards"] == "3 of 4 rows, chunks of 2"
+    assert (entries["shards"], entries["rows_per_shard"], entries["rows_per_chunk"]) == (3, 4, 2)
     assert entries["range"] == "0 to 19"
 
 
