@@ -8,10 +8,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-heavy lint bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 # torch goes first and alone, so that the index which offers the CPU build decides about nothing else.
 $(READY): pyproject.toml constraints.txt
@@ -30,6 +30,9 @@ demo: $(READY) ## 1,797 real handwritten digits to latents and back, with pictur
 
 test: lint ## lint, then every test but those marked heavy, faults included
 	$(BIN)/python -m pytest -m "not heavy"
+
+test-heavy: $(READY) ## the tests that take more than a minute each: MNIST from 60,000 files to latents
+	$(BIN)/python -m pytest -m heavy
 
 lint: $(READY) ## ruff, mypy (strict) and the import contracts
 	$(BIN)/ruff check .
