@@ -12,6 +12,11 @@ from sklearn.datasets import load_digits
 
 from cvae_dist import plot
 from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
+from cvae_dist.plot import verbs
+from cvae_dist.plot.labels import Classes, classify
+from cvae_dist.plot.latents import PIXELS
+from cvae_dist.plot.palette import OTHER_COLOUR, PALETTE
+from cvae_dist.plot.tiles import as_images
 
 RNG = np.random.default_rng(0)
 
@@ -31,38 +36,38 @@ def linear_decoder(dim_latent: int, n_features: int) -> Any:
 
 class TestClassify:
     def test_strings_are_classes_in_order(self) -> None:
-        classes = plot.classify(np.array(["b", "a", "b"], dtype=object))
-        assert isinstance(classes, plot.Classes)
+        classes = classify(np.array(["b", "a", "b"], dtype=object))
+        assert isinstance(classes, Classes)
         assert classes.names == ("a", "b")
         np.testing.assert_array_equal(classes.codes, [1, 0, 1])
 
     def test_digits_as_strings_sort_as_numbers(self) -> None:
-        classes = plot.classify(np.array(["10", "2", "2"]))
-        assert isinstance(classes, plot.Classes)
+        classes = classify(np.array(["10", "2", "2"]))
+        assert isinstance(classes, Classes)
         assert classes.names == ("2", "10")
 
     @pytest.mark.parametrize("labels", [np.arange(21), np.array([0.5, 1.0]), np.array([1.0, np.nan])])
     def test_other_numbers_are_a_quantity(self, labels: np.ndarray) -> None:
-        values = plot.classify(labels)
+        values = classify(labels)
         np.testing.assert_array_equal(values, labels)
 
     def test_rare_classes_are_put_together(self) -> None:
         labels = np.repeat([f"c{i:02}" for i in range(30)], np.arange(1, 31))
-        classes = plot.classify(labels)
-        assert isinstance(classes, plot.Classes)
+        classes = classify(labels)
+        assert isinstance(classes, Classes)
         assert classes.names == (*(f"c{i}" for i in range(11, 30)), "other (11 classes)")
         assert np.count_nonzero(classes.codes == 19) == sum(range(1, 12))
-        assert classes.colours[-1] == plot.OTHER_COLOUR
+        assert classes.colours[-1] == OTHER_COLOUR
         assert len(set(classes.colours)) == 20
 
     def test_categories_name_indices(self) -> None:
-        classes = plot.classify(np.array([2, 0]), ["cat", "dog", "emu"])
-        assert isinstance(classes, plot.Classes)
+        classes = classify(np.array([2, 0]), ["cat", "dog", "emu"])
+        assert isinstance(classes, Classes)
         assert [classes.names[code] for code in classes.codes] == ["emu", "cat"]
 
     def test_missing_category_is_refused(self) -> None:
         with pytest.raises(InvalidInput, match="0 to 2 with 2 categories"):
-            plot.classify(np.array([2, 0]), ["cat", "dog"])
+            classify(np.array([2, 0]), ["cat", "dog"])
 
 
 def _oklab(colours: tuple[str, ...], simulation: np.ndarray) -> np.ndarray:
@@ -101,7 +106,7 @@ SIGHTS = {
 @pytest.mark.parametrize(("n_classes", "least"), [(10, 0.10), (20, 0.05)])
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_palette_is_distinct_to_every_sight(sight: str, n_classes: int, least: float) -> None:
-    lab = _oklab(plot.PALETTE[:n_classes], SIGHTS[sight])
+    lab = _oklab(PALETTE[:n_classes], SIGHTS[sight])
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(n_classes, 1)]
     assert distance.min() > least
 
@@ -173,7 +178,7 @@ class TestScatter:
         axes = figure.axes[0]
         assert not axes.collections
         image = axes.images[0].get_array()
-        assert image.shape[:2] == (plot.PIXELS, plot.PIXELS)
+        assert image.shape[:2] == (PIXELS, PIXELS)
         if labels == "classes":
             assert legend(axes) == ["left", "right"]
             drawn = image[image[..., 3] > 0]
@@ -260,7 +265,7 @@ class TestGrid:
 )
 def test_image_shapes(item_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
     rows = np.arange(2 * np.prod(item_shape), dtype=np.float32).reshape(2, -1)
-    images = plot.as_images(rows, item_shape)
+    images = as_images(rows, item_shape)
     assert images is not None
     assert images.shape == (2, *shape)
     if item_shape == (3, 8, 6):
@@ -269,7 +274,7 @@ def test_image_shapes(item_shape: tuple[int, ...], shape: tuple[int, ...]) -> No
 
 @pytest.mark.parametrize("item_shape", [(64,), (1, 64), (64, 1), (4, 4, 4), (2, 2, 2, 8)])
 def test_other_shapes_are_no_images(item_shape: tuple[int, ...]) -> None:
-    assert plot.as_images(np.zeros((2, 64)), item_shape) is None
+    assert as_images(np.zeros((2, 64)), item_shape) is None
 
 
 class TestReconstructions:
@@ -364,7 +369,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every figure that is written."""
     seen: list[Any] = []
     write = plot.write_figure
-    monkeypatch.setattr(plot, "write_figure", lambda figure, *rest: seen.append(figure) or write(figure, *rest))
+    monkeypatch.setattr(verbs, "write_figure", lambda figure, *rest: seen.append(figure) or write(figure, *rest))
     return seen
 
 
@@ -393,8 +398,8 @@ class TestVerbs:
     def test_of_many_rows_evenly_spread_chunks_are_drawn(
         self, made: Path, figures: list[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(plot, "MAX_POINTS", 50)
-        ranges = plot._spread(1000, 10)
+        monkeypatch.setattr(verbs, "MAX_POINTS", 50)
+        ranges = verbs._spread(1000, 10)
         assert len(ranges) == 5
         assert ranges[0] == (0, 10)
         assert ranges[-1] == (990, 1000)
@@ -431,8 +436,8 @@ class TestVerbs:
 
 
 def test_strings_of_variable_width_are_classes() -> None:
-    classes = plot.classify(np.array(["b", "a", "b"], dtype=np.dtypes.StringDType()))
-    assert isinstance(classes, plot.Classes)
+    classes = classify(np.array(["b", "a", "b"], dtype=np.dtypes.StringDType()))
+    assert isinstance(classes, Classes)
     assert classes.names == ("a", "b")
 
 

@@ -1,0 +1,26 @@
+"""Pictures: latents, the decoder's grid, the loss of a training run, reconstructions.
+
+Each picture is a pure function of arrays that returns a :class:`matplotlib.figure.Figure`
+(:func:`scatter_latents`, :func:`latent_grid`, :func:`loss_curves`, :func:`compare_rows`; one module each) and
+a verb that reads a store or a model and writes that figure to a file (``plot_*``, in ``verbs``). Figures are
+made without pyplot: no window, no global state, nothing to close.
+"""
+
+from cvae_dist.plot.figure import write_figure
+from cvae_dist.plot.grid import latent_grid
+from cvae_dist.plot.latents import scatter_latents
+from cvae_dist.plot.loss import loss_curves
+from cvae_dist.plot.reconstructions import compare_rows
+from cvae_dist.plot.verbs import plot_grid, plot_latents, plot_loss, plot_reconstructions
+
+__all__ = [
+    "compare_rows",
+    "latent_grid",
+    "loss_curves",
+    "plot_grid",
+    "plot_latents",
+    "plot_loss",
+    "plot_reconstructions",
+    "scatter_latents",
+    "write_figure",
+]

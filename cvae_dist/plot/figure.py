@@ -1,0 +1,57 @@
+"""What all pictures share: an empty figure, its file, and matplotlib only where it is needed."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvae_dist.errors import InvalidInput, MissingExtra
+from cvae_dist.store import Location
+from cvae_dist.store.urls import StorageOptions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.floating[Any]]
+DPI = 150
+
+
+def required(module: str) -> Any:
+    """Import a library of the extra ``plot``."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(
+            f"pictures need {module.split('.')[0]}, which is not installed: nothing was drawn. "
+            "Install it with: pip install 'cvae-dist[plot]'"
+        ) from error
+
+
+def blank_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches."""
+    figure: Figure = required("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    return figure
+
+
+def write_figure(figure: Figure, filename: str, storage_options: StorageOptions | None = None) -> None:
+    """Write a figure atomically to a path or URL; the suffix chooses the format.
+
+    Raises
+    ------
+    InvalidInput
+        The suffix is none matplotlib can write.
+    StorageFailed
+        The storage refused.
+    """
+    suffix = PurePosixPath(str(filename)).suffix.lstrip(".").lower()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if suffix not in known:
+        raise InvalidInput(f"no picture was written to {filename}: its name must end in one of {', '.join(known)}")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=suffix, dpi=DPI)
+    Location.of(filename, storage_options).write(picture.getvalue())

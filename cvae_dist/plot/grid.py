@@ -1,0 +1,117 @@
+"""The picture of the latent space: what the decoder makes of a regular grid of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvae_dist.errors import InvalidInput
+from cvae_dist.plot.figure import Floats, blank_figure
+from cvae_dist.plot.tiles import draw_tiles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Decode = Callable[[Floats], NDArray[Any]]
+
+
+def latent_grid(
+    decode: Decode,
+    dim_latent: int,
+    item_shape: Sequence[int],
+    *,
+    xy_range: tuple[float, float] | None = None,
+    grid_size: int = 15,
+    clip: tuple[float, float] | None = None,
+    figsize: tuple[float, float] = (9.0, 8.0),
+    title: str | None = None,
+) -> Figure:
+    """Draw what the decoder makes of a regular grid in the latent space.
+
+    Images are drawn as tiles, rows of any other shape as small line plots. With more than two latent
+    dimensions the two that change the decoded rows most are varied and the others are 0.
+
+    Parameters
+    ----------
+    decode : callable
+        (n, dim_latent) float32 -> (n, n_features), in the data's units.
+    dim_latent : int
+    item_shape : sequence of int
+        ``(h, w)``, ``(h, w, channels)`` or ``(channels, h, w)`` with 1 or 3 channels is an image.
+    xy_range : (float, float), optional
+        Range of both coordinates, cut into equal cells. Default: cells of equal probability under the
+        prior, that is its normal quantiles (i + 1/2) / grid_size.
+    grid_size : int
+        Cells along each axis.
+    clip : (float, float), optional
+        Values are clipped to this range, which also becomes the range of grey.
+    figsize : (float, float)
+        Inches.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    if grid_size < 1:
+        raise InvalidInput(f"grid_size is {grid_size}; a grid needs at least one cell along each axis")
+    values = _grid_values(xy_range, grid_size)
+    varied = _influential_axes(decode, dim_latent)
+    codes = _grid_codes(values, dim_latent, varied)
+    tiles = np.asarray(decode(codes.reshape(-1, dim_latent)), dtype=np.float32).reshape(*codes.shape[:2], -1)
+    low, high = clip or np.nanpercentile(tiles, [0.5, 99.5]).tolist()  # a few overshoots must not grey the rest
+    figure = blank_figure(*(figsize if dim_latent > 1 else (figsize[0], 2.4)))
+    axes = figure.add_subplot()
+    mappable = draw_tiles(axes, tiles if clip is None else np.clip(tiles, low, high), item_shape, (low, high))
+    _label_grid(axes, values, varied)
+    spacing = "at the normal quantiles of the prior" if xy_range is None else "from {:g} to {:g}".format(*xy_range)
+    rest = ", the other coordinates 0" if dim_latent > 2 else ""
+    axes.set_title(title or f"Decoded latents {spacing}{rest}")
+    if mappable is not None:
+        extend = "both" if clip is None else "neither"
+        figure.colorbar(mappable, ax=axes, label="decoded value", extend=extend, shrink=0.6, aspect=30)
+    return figure
+
+
+def _grid_values(xy_range: tuple[float, float] | None, grid_size: int) -> Floats:
+    centres = (np.arange(grid_size) + 0.5) / grid_size
+    if xy_range is None:
+        return np.array([NormalDist().inv_cdf(p) for p in centres], dtype=np.float32)
+    return (xy_range[0] + centres * (xy_range[1] - xy_range[0])).astype(np.float32)
+
+
+def _influential_axes(decode: Decode, dim_latent: int) -> tuple[int, ...]:
+    """Return the (at most two) coordinates whose step from -1 to 1 moves the decoded row furthest."""
+    if dim_latent <= 2:
+        return tuple(range(dim_latent))
+    steps = np.eye(dim_latent, dtype=np.float32)
+    moved = np.asarray(decode(np.concatenate([steps, -steps])), dtype=np.float64)
+    distance = np.linalg.norm(moved[:dim_latent] - moved[dim_latent:], axis=1)
+    return tuple(sorted(np.argsort(-distance, kind="stable")[:2].tolist()))
+
+
+def _grid_codes(values: Floats, dim_latent: int, varied: tuple[int, ...]) -> Floats:
+    """Return (rows, columns, dim_latent): x grows to the right, y grows upwards."""
+    codes = np.zeros((len(values) if len(varied) > 1 else 1, len(values), dim_latent), dtype=np.float32)
+    codes[:, :, varied[0]] = values
+    if len(varied) > 1:
+        codes[:, :, varied[1]] = values[::-1, None]
+    return codes
+
+
+def _label_grid(axes: Axes, values: Floats, varied: tuple[int, ...]) -> None:
+    places = np.arange(len(values)) + 0.5
+    every = slice(None, None, -(-len(values) // 20))
+    texts = [f"{value:.2g}" if abs(value) > 1e-6 else "0" for value in values]
+    axes.set_xticks(places[every], texts[every])
+    axes.set_xlabel(f"z{varied[0] + 1}")
+    if len(varied) > 1:
+        axes.set_yticks(places[::-1][every], texts[every])
+        axes.set_ylabel(f"z{varied[1] + 1}")
+    else:
+        axes.set_yticks([])

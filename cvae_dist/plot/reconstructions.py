@@ -1,0 +1,62 @@
+"""The picture of reconstructions: original rows above what the model made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cvae_dist.errors import InvalidInput
+from cvae_dist.plot.figure import Floats, blank_figure
+from cvae_dist.plot.tiles import as_images, draw_tiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def compare_rows(
+    originals: Floats,
+    reconstructions: Floats,
+    item_shape: Sequence[int],
+    *,
+    names: Sequence[str] | None = None,
+    names_are: str = "row",
+    title: str | None = None,
+) -> Figure:
+    """Draw originals above their reconstructions, both on the scale of the originals.
+
+    Parameters
+    ----------
+    originals, reconstructions : (n, n_features) arrays
+    item_shape : sequence of int
+        Images are drawn as tiles, other shapes as line plots (see :func:`latent_grid`).
+    names : sequence of str, optional
+        What to write under each pair. Default: 0, 1, ...
+    names_are : str
+        What the names are, written below them.
+    title : str, optional
+        Default: the root mean square error of the rows shown.
+    """
+    above, below = (np.asarray(rows, dtype=np.float32) for rows in (originals, reconstructions))
+    if above.shape != below.shape or above.ndim != 2 or 0 in above.shape:
+        raise InvalidInput(
+            f"originals have shape {above.shape} and reconstructions {below.shape}: "
+            "both must be (rows, features) and equal, so that each row has its reconstruction"
+        )
+    tiles = np.stack([above, below])
+    image = as_images(tiles, item_shape)
+    tall = 1.0 if image is None else image.shape[2] / image.shape[3]
+    width = max(6.0, 1.1 * len(above) + 1.6)
+    figure = blank_figure(width, 2 * tall * (width - 1.6) / len(above) + 1.2)
+    axes = figure.add_subplot()
+    mappable = draw_tiles(axes, tiles, item_shape, (float(np.nanmin(above)), float(np.nanmax(above))))
+    axes.axhline(1, color="white" if image is not None else "0.3", linewidth=3)
+    axes.set_yticks([0.5, 1.5], ["original", "reconstruction"])
+    axes.set_xticks(np.arange(len(above)) + 0.5, [str(i) for i in range(len(above))] if names is None else names)
+    axes.set_xlabel(names_are)
+    error = float(np.sqrt(np.mean((above.astype(np.float64) - below) ** 2)))
+    axes.set_title(title or f"Reconstructions (root mean square error of these rows {error:.3g})")
+    if mappable is not None:
+        figure.colorbar(mappable, ax=axes, label="value", shrink=0.7, aspect=12)
+    return figure
