@@ -11,7 +11,7 @@ READY := .venv/.ready
 .PHONY: help demo test test-heavy lint bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 # torch goes first and alone, so that the index which offers the CPU build decides about nothing else.
 $(READY): pyproject.toml constraints.txt

@@ -1,12 +1,15 @@
 """How tasks reach Dask, and the one protocol by which any output store is written."""
 
+from cvae_dist.cluster.blocks import reused_block
 from cvae_dist.cluster.client import resolve_client
+from cvae_dist.cluster.plan import Job, Made, Plan, Span
 from cvae_dist.cluster.regions import map_regions
-from cvae_dist.cluster.write import Job, Made, Span, StoreResult, reused_block, write_rows
+from cvae_dist.cluster.write import StoreResult, write_rows
 
 __all__ = [
     "Job",
     "Made",
+    "Plan",
     "Span",
     "StoreResult",
     "map_regions",

@@ -116,6 +116,11 @@ def _result(future: "Future[Result]") -> Result:
         raise error from None  # the remote traceback explains nothing to the user that the message does not
 
 
+def slots(client: "Client | None") -> int:
+    """Return the number of threads of a cluster, 0 without one."""
+    return 0 if client is None else sum(client.nthreads().values())
+
+
 class _Window:
     """How many tasks may be in flight; follows a cluster that grows and shrinks."""
 
@@ -126,6 +131,6 @@ class _Window:
 
     def size(self) -> int:
         if time.monotonic() - self._read > 1.0:
-            self._slots = max(1, sum(self._client.nthreads().values()))
+            self._slots = max(1, slots(self._client))
             self._read = time.monotonic()
         return _IN_FLIGHT_PER_SLOT * self._slots

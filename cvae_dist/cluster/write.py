@@ -1,106 +1,23 @@
 """The protocol by which every store is written: plan, whole shards, ledger, publish."""
 
 import contextlib
-import hashlib
 import itertools
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cvae_dist.cluster.regions import map_regions
-from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, StorageFailed
+from cvae_dist.cluster.plan import Job, Made, Plan, Span
+from cvae_dist.cluster.regions import map_regions, slots
+from cvae_dist.errors import Corrupt, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, OnEvent
 from cvae_dist.store import Digest, Layout, Lease, Ledger, Location, Moments, Record, RowStore
-from cvae_dist.store.layout import Block
-from cvae_dist.store.lineage import digest_json
 
 if TYPE_CHECKING:
     from distributed import Client
-
-_SHARDS_PER_REGION = 16
-_WORKER_BYTES = 300_000_000  # an interpreter with NumPy, Zarr and torch imported
-
-
-@dataclass(frozen=True)
-class Span:
-    """The rows ``start:stop`` that one shard of the output holds."""
-
-    shard: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class Made:
-    """The rows of one shard, by array name, and how many rows of the source were left out of it.
-
-    ``moments`` are those of the main array, where ``make`` knows them already.
-    """
-
-    blocks: Mapping[str, Block]
-    dropped: int = 0
-    moments: Moments | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a verb wants written.
-
-    Attributes
-    ----------
-    kind, layout, rows : str, Layout, int
-        What the output is.
-    settings : Mapping
-        What made it, as JSON: a later run with other settings is refused.
-    lineage : Mapping
-        What is recorded with it, as JSON, and not compared.
-    make : callable
-        ``make(span, inputs) -> Made``: a picklable, pure function; it may run 0, 1 or 5 times for a shard.
-    inputs : callable
-        ``inputs(span)``: what ``make`` needs, small and picklable. Called in the driver, when the task is sent.
-    identity : callable
-        ``identity(span) -> str``: digest of what the rows of the span are made from, beside the settings.
-    task_bytes : int
-        Memory ``make`` needs beside the blocks it returns.
-    first_shard : int
-        Shards before it are published already and stay as they are.
-    threads : int
-        Threads to use when there is no cluster.
-    manifest : Mapping
-        Arrays over ``piece`` that say where the rows came from.
-    """
-
-    kind: str
-    layout: Layout
-    rows: int
-    settings: Mapping[str, Any]
-    make: Callable[[Span, Any], Made]
-    inputs: Callable[[Span], Any]
-    identity: Callable[[Span], str]
-    lineage: Mapping[str, Any] = field(default_factory=dict)
-    task_bytes: int = 0
-    first_shard: int = 0
-    threads: int = 1
-    manifest: Mapping[str, Block] = field(default_factory=dict)
-
-    def spans(self) -> Iterator[Span]:
-        """Yield the span of every shard, in order."""
-        size = self.layout.rows_per_shard
-        for shard in range(self.layout.shards(self.rows)):
-            yield Span(shard, shard * size, min((shard + 1) * size, self.rows))
-
-    def fingerprint(self, span: Span) -> int:
-        """Return the 64-bit digest of everything the shard is made from."""
-        text = f"{digest_json(self.settings)} {span.shard} {span.start} {span.stop} {self.identity(span)}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -182,7 +99,7 @@ def write_rows(
         store = RowStore.find(output)
         work = job(None if overwrite else store)
         store = _begin(output, store, work, overwrite, client)
-        planned = _plan(work)
+        planned = _wanted(work)
         written = _write_shards(store, work, planned, lease, stage, client, on_event)
         finished = store.published and not written and store.rows == work.rows
         if not finished:
@@ -202,7 +119,7 @@ def _begin(output: Location, store: RowStore | None, job: Job, overwrite: bool, 
         _require_layout(store, job)
         output.sweep_partial()
         return store
-    _check_memory(job, client)
+    Plan(job, tuple(_wanted(job)), slots(client)).require_memory(client)
     output.sweep_partial()
     if store is not None:
         store.retract()
@@ -230,7 +147,7 @@ def _names(layout: Layout) -> str:
     return ", ".join(f"{array.name} {array.shape} {array.dtype}" for array in layout.arrays)
 
 
-def _plan(job: Job) -> list[tuple[Span, int]]:
+def _wanted(job: Job) -> list[tuple[Span, int]]:
     """Return the spans that may have to be written, with the fingerprints they have to have."""
     return [(span, job.fingerprint(span)) for span in itertools.islice(job.spans(), job.first_shard, None)]
 
@@ -245,16 +162,14 @@ def _write_shards(
     on_event: OnEvent,
 ) -> int:
     """Write every shard that has no matching record; return the number of rows written."""
-    pending = _pending(store, job, planned)
-    total = sum(len(span) for span, _ in pending)
-    done = job.rows - total
-    message = f"{done:,} of {job.rows:,} rows are there already" if done and total else ""
-    on_event(Event(stage, "start", done, job.rows, message=message))
-    if not pending:
+    plan = Plan(job, tuple(_pending(store, job, planned)), slots(client))
+    done = job.rows - plan.rows
+    on_event(Event(stage, "start", done, job.rows, message=str(plan)))
+    if not plan.pending:
         return 0
-    _check_memory(job, client)
+    plan.require_memory(client)
     began, written = time.monotonic(), 0
-    regions = _regions(store, job, pending, client)
+    regions = _regions(store, job, plan)
     # closed at once, whatever ends the loop: nothing may be written after the lease is released
     with contextlib.closing(map_regions(_write_region, regions, client=client, threads=job.threads)) as results:
         for rows in results:
@@ -313,13 +228,9 @@ def _finished(store: RowStore, job: Job, planned: Sequence[tuple[Span, int]]) ->
     return [record for record in records if record is not None]
 
 
-def _regions(
-    store: RowStore, job: Job, pending: Sequence[tuple[Span, int]], client: "Client | None"
-) -> Iterator[_Region]:
-    slots = 1 if client is None else max(1, sum(client.nthreads().values()))
-    size = 1 if client is None else max(1, min(_SHARDS_PER_REGION, len(pending) // (4 * slots)))
-    for first in range(0, len(pending), size):
-        shards = tuple(_Shard(span, mark, job.inputs(span)) for span, mark in pending[first : first + size])
+def _regions(store: RowStore, job: Job, plan: Plan) -> Iterator[_Region]:
+    for pending in plan.tasks():
+        shards = tuple(_Shard(span, mark, job.inputs(span)) for span, mark in pending)
         yield _Region(store.location, job.layout, job.make, shards)
 
 
@@ -352,30 +263,3 @@ def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
 def _records(ledger: Ledger, shards: Iterable[int]) -> list[Record | None]:
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(ledger.read, shards))
-
-
-def _check_memory(job: Job, client: "Client | None") -> None:
-    """Refuse before anything is written when a worker is too small for its tasks."""
-    if client is None:
-        return
-    needed = job.layout.shard_bytes + job.task_bytes
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-        projected = worker["nthreads"] * needed + _WORKER_BYTES
-        if 0 < worker["memory_limit"] < projected:
-            raise InvalidInput(
-                f"worker {address} may use {worker['memory_limit'] / 1e6:,.0f} MB, but its {worker['nthreads']} "
-                f"threads need {projected / 1e6:,.0f} MB ({needed / 1e6:,.0f} MB a task). Nothing was written; "
-                "give the workers more memory or fewer threads"
-            )
-
-
-_reused = threading.local()
-
-
-def reused_block(shape: tuple[int, int], dtype: np.dtype[Any]) -> Block:
-    """Return an array of this thread that its next call reuses: fresh memory costs a page fault every 4 kB."""
-    size = shape[0] * shape[1] * dtype.itemsize
-    buffer: Block | None = getattr(_reused, "buffer", None)
-    if buffer is None or len(buffer) < size:
-        buffer = _reused.buffer = np.empty(size, dtype=np.uint8)
-    return buffer[:size].view(dtype).reshape(shape)

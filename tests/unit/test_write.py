@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cvae_dist.cluster import Job, Made, Span, reused_block, write_rows
+from cvae_dist.cluster import Job, Made, Plan, Span, reused_block, write_rows
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, ignore
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
@@ -112,6 +112,9 @@ class SmallCluster:
     def scheduler_info(self, n_workers: int) -> dict[str, Any]:
         return {"workers": {"tcp://w:1": {"memory_limit": 100_000_000, "nthreads": 3}}}
 
+    def nthreads(self) -> dict[str, int]:
+        return {"tcp://w:1": 3}
+
 
 def test_too_small_worker_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     make = Make()
@@ -175,3 +178,14 @@ def test_reused_block() -> None:
     assert (one.shape, one.dtype) == ((3, 4), np.float32)
     assert np.shares_memory(one, reused_block((2, 3), np.dtype("u1")))
     assert reused_block((0, 4), np.dtype("f8")).shape == (0, 4)
+
+
+def test_a_plan_says_what_a_run_takes() -> None:
+    work = job(10, Make(), task_bytes=1_000_000)
+    pending = tuple((span, 0) for span in work.spans())
+    plan = Plan(work, pending[1:], 0)
+    size = work.layout.rows_per_shard
+    assert (plan.rows, plan.shards_per_task) == (10 - size, 1)
+    assert str(plan).startswith(f"{len(pending) - 1} of {len(pending)} shards to write, about 0.0 MB, 1 MB of memory")
+    assert [span for task in Plan(work, pending, 1).tasks() for span, _ in task] == list(work.spans())
+    assert str(Plan(work, (), 0)) == ""
