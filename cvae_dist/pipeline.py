@@ -235,15 +235,17 @@ def _check(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
 def _arguments_model(name: str) -> type[BaseModel]:
     """Return the arguments of a verb, from its signature, as something that checks values."""
     verb = VERBS[name]
+    function = verb.load()
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(verb.load()).parameters.values():
+    for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             fields |= {key: (info.annotation, info) for key, info in TrainConfig.model_fields.items()}
         elif parameter.name not in SHARED:
             default = ... if parameter.default is parameter.empty else parameter.default
             is_location = parameter.name in (*verb.reads, verb.writes)  # in Python also an open store
             fields[parameter.name] = (str if is_location else parameter.annotation, default)
-    return create_model(name, __config__=ConfigDict(extra="forbid"), __module__=verb.module, **fields)
+    home = function.__module__  # where the names in its annotations mean something
+    return create_model(name, __config__=ConfigDict(extra="forbid"), __module__=home, **fields)
 
 
 # ---------------------------------------------------------------------------------------- the stages

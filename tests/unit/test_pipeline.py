@@ -90,6 +90,12 @@ def test_every_verb_names_its_own_arguments(name: str) -> None:
     assert {*verb.reads, verb.writes} <= set(signature(verb.load()).parameters)
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_the_arguments_of_every_verb_are_checked(name: str) -> None:
+    with pytest.raises(InvalidPipeline, match="unknown option 'colour'"):
+        read_pipeline(written(f"- {name}: {{colour: red}}\n"))
+
+
 def test_a_second_run_finds_everything_done() -> None:
     file = written(INGEST + "- verify: {url: rows.zarr}\n")
     events: list[Event] = []

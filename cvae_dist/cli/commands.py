@@ -1,0 +1,279 @@
+"""The commands but for ``plot``."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from cvae_dist.cli.options import Count, Distributed, Local, OnCluster, Output, Overwrite
+from cvae_dist.cli.parser import app
+from cvae_dist.cli.results import described, ran, trained, verified, wrote_rows
+from cvae_dist.config import TrainConfig
+
+
+@app.command
+def ingest(
+    source: str,
+    store: str,
+    /,
+    *,
+    rows_per_file: Literal["auto", "one", "many"] = "auto",
+    label: Literal["folder"] | None = None,
+    nonfinite: Literal["raise", "drop"] = "raise",
+    overwrite: Overwrite = False,
+    shared: OnCluster = Distributed(),
+) -> None:
+    """Copy rows from a tree of .npy files into a chunked Zarr store, with statistics.
+
+    Parameters
+    ----------
+    source
+        Folder or bucket prefix of the .npy files, nested as you like.
+    store
+        Zarr store to write.
+    rows_per_file
+        Whether a file is one row or its first axis counts rows.
+    label
+        'folder' carries the folder of each file along as the column `label`.
+    nonfinite
+        What to do about rows with NaN or infinity.
+    overwrite
+        Replace a store that was made with other settings.
+    """
+    from cvae_dist.ingest import ingest
+
+    with shared.report() as report, shared.client() as client:
+        result = ingest(
+            source,
+            store,
+            rows_per_file=rows_per_file,
+            label=label,
+            nonfinite=nonfinite,
+            overwrite=overwrite,
+            storage_options=shared.storage_options,
+            client=client,
+            on_event=report,
+        )
+        wrote_rows(report, "ingest", result)
+
+
+@app.command
+def train(
+    store: str,
+    model: str,
+    /,
+    *,
+    settings: Annotated[TrainConfig, Parameter(name="*", group="Model and training")] = TrainConfig(),
+    overwrite: Overwrite = False,
+    shared: Local = Output(),
+) -> None:
+    """Train a model on the rows of a store. Goes on by itself after an interruption.
+
+    Parameters
+    ----------
+    store
+        Zarr store made by ingest.
+    model
+        Directory of the model to write.
+    overwrite
+        Replace a model that was trained with other settings.
+    """
+    from cvae_dist.training.loop import train
+
+    with shared.report() as report:
+        result = train(
+            store,
+            model,
+            settings,
+            overwrite=overwrite,
+            storage_options=shared.storage_options,
+            on_event=report,
+        )
+        trained(report, result)
+
+
+@app.command
+def embed(
+    store: str,
+    model: str,
+    latents: str,
+    /,
+    *,
+    batch_rows: Count = 2048,
+    overwrite: Overwrite = False,
+    shared: OnCluster = Distributed(),
+) -> None:
+    """Compute the latents of every row. Ids and carried columns travel along.
+
+    Parameters
+    ----------
+    store
+        Zarr store made by ingest.
+    model
+        Directory of a trained model.
+    latents
+        Zarr store to write.
+    batch_rows
+        Rows the model sees at once.
+    overwrite
+        Replace latents that were made otherwise.
+    """
+    from cvae_dist.embed import embed
+
+    _map_rows(embed, (store, model, latents), shared, batch_rows=batch_rows, overwrite=overwrite)
+
+
+@app.command
+def decode(
+    latents: str,
+    model: str,
+    out: str,
+    /,
+    *,
+    batch_rows: Count = 2048,
+    overwrite: Overwrite = False,
+    shared: OnCluster = Distributed(),
+) -> None:
+    """Turn latents back into rows in the units of the data.
+
+    Parameters
+    ----------
+    latents
+        Zarr store made by embed.
+    model
+        Directory of the model that made them.
+    out
+        Zarr store to write.
+    batch_rows
+        Rows the model sees at once.
+    overwrite
+        Replace rows that were made otherwise.
+    """
+    from cvae_dist.embed import decode
+
+    _map_rows(decode, (latents, model, out), shared, batch_rows=batch_rows, overwrite=overwrite)
+
+
+@app.command
+def score(
+    store: str,
+    model: str,
+    out: str,
+    /,
+    *,
+    batch_rows: Count = 2048,
+    overwrite: Overwrite = False,
+    shared: OnCluster = Distributed(),
+) -> None:
+    """Compute -ELBO and reconstruction error of every row: high where a row is unlike the training rows.
+
+    Parameters
+    ----------
+    store
+        Zarr store made by ingest.
+    model
+        Directory of a trained model.
+    out
+        Zarr store to write.
+    batch_rows
+        Rows the model sees at once.
+    overwrite
+        Replace scores that were made otherwise.
+    """
+    from cvae_dist.embed import score
+
+    _map_rows(score, (store, model, out), shared, batch_rows=batch_rows, overwrite=overwrite)
+
+
+@app.command
+def sample(
+    model: str,
+    out: str,
+    /,
+    *,
+    n: Annotated[Count, Parameter(name=["--n", "-n"])],
+    seed: int = 0,
+    noise: bool = True,
+    overwrite: Overwrite = False,
+    shared: OnCluster = Distributed(),
+) -> None:
+    """Draw new rows from the model's prior.
+
+    Parameters
+    ----------
+    model
+        Directory of a trained model.
+    out
+        Zarr store to write.
+    n
+        Number of rows.
+    seed
+        Seed of the draw: the same seed gives the same rows.
+    noise
+        Draw from the likelihood, as the data does; without it, the mean row of each latent.
+    overwrite
+        Replace rows that were made otherwise.
+    """
+    from cvae_dist.embed import sample
+
+    _map_rows(sample, (model, out, n), shared, seed=seed, noise=noise, overwrite=overwrite)
+
+
+def _map_rows(verb: Callable[..., Any], locations: tuple[Any, ...], shared: Distributed, **options: Any) -> None:
+    """Run one of the verbs that map a store to a store through a model."""
+    with shared.report() as report, shared.client() as client:
+        result = verb(*locations, storage_options=shared.storage_options, client=client, on_event=report, **options)
+        wrote_rows(report, verb.__name__, result)
+
+
+@app.command
+def verify(url: str, /, *, shared: Local = Output()) -> int:
+    """Read a store again and compare every digest. Exit code 1 if a shard is missing, torn or changed.
+
+    Parameters
+    ----------
+    url
+        Zarr store to check.
+    """
+    from cvae_dist.verify import verify
+
+    with shared.report() as report:
+        result = verify(url, storage_options=shared.storage_options, on_event=report)
+        return verified(report, url, result)
+
+
+@app.command
+def info(url: str, /, *, shared: Local = Output()) -> None:
+    """Show what a store or a model is, on one screen.
+
+    Parameters
+    ----------
+    url
+        Zarr store or directory of a model.
+    """
+    from cvae_dist.verify import info
+
+    with shared.report() as report:
+        described(report, info(url, storage_options=shared.storage_options))
+
+
+@app.command
+def run(pipeline: str, /, *, shared: OnCluster = Distributed()) -> None:
+    """Run the stages of a pipeline file in order; each does only what is missing.
+
+    Parameters
+    ----------
+    pipeline
+        YAML file with a list of stages.
+    """
+    from cvae_dist.pipeline import run
+
+    with shared.report() as report:
+        result = run(
+            pipeline,
+            scheduler=shared.scheduler,
+            workers=shared.workers,
+            storage_options=shared.storage_options,
+            on_event=report,
+        )
+    ran(report, pipeline, result)

@@ -1,0 +1,97 @@
+"""How a command ends: its exit code, and the line or table that says what came of it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cvae_dist.report import Report, duration, figure
+
+if TYPE_CHECKING:
+    from cvae_dist.cluster import StoreResult
+    from cvae_dist.pipeline import PipelineResult, StageResult
+    from cvae_dist.quality import Quality
+    from cvae_dist.training.loop import TrainResult
+    from cvae_dist.verify import VerifyResult
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
+
+
+def wrote_rows(report: Report, stage: str, result: "StoreResult") -> None:
+    """Say what an ingest, embed, decode, score or sample wrote."""
+    if not result.nothing_to_do:
+        line = f"{stage}: wrote {result.rows_written:,} rows to {result.url} in {duration(result.seconds)}"
+    else:
+        line = f"{stage}: nothing to do, {result.url} has its {result.rows:,} rows already"
+    report.result(line, {"stage": stage, **asdict(result)})
+
+
+def trained(report: Report, result: "TrainResult") -> None:
+    """Say what a training came to; an interrupted one is an interruption of the command."""
+    if result.stopped_because == "interrupted":
+        raise KeyboardInterrupt
+    if result.stopped_because == "already finished":
+        line = f"train: nothing to do, {result.model} is trained already ({result.steps:,} steps)"
+    else:
+        line = f"train: wrote {result.model} after {result.steps:,} steps in {duration(result.seconds)}"
+    loss = result.validation_loss
+    line += f", validation -ELBO {loss:.4g} nats per row" if loss is not None and math.isfinite(loss) else ""
+    report.result(line, {"stage": "train", **asdict(result)})
+
+
+def drew(report: Report, stage: str, filename: str) -> None:
+    """Say where the picture is."""
+    report.result(f"{stage}: wrote {filename}", {"stage": stage, "url": filename})
+
+
+def verified(report: Report, url: str, result: "VerifyResult") -> int:
+    """List what is damaged; return the exit code, as scripts ask it."""
+    problems = [{"array": p.array, "shard": p.shard, "reason": p.reason} for p in result.problems]
+    found = [str(problem) for problem in result.problems]
+    verdict = f"{url} is damaged in {len(found)} places" if found else f"{url}: every shard is as written"
+    report.result("\n".join([*found, verdict]), {"stage": "verify", "url": url, "problems": problems})
+    return DONE if result.ok else FAILED
+
+
+def described(report: Report, facts: Mapping[str, Any]) -> None:
+    """Show facts, one on each line."""
+    entries = dict(_flattened(facts))
+    width = max(map(len, entries), default=0)
+    lines = [f"{name:<{width}}  {figure(value)}" for name, value in entries.items()]
+    report.result("\n".join(lines), facts)
+
+
+def _flattened(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every entry of nested mappings, its path as its name."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def ran(report: Report, pipeline: str, result: "PipelineResult") -> None:
+    """Show the stages of a pipeline, the quality of its model, and how long it took."""
+    report.table(("stage", "output", "rows", "time"), [_stage_row(stage) for stage in result.stages])
+    if result.quality is not None:
+        report.table(("quality", "", ""), _quality_rows(result.quality))
+    verdict = "nothing to do, all of it was done already" if result.already_done else "done"
+    report.result(f"{pipeline}: {verdict} ({duration(result.seconds)})", asdict(result))
+
+
+def _quality_rows(quality: "Quality") -> list[tuple[str, str, str]]:
+    """Return name, figure and meaning of what could be measured."""
+    rows = f"{quality.held_out_rows:,} rows held out of training"
+    fraction = quality.reconstruction_fraction
+    of_variance = "" if fraction is None else f", {fraction:.1%} of the data's variance"
+    table = [
+        ("validation -ELBO", quality.negative_elbo, ".4g", f"nats per row, on {rows}"),
+        ("5-NN accuracy", quality.neighbour_accuracy, ".1%", f"{rows}, classified by their nearest training rows"),
+        ("reconstruction MSE", quality.reconstruction_mse, ".4g", f"per feature, in data units squared{of_variance}"),
+    ]
+    return [(name, format(value, shape), meaning) for name, value, shape, meaning in table if value is not None]
+
+
+def _stage_row(stage: "StageResult") -> tuple[str, str, str, str]:
+    rows = "" if stage.rows is None else f"{stage.rows:,}"
+    return stage.stage, stage.url, rows, "already done" if stage.already_done else duration(stage.seconds)
