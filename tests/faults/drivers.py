@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -166,8 +167,9 @@ def _run(command: Mapping[str, Any]) -> dict[str, Any]:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (private["_file_bytes"], resource.RLIM_INFINITY))
-    if "_umask_user" in private:
-        os.setuid(private["_umask_user"])
+    if "_user" in private:
+        _import_everything()  # the checkout may lie where the other user cannot read
+        os.setuid(private["_user"])
     count = _count_changes(private.get("_below", "/"), private.get("_die_at"))
     try:
         from cvae_dist.cluster import resolve_client
@@ -280,6 +282,13 @@ def stamps(store: Path, shards: Sequence[int]) -> dict[str, tuple[int, int]]:
     patterns = [f"{prefix}/c/{shard}" for shard in shards for prefix in _OVER_SAMPLE]
     paths = [path for pattern in patterns for top in store.glob(pattern) for path in [top, *top.rglob("*")]]
     return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in paths if p.is_file()}
+
+
+def _import_everything() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tree").mkdir()
+        np.save(Path(folder) / "tree" / "row.npy", np.ones(2))
+        _verb("ingest")(f"{folder}/tree", f"{folder}/store")
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60) -> None:

@@ -189,12 +189,12 @@ def test_unreadable_file_and_folder(drivers: Drivers, tmp_path: Path) -> None:
     (tmp_path / "out").chmod(0o777)
     tree = write_tree(tmp_path / "tree")
     (tree / "05.npy").chmod(0)
-    ended = drivers.run("ingest", tree, tmp_path / "out" / "store", _umask_user=65534)
+    ended = drivers.run("ingest", tree, tmp_path / "out" / "store", _user=65534)
     assert ended.error[0] == "InvalidInput", ended.trace
     assert "05.npy cannot be read: Permission denied" in ended.error[1]
     (tree / "05.npy").chmod(0o644)
     (tree / "sub").mkdir(mode=0)
-    ended = drivers.run("ingest", tree, tmp_path / "out" / "store2", _umask_user=65534)
+    ended = drivers.run("ingest", tree, tmp_path / "out" / "store2", _user=65534)
     assert ended.error[0] == "InvalidInput", ended.trace
     assert "sub cannot be read: Permission denied" in ended.error[1]
 
