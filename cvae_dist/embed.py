@@ -161,7 +161,7 @@ def sample(
     network = _Network.of(model, storage_options)
     layout = Layout.of((_row_layout(network),))
     output = Location.of(out, storage_options)
-    _refuse_own_inputs(output, network.location)
+    output.require_apart(network.location)
     job = Job(
         kind="rows",
         layout=layout,
@@ -352,7 +352,7 @@ def _write(
 ) -> StoreResult:
     store, _ = make.source.open()
     output = Location.of(out, storage_options)
-    _refuse_own_inputs(output, store.location, make.network.location)
+    output.require_apart(store.location, make.network.location)
     columns = tuple(array for array in store.layout.arrays if array.name in store.columns)
     coordinates = {"coordinates": " ".join(store.columns)} if columns else {}
     main = tuple(ArrayLayout(a.name, a.dtype, a.dims, a.shape, {**a.attributes, **coordinates}) for a in arrays)
@@ -376,17 +376,6 @@ def _write(
         output, lambda existing: _keep_grid(job, existing), stage=stage, overwrite=overwrite, client=client,
         on_event=on_event,
     )  # fmt: skip
-
-
-def _refuse_own_inputs(output: Location, *inputs: Location) -> None:
-    """Refuse to write into what is read: --overwrite would delete it."""
-    for location in inputs:
-        inside = f"{output.path}/".startswith(f"{location.path}/") or f"{location.path}/".startswith(f"{output.path}/")
-        if type(output.filesystem) is type(location.filesystem) and inside:
-            raise InvalidInput(
-                f"the output {output} and the input {location} lie in one another. Nothing was changed; "
-                "name an output of its own"
-            )
 
 
 def _keep_grid(job: Job, existing: RowStore | None) -> Job:

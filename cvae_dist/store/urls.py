@@ -12,11 +12,12 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cvae_dist.errors import StorageFailed
+from cvae_dist.errors import InvalidInput, MissingExtra, StorageFailed
 
 Buffer = bytes | bytearray | memoryview
 StorageOptions = Mapping[str, Any]
 _PARTIAL = ".partial"
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,27 @@ class Location:
 
     @classmethod
     def of(cls, url: "str | os.PathLike[str] | Location", storage_options: StorageOptions | None = None) -> "Location":
-        """Resolve a path, ``~`` path or fsspec URL such as ``s3://bucket/prefix``."""
+        """Resolve a path, ``~`` path or fsspec URL such as ``s3://bucket/prefix``.
+
+        Raises
+        ------
+        InvalidInput
+            The URL has no protocol that fsspec knows, or options that it does not take.
+        MissingExtra
+            The package behind the protocol is not installed.
+        """
         if isinstance(url, Location):
             return url
         text = os.fspath(url)
-        filesystem, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
+        protocol = text.partition("://")[0]
+        try:
+            filesystem, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
+        except ImportError as error:
+            extra = _EXTRAS.get(protocol)
+            remedy = f"pip install 'cvae-dist[{extra}]'" if extra else f"install what fsspec names: {error}"
+            raise MissingExtra(f"{text} needs a package that is not installed; {remedy}") from error
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(f"{text} cannot be opened ({error}). Mend the URL or the storage options") from error
         return cls(filesystem, path.rstrip("/") or path)
 
     def __truediv__(self, name: str) -> "Location":
@@ -55,6 +72,22 @@ class Location:
         """Whether the place is on a mounted file system."""
         return isinstance(self.filesystem, LocalFileSystem)
 
+    def require_apart(self, *others: "Location") -> None:
+        """Refuse to write here when one of ``others``, which are read, lies in this place or this place in it.
+
+        Raises
+        ------
+        InvalidInput
+            They are not apart: writing, and ``--overwrite`` above all, would destroy what is read.
+        """
+        for other in others:
+            nested = f"{self.path}/".startswith(f"{other.path}/") or f"{other.path}/".startswith(f"{self.path}/")
+            if type(self.filesystem) is type(other.filesystem) and nested:
+                raise InvalidInput(
+                    f"the output {self} and the input {other} lie in one another. Nothing was changed; "
+                    "name an output of its own"
+                )
+
     def beside(self, suffix: str) -> "Location":
         """Return the sibling whose name is this one's with ``suffix`` appended."""
         return Location(self.filesystem, self.path + suffix)
@@ -64,19 +97,26 @@ class Location:
         if self.is_local:
             with open(self.path, "rb", buffering=0) as file:
                 return file.read()
-        data: bytes = self.filesystem.cat_file(self.path)
+        with _client_errors(self):
+            data: bytes = self.filesystem.cat_file(self.path)
         return data
 
     def size(self) -> int:
         """Return the size of the object in bytes, 0 when it is not there."""
         try:
-            return os.path.getsize(self.path) if self.is_local else int(self.filesystem.size(self.path) or 0)
+            if self.is_local:
+                return os.path.getsize(self.path)
+            with _client_errors(self):
+                return int(self.filesystem.size(self.path) or 0)
         except FileNotFoundError:
             return 0
 
     def exists(self) -> bool:
         """Whether an object or a prefix is here."""
-        return os.path.exists(self.path) if self.is_local else bool(self.filesystem.exists(self.path))
+        if self.is_local:
+            return os.path.exists(self.path)
+        with _client_errors(self):
+            return bool(self.filesystem.exists(self.path))
 
     def is_blank(self) -> bool:
         """Whether nothing is here but an empty directory, or what a writer killed at its first object left in it."""
@@ -92,12 +132,12 @@ class Location:
         StorageFailed
             The storage refused; nothing was changed.
         """
-        with _storage_errors(self):
-            if self.is_local:
-                with _partial_file(self.path, buffers) as temporary:
-                    os.replace(temporary, self.path)
-            else:
-                self.filesystem.pipe_file(self.path, b"".join(buffers))
+        if self.is_local:
+            with _storage_errors(self), _partial_file(self.path, buffers) as temporary:
+                os.replace(temporary, self.path)
+                return
+        with _client_errors(self):
+            self.filesystem.pipe_file(self.path, b"".join(buffers))
 
     def create(self, data: bytes) -> None:
         """Write the object only if it does not exist; ``FileExistsError`` otherwise."""
@@ -105,7 +145,8 @@ class Location:
             with _storage_errors(self), _partial_file(self.path, [data]) as temporary:
                 os.link(temporary, self.path)
         else:
-            self.filesystem.pipe_file(self.path, data, mode="create")
+            with _client_errors(self):
+                self.filesystem.pipe_file(self.path, data, mode="create")
 
     def delete(self) -> None:
         """Delete the object or the whole prefix; nothing happens when it is not there."""
@@ -170,6 +211,20 @@ def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
             written -= len(pending.pop(0))
         if written:
             pending[0] = pending[0][written:]
+
+
+@contextlib.contextmanager
+def _client_errors(location: Location) -> Iterator[None]:
+    """Turn what an object store's client says, in classes of its own, into one error of ours."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        raise StorageFailed(
+            f"{location} does not answer as it should: {type(error).__name__}: {error}. Everything finished before is "
+            "kept; mend the cause (credentials, network, bucket) and run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from cvae_dist.errors import Corrupt
 from cvae_dist.store.urls import Location
 
 _POINTER = "LATEST.json"
+_OURS = re.compile(r"step\d+-[0-9a-f]+\.pt|LATEST\.json|\..*\.partial")
 _KEPT = 2
 
 log = logging.getLogger(__name__)
@@ -76,18 +78,31 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Delete files that the pointer does not name: what a run killed while saving left behind."""
-        if not self._place.exists():
-            return
         named = {_POINTER, *(entry.file for entry in self._entries())}
-        for path in self._place.filesystem.ls(self._place.path, detail=False):
-            name = posixpath.basename(path)
-            if name not in named:
+        for name in self._names():
+            if name not in named and _OURS.fullmatch(name):
                 (self._place / name).delete()
 
     def clear(self) -> None:
-        """Delete every checkpoint, the pointer first."""
+        """Delete every checkpoint, the pointer first, and the directory when that leaves it empty."""
         (self._place / _POINTER).delete()
-        self._place.delete()
+        self.sweep()
+        if self._place.exists() and not self._names():
+            self._place.delete()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a checkpoint was saved here."""
+        return (self._place / _POINTER).exists()
+
+    def foreign(self) -> list[str]:
+        """Return the names of files here that no training wrote."""
+        return [name for name in self._names() if not _OURS.fullmatch(name)]
+
+    def _names(self) -> list[str]:
+        if not self._place.exists():
+            return []
+        return [posixpath.basename(path) for path in self._place.filesystem.ls(self._place.path, detail=False)]
 
     def _entries(self) -> list[Entry]:
         try:

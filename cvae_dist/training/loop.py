@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
-from cvae_dist.errors import SettingsChanged
+from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event, Kind, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
 from cvae_dist.model.tiling import tensor_of
@@ -113,12 +113,15 @@ def train(
     config = make_config(TrainConfig, (config.model_dump(exclude_unset=True) if config else {}) | settings)
     rows = store if isinstance(store, RowStore) else RowStore.open(store, storage_options)
     data = _Data(RowReader(rows), rows.statistics(), rows.item_shape, rows.fingerprint, without_credentials(rows.url))
-    return _train_at(Location.of(model, storage_options), data, config, overwrite, on_event)
+    place = Location.of(model, storage_options)
+    place.require_apart(rows.location)
+    return _train_at(place, data, config, overwrite, on_event)
 
 
 def _train_at(place: Location, data: "_Data", config: TrainConfig, overwrite: bool, on_event: OnEvent) -> TrainResult:
     """Train into a model directory, under its lease."""
     with Lease.held(place):
+        _require_ours(place)
         if overwrite:
             _discard(place)
         if is_finished(place):
@@ -187,15 +190,41 @@ def _discard(place: Location) -> None:
         (place / name).delete()
 
 
+def _require_ours(place: Location) -> None:
+    """Refuse a directory in which a training would replace or delete files of somebody else."""
+    if is_finished(place):
+        read_description(place)
+        return
+    checkpoints = Checkpoints(place / _CHECKPOINTS)
+    if not checkpoints.begun and (checkpoints.foreign() or (place / "model.safetensors").exists()):
+        raise InvalidInput(
+            f"{place} holds files that cvae-dist did not write where a training keeps its own. "
+            "Nothing was changed; name another directory for the model"
+        )
+
+
 def _already_finished(place: Location, data: _Data, config: TrainConfig, on_event: OnEvent) -> TrainResult:
     """Return the result of the finished training at ``place``, or refuse when it was another one."""
     lineage = read_description(place)["lineage"]
-    decided, _ = _decide(data, config)
-    _require_same(place, lineage.get("made_with", {}), _made_with(data, decided))
     figures = lineage["figures"]
-    message = f"already trained: {place} has all its {figures['steps']} steps; --overwrite trains anew"
+    if _has_grown(data, lineage):
+        asked = config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS), exclude_unset=True)
+        _require_same(place, lineage["made_with"], {name: value for name, value in asked.items() if value is not None})
+        message = (
+            f"already trained, on {lineage['held_out']['rows']:,} of what are now {data.reader.n_rows:,} rows; "
+            "--overwrite trains anew on all of them"
+        )
+    else:
+        decided, _ = _decide(data, config)
+        _require_same(place, lineage.get("made_with", {}), _made_with(data, decided))
+        message = f"already trained: {place} has all its {figures['steps']} steps; --overwrite trains anew"
     on_event(Event(_STAGE, "done", figures["steps"], figures["steps"], "steps", message, _known(figures)))
     return TrainResult(**figures | {"stopped_because": "already finished", "model": str(place)})
+
+
+def _has_grown(data: _Data, lineage: Mapping[str, Any]) -> bool:
+    """Whether the store of a finished training has more rows now: every night it may, and the model stays good."""
+    return bool(data.url == lineage["store"] != "memory" and data.reader.n_rows > lineage["held_out"]["rows"])
 
 
 def _run(
