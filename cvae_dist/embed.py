@@ -78,7 +78,7 @@ def embed(
         The output was made otherwise, is being written, or cannot be written. What was recorded is kept.
     """
     network = _Network.of(model, storage_options)
-    source = _Rows.of(store, storage_options, network.n_features, f"model {network.location}")
+    source = _Rows.of(store, storage_options, "rows", network.n_features, f"model {network.location}")
     main = ArrayLayout("latent", "<f4", ("sample", "latent"), (network.dim_latent,))
     make = _MakeShard(source, network, _embed_rows, batch_rows)
     return _write("latents", (main,), make, latents, overwrite, storage_options, client, on_event, "embed")
@@ -97,7 +97,8 @@ def decode(
 ) -> StoreResult:
     """Write the row, in the unit of the data, that the model decodes from every latent; see :func:`embed`."""
     network = _Network.of(model, storage_options)
-    source = _Rows.of(latents, storage_options, network.dim_latent, f"the latents of model {network.location}")
+    source = _Rows.of(latents, storage_options, "latents", network.dim_latent, f"model {network.location}")
+    _require_same_model(RowStore.open(source.location), network)
     make = _MakeShard(source, network, _decode_rows, batch_rows)
     arrays = (_row_layout(network),)
     return _write("rows", arrays, make, out, overwrite, storage_options, client, on_event, "decode")
@@ -121,7 +122,7 @@ def score(
     mark rows unlike those the model was trained on. See :func:`embed` for the parameters.
     """
     network = _Network.of(model, storage_options)
-    source = _Rows.of(store, storage_options, network.n_features, f"model {network.location}")
+    source = _Rows.of(store, storage_options, "rows", network.n_features, f"model {network.location}")
     names = {
         "negative_elbo": "negative evidence lower bound, nats",
         "reconstruction_error": "mean squared error",
@@ -226,8 +227,9 @@ class _Rows:
     fingerprint: str
 
     @classmethod
-    def of(cls, url: Url, storage_options: StorageOptions | None, n_features: int, reader: str) -> "_Rows":
+    def of(cls, url: Url, storage_options: StorageOptions | None, kind: str, n_features: int, reader: str) -> "_Rows":
         store = RowStore.open(Location.of(url, storage_options))
+        store.require_kind(kind)
         if store.n_features != n_features:
             raise InvalidInput(
                 f"{store.url} has rows of {store.n_features:,} values, but {reader} takes {n_features:,}. "
@@ -238,6 +240,16 @@ class _Rows:
     def open(self) -> tuple[RowStore, RowReader]:
         """Return the store and its reader, kept open between the shards of a process."""
         return _open_rows(self)
+
+
+def _require_same_model(latents: RowStore, network: _Network) -> None:
+    """Refuse latents of another model: they would decode to rows that look right."""
+    made_by = latents.document["settings"].get("model")
+    if made_by != network.digest:
+        raise InvalidInput(
+            f"the latents in {latents.url} were made by model {made_by}, but {network.location} is {network.digest}. "
+            "Nothing was written; give the model that made them"
+        )
 
 
 @functools.lru_cache(maxsize=2)

@@ -5,7 +5,7 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -76,10 +76,18 @@ def ingest(
     SettingsChanged, OutputLocked, StorageFailed
         The store was made otherwise, is being written, or cannot be written. What was recorded is kept.
     """
+    _require_choice("rows_per_file", rows_per_file, get_args(RowsPerFile))
+    _require_choice("label", label, (None, "folder"))
+    _require_choice("nonfinite", nonfinite, get_args(Nonfinite))
     tree, pieces = NpyTree.scan(Location.of(source), rows_per_file)
     plan = _Plan(tree, pieces, label, nonfinite, client, on_event)
     output = Location.of(store, storage_options)
     return write_rows(output, plan.job, stage="ingest", overwrite=overwrite, client=client, on_event=on_event)
+
+
+def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise InvalidInput(f"{name}={value!r} is none of {', '.join(map(repr, choices))}; nothing was written")
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,7 @@ class _Plan:
         manifest.pop("dropped")
         old = Pieces(**manifest)
         known = set(old.path.tolist())
+        self._require_same_source(store, known)
         listed = dict(
             zip(
                 self.pieces.path.tolist(),
@@ -172,6 +181,15 @@ class _Plan:
         new = self.pieces[np.array([path not in known for path in self.pieces.path], dtype=bool)]
         both = zip(old.arrays().values(), new.arrays().values(), strict=True)
         return Pieces(*(np.concatenate(columns) for columns in both)), len(old)
+
+    def _require_same_source(self, store: RowStore, known: set[str]) -> None:
+        """Refuse to append the files of another tree, which could never be taken out again."""
+        before, now = store.document["lineage"].get("source"), without_credentials(str(self.tree.root))
+        if before != now and known.isdisjoint(self.pieces.path.tolist()):
+            raise SettingsChanged(
+                f"{store.location} was made from {before}, and {now} holds none of its files. Nothing was changed; "
+                "name the same source, write to another store, or use --overwrite to make it anew"
+            )
 
     def _dropped(self, pieces: Pieces, known: int, store: RowStore | None) -> Integers:
         """Return the rows to leave out, counted over all pieces in stored order."""

@@ -87,7 +87,7 @@ def verify(url: str, *, storage_options: StorageOptions | None = None, on_event:
         There is no finished store and no model.
     """
     location = Location.of(url, storage_options)
-    if (location / "config.json").exists():
+    if _is_model(location):
         return _verify_model(location)
     store = RowStore.open(location)
     shards = store.layout.shards(store.rows)
@@ -231,13 +231,16 @@ def info(url: str, *, storage_options: StorageOptions | None = None) -> dict[str
         Nothing is there, or something else.
     """
     location = Location.of(url, storage_options)
-    config = location / "config.json"
-    if config.exists():
-        return {"model": str(location), **_read_config(config)}
+    if _is_model(location):
+        return {"model": str(location), **_read_config(location / "config.json")}
     store = RowStore.find(location)
     if store is None:
         raise SourceNotFound(f"there is neither a store nor a model at {location}; mend the path")
     return _store_info(store)
+
+
+def _is_model(location: Location) -> bool:
+    return (location / "config.json").exists() and not (location / "zarr.json").exists()
 
 
 def _read_config(config: Location) -> dict[str, Any]:

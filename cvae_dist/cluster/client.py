@@ -64,6 +64,8 @@ def resolve_client(scheduler: str | None = None, workers: int | None = None) -> 
 def _connect(address: str) -> Iterator["Client"]:
     from distributed import Client
 
+    if "://" not in address or not address.rpartition(":")[2].isdecimal():
+        raise InvalidInput(f"scheduler={address!r} is no address of a Dask scheduler; write tcp://host:8786")
     try:
         client = Client(address, timeout="20s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:

@@ -8,6 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cvae_dist.errors import InvalidInput
+
 # Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations
 # all values but those beyond the last full vector: 64 rows end on a vector whatever the width of a layer.
 _MULTIPLE = 64
@@ -21,6 +23,8 @@ def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
 
 def tiles(rows: npt.NDArray[np.generic], batch_rows: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows covered, tile); the last tile is padded with zero rows to a multiple of 64."""
+    if batch_rows < 1:
+        raise InvalidInput(f"batches of {batch_rows} rows hold nothing; use 1 or more")
     for start in range(0, len(rows), batch_rows):
         part = slice(start, min(start + batch_rows, len(rows)))
         yield part, tensor_of(_pad(rows[part]))

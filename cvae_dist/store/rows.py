@@ -117,6 +117,11 @@ class RowStore:
                 "use the same settings, another output, or --overwrite to make it anew"
             )
 
+    def require_kind(self, kind: str) -> None:
+        """Refuse a store of another kind, which could have rows of the same width by chance."""
+        if self.kind != kind:
+            raise InvalidInput(f"{self.location} holds {self.kind}, but {kind} are needed; give another store")
+
     @property
     def url(self) -> str:
         """Path or URL of the group."""

@@ -113,6 +113,7 @@ def train(
     config = make_config(TrainConfig, (config.model_dump(exclude_unset=True) if config else {}) | settings)
     rows = store if isinstance(store, RowStore) else RowStore.open(store, storage_options)
     data = _Data(RowReader(rows), rows.statistics(), rows.item_shape, rows.fingerprint, without_credentials(rows.url))
+    rows.require_kind("rows")
     place = Location.of(model, storage_options)
     place.require_apart(rows.location)
     return _train_at(place, data, config, overwrite, on_event)

@@ -1,5 +1,6 @@
 """Stores that grow: appended, not rewritten; like a store of the same rows made at once, as far as rows go."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 
 from cvae_dist.errors import SettingsChanged
 from cvae_dist.ingest import ingest
+from cvae_dist.pipeline import run
 from cvae_dist.store import Layout, RowStore
+from cvae_dist.training.loop import train
 from cvae_dist.verify import verify
 from tests.faults.drivers import item, small_grid, stamps, write_items
 
@@ -122,3 +125,43 @@ def test_interrupted_growth_is_named_by_verify_and_finished_by_the_next_run(
     result = ingest(tree, store, label="folder")
     assert (result.rows, result.rows_written) == (21, 0)
     assert len(numbers(store)) == 21
+
+
+def test_a_nightly_pipeline_goes_on_when_files_come(tmp_path: Path) -> None:
+    """The model of a store that has grown stays good: only the new rows are ingested and embedded."""
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    (tmp_path / "tree").mkdir()
+    for number in range(50):
+        np.save(tmp_path / f"tree/{number:02}.npy", rows[number])
+    store, model, latents = (str(tmp_path / name) for name in ("rows.zarr", "model", "latents.zarr"))
+    pipeline = tmp_path / "nightly.yaml"
+    stages = [
+        {"ingest": {"source": str(tmp_path / "tree"), "store": store}},
+        {"train": {"store": store, "model": model, "num_steps": 20}},
+        {"embed": {"store": store, "model": model, "latents": latents}},
+    ]
+    pipeline.write_text(json.dumps({"stages": stages}))
+    run(str(pipeline))
+    weights = (tmp_path / "model/model.safetensors").read_bytes()
+    before = RowStore.open(latents).read("latent")
+    for number in range(50, 60):
+        np.save(tmp_path / f"tree/{number:02}.npy", rows[number])
+    notes: list[str] = []
+    run(str(pipeline), on_event=lambda event: notes.append(event.message))
+    assert "already trained, on 50 of what are now 60 rows; --overwrite trains anew on all of them" in notes
+    assert (tmp_path / "model/model.safetensors").read_bytes() == weights
+    after = RowStore.open(latents).read("latent")
+    assert len(after) == 60
+    np.testing.assert_array_equal(after[:50], before)
+    with pytest.raises(SettingsChanged, match="dim_latent: 2 there, 3 asked for"):
+        train(store, model, num_steps=20, dim_latent=3)
+
+
+def test_another_tree_is_not_appended(tmp_path: Path) -> None:
+    for folder, name in (("one", "a"), ("two", "b")):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / f"{name}.npy", np.ones(3))
+    ingest(tmp_path / "one", tmp_path / "s")
+    with pytest.raises(SettingsChanged, match=r"was made from .*one, and .*two holds none of its files"):
+        ingest(tmp_path / "two", tmp_path / "s")
+    assert RowStore.open(str(tmp_path / "s")).rows == 1

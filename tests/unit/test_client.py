@@ -23,9 +23,14 @@ def test_wrong_usage(scheduler: str | None, workers: int | None, words: str) -> 
         pass
 
 
-@pytest.mark.parametrize("address", ["nonsense://x:1", "tcp://127.0.0.1:no"])
+@pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1:no", "localhost:8786"])
 def test_address_that_cannot_be(address: str) -> None:
-    with pytest.raises(StorageFailed, match="no Dask scheduler answers at"), resolve_client(address):
+    with pytest.raises(InvalidInput, match="is no address of a Dask scheduler"), resolve_client(address):
+        pass
+
+
+def test_protocol_that_is_unknown() -> None:
+    with pytest.raises(StorageFailed, match="no Dask scheduler answers at"), resolve_client("nonsense://x:1"):
         pass
 
 

@@ -361,3 +361,19 @@ def test_second_training_of_one_model_is_refused(tmp_path: Path) -> None:
     with Lease.held(place), pytest.raises(OutputLocked, match="is being written by process"):
         fit_digits(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_files_of_somebody_else_are_left_alone(tmp_path: Path, store: str) -> None:
+    mine = tmp_path / "project" / "checkpoints" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(InvalidInput, match="files that cvae-dist did not write"):
+            train(store, str(tmp_path / "project"), overwrite=overwrite, **QUICK)
+    assert mine.read_text() == "x"
+
+
+@pytest.mark.parametrize("inside", ["", "/model"])
+def test_a_store_is_no_place_for_a_model(store: str, inside: str) -> None:
+    with pytest.raises(InvalidInput, match="lie in one another"):
+        train(store, store + inside, **QUICK)
