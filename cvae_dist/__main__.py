@@ -2,7 +2,17 @@
 
 import sys
 
-from cvae_dist.cli import main
+
+def main() -> int:
+    """Run one command; return its exit code. Ctrl-C is answered even while modules are imported."""
+    try:
+        from cvae_dist.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("cvae-dist: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,7 +48,8 @@ def verified(report: Report, url: str, result: "VerifyResult") -> int:
     """List what is damaged; return the exit code, as scripts ask it."""
     problems = [{"array": p.array, "shard": p.shard, "reason": p.reason} for p in result.problems]
     found = [str(problem) for problem in result.problems]
-    verdict = f"{url} is damaged in {len(found)} places" if found else f"{url}: every shard is as written"
+    places = "1 place" if len(found) == 1 else f"{len(found)} places"
+    verdict = f"{url} is damaged in {places}" if found else f"{url}: every byte is as written"
     report.result("\n".join([*found, verdict]), {"stage": "verify", "url": url, "problems": problems})
     return DONE if result.ok else FAILED
 

@@ -79,7 +79,7 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], panel: Panel) 
     axes.set_ylabel(panel.name)
     axes.grid(color="0.9")
     if panel is PANELS[0]:
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
 
 
 def _best_loss(history: Sequence[Mapping[str, Any]]) -> str:
