@@ -80,9 +80,21 @@ def ingest(
     _require_choice("label", label, (None, "folder"))
     _require_choice("nonfinite", nonfinite, get_args(Nonfinite))
     tree, pieces = NpyTree.scan(Location.of(source), rows_per_file)
+    if rows_per_file == "auto" and not tree.one_per_file and len(pieces) > 1:
+        _tell_how_read(tree, pieces, on_event)
     plan = _Plan(tree, pieces, label, nonfinite, client, on_event)
     output = Location.of(store, storage_options)
     return write_rows(output, plan.job, stage="ingest", overwrite=overwrite, client=client, on_event=on_event)
+
+
+def _tell_how_read(tree: NpyTree, pieces: Pieces, on_event: OnEvent) -> None:
+    """Say what the shapes were taken to mean: a tree of images looks like a tree of matrices."""
+    if (pieces.rows == pieces.rows[0]).all():
+        message = (
+            f"each of {len(pieces):,} files of shape {tree.header.shape} is read as {int(pieces.rows[0]):,} rows; "
+            "if each is one item, say --rows-per-file one"
+        )
+        on_event(Event("ingest", "note", message=message))
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -127,8 +139,9 @@ class _Plan:
             identity=where.identity,
             task_bytes=16_000_000,
             first_shard=first_shard,
-            # one file an item is bound by system calls, where a second thread only fights for the interpreter
-            threads=1 if self.tree.one_per_file else os.cpu_count() or 1,
+            # one file an item is bound by system calls, where a second thread only fights for the interpreter;
+            # else one thread computes while one reads and one writes
+            threads=1 if self.tree.one_per_file else min(3, os.cpu_count() or 1),
             manifest={**pieces.arrays(), "dropped": dropped},
         )
 
@@ -164,15 +177,8 @@ class _Plan:
         old = Pieces(**manifest)
         known = set(old.path.tolist())
         self._require_same_source(store, known)
-        listed = dict(
-            zip(
-                self.pieces.path.tolist(),
-                zip(self.pieces.size, self.pieces.modified, strict=True),
-                strict=True,
-            )
-        )
-        stamps = zip(old.path.tolist(), old.size, old.modified, strict=True)
-        changed = [path for path, size, modified in stamps if listed.get(path, (size, modified)) != (size, modified)]
+        there, listed = old.stamps(), self.pieces.stamps()
+        changed = [path for path, stamp in there.items() if listed.get(path, stamp) != stamp]
         if changed:
             raise SettingsChanged(
                 f"{len(changed):,} files that {store.location} was made from have changed since, {changed[0]} first. "

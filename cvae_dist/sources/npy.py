@@ -82,6 +82,12 @@ class Pieces:
     def __getitem__(self, index: Any) -> "Pieces":
         return Pieces(*(values[index] for values in self.arrays().values()))
 
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Return size and modification time by path."""
+        return {
+            path: (int(size), int(time)) for path, size, time in zip(self.path, self.size, self.modified, strict=True)
+        }
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

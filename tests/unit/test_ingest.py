@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cvae_dist.cluster import StoreResult
+from cvae_dist.errors import InvalidInput
 from cvae_dist.events import Event
 from cvae_dist.ingest import ingest
 from cvae_dist.store import Layout, RowStore
@@ -124,3 +125,21 @@ def test_grid_of_a_store_that_is_there_is_kept(tmp_path: Path, monkeypatch: pyte
     store = opened(tmp_path / "s", ingest(tmp_path / "t", tmp_path / "s"))
     assert store.layout.rows_per_shard == 4
     assert store.read("x").ravel().tolist() == list(range(30))
+
+
+def test_images_read_as_matrices_are_mentioned(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("a", "b"):
+        np.save(tmp_path / "tree" / f"{name}.npy", np.ones((8, 8)))
+    said: list[str] = []
+    ingest(tmp_path / "tree", tmp_path / "s", on_event=lambda event: said.append(event.message))
+    assert "each of 2 files of shape (8, 8) is read as 8 rows; if each is one item, say --rows-per-file one" in said
+    said.clear()
+    ingest(tmp_path / "tree", tmp_path / "t", rows_per_file="many", on_event=lambda event: said.append(event.message))
+    assert not any("each of" in message for message in said)
+
+
+@pytest.mark.parametrize("name", ["rows_per_file", "label", "nonfinite"])
+def test_choice_that_is_none(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name}='x' is none of"):
+        ingest(tmp_path, tmp_path / "s", **{name: "x"})
