@@ -143,7 +143,7 @@ class Location:
         """Write the object only if it does not exist; ``FileExistsError`` otherwise."""
         if self.is_local:
             with _storage_errors(self), _partial_file(self.path, [data]) as temporary:
-                os.link(temporary, self.path)
+                _link(temporary, self.path, data)
         else:
             with _client_errors(self):
                 self.filesystem.pipe_file(self.path, data, mode="create")
@@ -199,6 +199,17 @@ def _partial_file(path: str, buffers: Sequence[Buffer]) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _link(temporary: str, path: str, data: bytes) -> None:
+    """Give a whole file its name unless that is taken; without hard links, create it under its name."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        with open(path, "xb") as file:
+            file.write(data)
 
 
 def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:

@@ -96,3 +96,16 @@ def test_blank(tmp_path: Path) -> None:
     (tmp_path / "x" / "y").write_text("")
     assert not place.is_blank()
     assert not (place / "y").is_blank()
+
+
+def test_create_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: str) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    place = Location.of(str(tmp_path / "lease"))
+    place.create(b"mine")
+    with pytest.raises(FileExistsError):
+        place.create(b"yours")
+    assert place.read() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["lease"]
