@@ -31,6 +31,11 @@ def fitted() -> CompressionVAE:
     return CompressionVAE(X, **QUICK).train()
 
 
+def positional(function: Any) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind == each.POSITIONAL_OR_KEYWORD]
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """The same rows as one .npy file each; their sorted paths are in the order of the rows."""
@@ -66,25 +71,30 @@ class TestBothVocabularies:
         given = {"X": X, "logdir": "~/somewhere", "cells_encoder": [3, 2], "random_state": None}
         model = CompressionVAE(**given)  # type: ignore[arg-type]
         assert all(getattr(model, name) is value for name, value in given.items())
-        assert set(vars(model)) == set(inspect.signature(CompressionVAE).parameters)
+        assert set(vars(model)) == set(CompressionVAE().get_params())
 
     def test_parameters_are_the_words_of_the_settings(self) -> None:
-        own = set(inspect.signature(CompressionVAE).parameters)
-        assert own - set(TrainConfig.model_fields) == {
+        own = set(CompressionVAE().get_params())
+        assert own - set(TrainConfig.model_fields) - {"iaf_flow_length"} == {
             "X",
             "X_valid",
+            "batch_size_test",
+            "initializer",
             "logdir",
             "random_state",
             "storage_options",
         }
         defaults = TrainConfig()
-        for name in own & set(TrainConfig.model_fields) - {"tb_logging"}:
+        for name in own & set(TrainConfig.model_fields) - {"tb_logging", "iaf_flow_length"}:
             assert getattr(CompressionVAE(), name) == getattr(defaults, name), name
 
     def test_reference_positions(self) -> None:
-        model = CompressionVAE(X, X[:10], 0.8, 3)
-        assert (model.train_valid_split, model.dim_latent) == (0.8, 3)
-        assert list(inspect.signature(CompressionVAE.train).parameters)[1:3] == ["learning_rate", "num_steps"]
+        constructor = "X X_valid train_valid_split dim_latent iaf_flow_length cells_encoder initializer batch_size "
+        constructor += "batch_size_test logdir feature_normalization tb_logging"
+        assert positional(CompressionVAE) == constructor.split()
+        train = "self learning_rate num_steps dropout_keep_prob overwrite test_every lr_scheduling "
+        train += "lr_scheduling_steps lr_scheduling_factor lr_scheduling_min checkpoint_every"
+        assert positional(CompressionVAE.train) == train.split()
 
     def test_arguments_of_train_win_and_stay_out_of_the_parameters(self) -> None:
         model = CompressionVAE(X, **QUICK).train(num_steps=5, test_every=1)
@@ -163,9 +173,9 @@ class TestRows:
         np.testing.assert_array_equal(fitted.embed(str(tree)), fitted.embed(X))
         assert {path.name for path in tree.parent.iterdir()} == {"tree"}
 
-    def test_a_tree_is_kept_in_the_model_directory(self, tree: Path, tmp_path: Path) -> None:
+    def test_a_tree_is_kept_beside_the_model_directory(self, tree: Path, tmp_path: Path) -> None:
         model = CompressionVAE(tree, logdir=tmp_path / "model", **QUICK).train()
-        assert (tmp_path / "model" / "rows.zarr" / "zarr.json").exists()
+        assert (tmp_path / "model.rows.zarr" / "zarr.json").exists()
         again = CompressionVAE(tree, logdir=tmp_path / "model", **QUICK).train()
         np.testing.assert_array_equal(again.embed(X), model.embed(X))
 
@@ -203,6 +213,19 @@ class TestModelDirectory:
         assert restored.history_ == trained.history_
         assert list(restored.get_feature_names_out()) == ["compressionvae0", "compressionvae1"]
 
+    def test_names_of_features_are_restored(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame(X[:50, :5], columns=list("abcde"))
+        CompressionVAE(frame, logdir=tmp_path / "model", **QUICK).train()
+        restored = CompressionVAE(logdir=tmp_path / "model")
+        restored.embed(frame)
+        assert list(restored.feature_names_in_) == list("abcde")
+        with pytest.raises(InvalidInput, match="feature names should match"):
+            restored.embed(frame[list("edcba")])
+        CompressionVAE(frame.to_numpy(), logdir=tmp_path / "model", **QUICK).train(overwrite=True)
+        again = CompressionVAE(logdir=tmp_path / "model")
+        assert again.embed(frame.to_numpy()).shape == (50, 2)
+        assert not hasattr(again, "feature_names_in_")
+
     def test_home_is_expanded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.chdir(tmp_path)
@@ -232,6 +255,26 @@ class TestModelDirectory:
 
 
 class TestRefusals:
+    def test_unknown_arguments_name_the_nearest(self) -> None:
+        with pytest.raises(InvalidInput, match="'dim_latents': did you mean 'dim_latent'"):
+            CompressionVAE(X, dim_latents=3)
+        with pytest.raises(TypeError, match="'num_step': did you mean 'num_steps'"):
+            CompressionVAE(X).train(num_step=3)
+        with pytest.raises(InvalidInput, match="'zzz': known arguments: X, X_valid"):
+            CompressionVAE(zzz=1)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [({"initializer": "ortogonal"}, "did you mean 'orthogonal'"), ({"batch_size": 0}, "batch_size=0")],
+    )
+    def test_values_nobody_knows(self, given: dict[str, Any], message: str) -> None:
+        with pytest.raises(InvalidInput, match=message):
+            CompressionVAE(X, **given).train()
+
+    def test_a_probability_out_of_range(self) -> None:
+        with pytest.raises(InvalidInput, match=r"dropout_keep_prob=1\.5"):
+            CompressionVAE(X).train(dropout_keep_prob=1.5)
+
     @pytest.mark.parametrize("call", ["embed", "decode", "transform", "inverse_transform"])
     def test_before_training(self, call: str, tmp_path: Path) -> None:
         for model in (CompressionVAE(X), CompressionVAE(logdir=tmp_path / "none")):

@@ -1,0 +1,285 @@
+"""The estimator: what it is given, and its training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils import check_random_state
+
+from cvae_dist.config import TrainConfig, make_config
+from cvae_dist.errors import InvalidInput
+from cvae_dist.estimator import reference
+from cvae_dist.estimator.inference import Inference
+from cvae_dist.estimator.pictures import Pictures
+from cvae_dist.estimator.rows import checked_array, is_place, store_of
+from cvae_dist.events import OnEvent, ignore
+from cvae_dist.store import Moments, RowStore
+from cvae_dist.store.reader import ArrayRows, Reader, RowReader
+from cvae_dist.training.loop import fit, train
+
+if TYPE_CHECKING:
+    Rows = ArrayLike | str | os.PathLike[str] | RowStore
+
+
+class CompressionVAE(Inference, Pictures):
+    """Reversible, generative embedding by a variational autoencoder.
+
+    The constructor only stores its arguments. ``train`` (or ``fit``) does the work, ``embed`` (or
+    ``transform``) maps rows to latents, ``decode`` (or ``inverse_transform``) maps latents back to rows.
+
+    Parameters
+    ----------
+    X : array, DataFrame, path, URL or RowStore, optional
+        Rows to train on: numbers of shape (n, n_features), or (n, ...) which is flattened to rows and
+        remembered as the items' shape; a tree of .npy files, which is first written to a store beside
+        ``logdir``, named like it with ``.rows.zarr``; or a store made by ``ingest``. ``fit(X)`` takes them as well.
+    X_valid : array or DataFrame, optional
+        Rows to validate on; without them a share of X is held out.
+    train_valid_split : float
+        Share of X to train on.
+    dim_latent : int
+        Number of latent dimensions.
+    iaf_flow_length : int, optional
+        Number of inverse autoregressive flows of the posterior. Default: that of the settings.
+    cells_encoder : sequence of int, optional
+        Width of every encoder layer; the decoder mirrors it. Default: from the data.
+    initializer, batch_size_test : optional
+        Arguments of the reference, accepted and without effect, which the log says.
+    batch_size : int, optional
+        Rows of one step. Default: 256, less for few rows.
+    logdir : path or URL, optional
+        Model directory. It is written by ``train``, which goes on from a checkpoint found there and does
+        nothing where the same training is finished. ``CompressionVAE(logdir=...)`` restores a finished
+        model without any data. Default: nothing is written.
+    feature_normalization : bool or "auto"
+        True: one scale per feature; False: one for all; "auto": from the data.
+    tb_logging : bool
+        Write TensorBoard scalars to ``logdir``.
+    likelihood : {"auto", "gaussian", "bernoulli"}
+        Distribution of a row given its latent.
+    learning_rate, num_steps : optional
+        Peak of the learning rate, gradient steps. Default: from the data.
+    kl_warmup, ema_decay, grad_clip, test_every, checkpoint_every : optional
+        See :class:`~cvae_dist.config.TrainConfig`.
+    random_state : int, RandomState or None
+        The same int gives the same model, bit for bit; None a different one each time.
+    storage_options : mapping, optional
+        Passed to fsspec for URLs.
+
+    Attributes
+    ----------
+    model_ : VAE
+        The trained model.
+    history_ : list of dict
+        One record per validation: ``step``, ``loss``, ``validation_loss``, ... in nats per row.
+    item_shape_ : tuple of int
+        Shape of one item before it was flattened to a row.
+    n_features_in_ : int
+        Features of a row.
+    feature_names_in_ : array of str
+        Names of the features where a DataFrame was given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
+    >>> z = CompressionVAE(dim_latent=2, num_steps=20).fit_transform(X)
+    >>> z.shape, z.dtype
+    ((200, 2), dtype('float32'))
+    """
+
+    def __init__(
+        self,
+        X: Rows | None = None,
+        X_valid: ArrayLike | None = None,
+        train_valid_split: float = 0.9,
+        dim_latent: int = 2,
+        iaf_flow_length: int | None = None,
+        cells_encoder: Sequence[int] | None = None,
+        initializer: Literal["orthogonal", "truncated_normal", "lecun_normal"] | None = None,
+        batch_size: int | None = None,
+        batch_size_test: int | None = None,
+        logdir: str | os.PathLike[str] | None = None,
+        feature_normalization: bool | Literal["auto"] = "auto",
+        tb_logging: bool = False,
+        *,
+        likelihood: Literal["auto", "gaussian", "bernoulli"] = "auto",
+        learning_rate: float | None = None,
+        num_steps: int | None = None,
+        kl_warmup: float = 0.2,
+        ema_decay: float | None = None,
+        grad_clip: float = 3.0,
+        test_every: int | None = None,
+        checkpoint_every: int = 500,
+        random_state: int | np.random.RandomState | None = 0,
+        storage_options: Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ) -> None:
+        reference.refuse_unknown(unknown, CompressionVAE.__init__)
+        self.X = X
+        self.X_valid = X_valid
+        self.train_valid_split = train_valid_split
+        self.dim_latent = dim_latent
+        self.iaf_flow_length = iaf_flow_length
+        self.cells_encoder = cells_encoder
+        self.initializer = initializer
+        self.batch_size = batch_size
+        self.batch_size_test = batch_size_test
+        self.logdir = logdir
+        self.feature_normalization = feature_normalization
+        self.tb_logging = tb_logging
+        self.likelihood = likelihood
+        self.learning_rate = learning_rate
+        self.num_steps = num_steps
+        self.kl_warmup = kl_warmup
+        self.ema_decay = ema_decay
+        self.grad_clip = grad_clip
+        self.test_every = test_every
+        self.checkpoint_every = checkpoint_every
+        self.random_state = random_state
+        self.storage_options = storage_options
+
+    def train(
+        self,
+        learning_rate: float | None = None,
+        num_steps: int | None = None,
+        dropout_keep_prob: float = 1.0,
+        overwrite: bool = False,
+        test_every: int | None = None,
+        lr_scheduling: bool = True,
+        lr_scheduling_steps: int = 5,
+        lr_scheduling_factor: float = 5,
+        lr_scheduling_min: float = 1e-5,
+        checkpoint_every: int | None = None,
+        *,
+        on_event: OnEvent = ignore,
+        **unknown: Any,
+    ) -> Self:
+        """Train on the constructor's ``X``; what is given here wins over the constructor.
+
+        With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C), and a
+        finished one is restored.
+
+        Parameters
+        ----------
+        learning_rate, num_steps, test_every, checkpoint_every : optional
+            As in the constructor. ``num_steps`` counts from the very first step, also when a training goes on.
+        overwrite : bool
+            Discard what is in ``logdir`` and begin anew.
+        dropout_keep_prob, lr_scheduling, lr_scheduling_steps, lr_scheduling_factor, lr_scheduling_min : optional
+            Arguments of the reference, accepted and without effect, which the log says.
+        on_event : callable
+            Receives progress.
+
+        Returns
+        -------
+        CompressionVAE
+            Itself.
+
+        Raises
+        ------
+        InvalidInput
+            The rows or a setting cannot be used, or an argument is unknown.
+        SettingsChanged
+            ``logdir`` was begun or finished with other settings or on other rows.
+        KeyboardInterrupt
+            The training was interrupted. With ``logdir`` it is saved, and goes on when called again.
+        """
+        reference.refuse_unknown(unknown, CompressionVAE.train)
+        if self.X is None:
+            raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
+        given = {
+            "learning_rate": learning_rate,
+            "num_steps": num_steps,
+            "test_every": test_every,
+            "checkpoint_every": checkpoint_every,
+        }
+        config = self._config({name: value for name, value in given.items() if value is not None})
+        asked = {
+            "dropout_keep_prob": dropout_keep_prob,
+            "lr_scheduling": lr_scheduling,
+            "lr_scheduling_steps": lr_scheduling_steps,
+            "lr_scheduling_factor": lr_scheduling_factor,
+            "lr_scheduling_min": lr_scheduling_min,
+        }
+        parameters = signature(CompressionVAE.train).parameters
+        reference.note_without_effect({k: value for k, value in asked.items() if value != parameters[k].default})
+        return self._fit(self.X, config, overwrite, on_event)
+
+    def fit(self, X: Rows | None = None, y: object = None) -> Self:
+        """Train on ``X``, by default the constructor's; ``y`` is ignored. See :meth:`train`."""
+        rows = self.X if X is None else X
+        return self.train() if rows is None else self._fit(rows, self._config({}), False, ignore)
+
+    def _config(self, settings: dict[str, Any]) -> TrainConfig:
+        own = {name: getattr(self, name) for name in TrainConfig.model_fields if hasattr(self, name)}
+        own = {name: _plain(value) for name, value in own.items() if value is not None}
+        if self.X_valid is not None:
+            own["train_valid_split"] = 1.0  # all of X trains
+        if self.cells_encoder is not None:
+            own["cells_encoder"] = tuple(self.cells_encoder)
+        return make_config(TrainConfig, own | self._seed() | settings)
+
+    def _seed(self) -> dict[str, int]:
+        if isinstance(self.random_state, int | np.integer):
+            return {"seed": int(self.random_state)}
+        return {"seed": int(check_random_state(self.random_state).randint(2**31))}
+
+    def _fit(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
+        asked = {"initializer": self.initializer, "batch_size_test": self.batch_size_test}
+        reference.note_without_effect({name: value for name, value in asked.items() if value is not None})
+        if not is_place(X):
+            rows, item_shape = checked_array(self, X, reset=True)
+            self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
+            return self
+        with store_of(X, self._directory, self.storage_options, on_event) as store:
+            if self._directory is not None and self.X_valid is None:
+                self._train(store, config, overwrite, on_event)
+            else:
+                self.n_features_in_ = store.n_features
+                moments = store.statistics()
+                self._fit_rows(RowReader(store), moments, store.item_shape, config, overwrite, on_event)
+        return self
+
+    def _fit_rows(
+        self,
+        reader: Reader,
+        moments: Moments,
+        item_shape: tuple[int, ...],
+        config: TrainConfig,
+        overwrite: bool,
+        on_event: OnEvent,
+    ) -> None:
+        valid = None if self.X_valid is None else ArrayRows(self._rows(self.X_valid))
+        self.model_, self.history_ = fit(
+            reader,
+            moments,
+            item_shape,
+            config,
+            self._directory,
+            on_event,
+            overwrite=overwrite,
+            validation=valid,
+        )
+        self.item_shape_ = item_shape
+        if self._directory is not None:
+            self._keep_feature_names()
+
+    def _train(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> None:
+        """Train by the verb, which keeps the store's fingerprint in the model's lineage."""
+        options = self.storage_options
+        directory = cast(str, self._directory)
+        result = train(store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event)
+        if result.stopped_because == "interrupted":
+            raise KeyboardInterrupt
+        self._restore()
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy scalars, as a parameter search gives, as Python's."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,81 @@
+"""The trained model of an estimator: in memory, or in its directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+
+from cvae_dist.errors import NotFitted
+from cvae_dist.model.directory import is_finished, load_model, read_description
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import Location
+from cvae_dist.training.history import History, Record
+
+_NAMES = "feature_names.json"
+
+
+class ModelNotTrained(NotFitted, NotFittedError):  # type: ignore[misc]
+    """The estimator has no model yet; also what scikit-learn expects to be raised then."""
+
+
+class Fitted(BaseEstimator):  # type: ignore[misc]
+    """An estimator that has, or can restore, a trained model."""
+
+    logdir: str | os.PathLike[str] | None
+    storage_options: Mapping[str, Any] | None
+    model_: VAE
+    history_: list[Record]
+    item_shape_: tuple[int, ...]
+    n_features_in_: int
+    feature_names_in_: NDArray[Any]
+
+    @property
+    def _directory(self) -> str | None:
+        return None if self.logdir is None else os.fspath(self.logdir)
+
+    def _place(self) -> Location:
+        return Location.of(cast(str, self._directory), self.storage_options)
+
+    def _model(self) -> VAE:
+        """Return the trained model, restoring it from ``logdir`` where this object did not train it."""
+        if not hasattr(self, "model_"):
+            if not self.__sklearn_is_fitted__():
+                raise ModelNotTrained(self._not_trained())
+            self._restore()
+        return self.model_
+
+    def _not_trained(self) -> str:
+        where = "no logdir is given" if self.logdir is None else f"{self.logdir} holds no finished model"
+        return (
+            f"this {type(self).__name__} instance is not fitted yet ({where}), so it can neither embed nor "
+            "decode: call train() or fit(X) first, or give the logdir of a trained model"
+        )
+
+    def _restore(self) -> None:
+        place = self._place()
+        self.model_ = load_model(place)
+        self.n_features_in_ = self.model_.n_features
+        lineage = read_description(place)["lineage"]
+        self.item_shape_ = tuple(lineage.get("item_shape") or (self.n_features_in_,))
+        self.history_ = History.read(place / "history.jsonl").records
+        if (place / _NAMES).exists():
+            self.feature_names_in_ = np.array(json.loads((place / _NAMES).read()), dtype=object)
+
+    def _keep_feature_names(self) -> None:
+        """Write the names of the features beside the model, so that a restored one checks them too."""
+        if hasattr(self, "feature_names_in_"):
+            (self._place() / _NAMES).write(json.dumps(list(self.feature_names_in_)).encode())
+        else:
+            (self._place() / _NAMES).delete()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        if hasattr(self, "model_"):
+            return True
+        return self.logdir is not None and is_finished(self._place())

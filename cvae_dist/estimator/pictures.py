@@ -1,0 +1,92 @@
+"""Pictures of latents and of what the decoder makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cvae_dist import plot
+from cvae_dist.estimator.fitted import Fitted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_REFERENCE_SHAPE = (28, 28)
+
+
+class Pictures(Fitted):
+    """The reference's two pictures."""
+
+    def visualize(
+        self,
+        z: ArrayLike,
+        labels: Sequence[Any] | NDArray[Any] | None = None,
+        categories: Sequence[str] | None = None,
+        filename: str | None = None,
+    ) -> Figure:
+        """Draw latents, coloured by labels; see :func:`cvae_dist.plot.scatter_latents`.
+
+        Parameters
+        ----------
+        z : (n, dim_latent) array
+        labels : (n,) numbers or strings, optional
+        categories : sequence of str, optional
+            Names of the classes where the labels are indices.
+        filename : str, optional
+            Also write the picture there.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        figure = plot.scatter_latents(np.asarray(z), labels, categories=categories)
+        return self._written(figure, filename)
+
+    def visualize_latent_grid(
+        self,
+        xy_range: tuple[float, float] | None = (-4.0, 4.0),
+        grid_size: int = 10,
+        shape: Sequence[int] | None = None,
+        clip: tuple[float, float] | None = None,
+        figsize: tuple[float, float] = (12.0, 12.0),
+        filename: str | None = None,
+    ) -> Figure:
+        """Draw what the decoder makes of a grid of latents; see :func:`cvae_dist.plot.latent_grid`.
+
+        Parameters
+        ----------
+        xy_range : (float, float) or None
+            Range of both coordinates; None: the normal quantiles of the prior.
+        grid_size : int
+            Cells along each axis.
+        shape : sequence of int, optional
+            Shape of one decoded row. Default: the shape of the items the model was trained on; (28, 28) for
+            vectors of 784 values.
+        clip : (float, float), optional
+            Decoded values are clipped to this range.
+        figsize : (float, float)
+            Inches.
+        filename : str, optional
+            Also write the picture there.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        model = self._model()
+        figure = plot.latent_grid(
+            model.decode_rows, model.dim_latent, shape or self._picture_shape(),
+            xy_range=xy_range, grid_size=grid_size, clip=clip, figsize=figsize,
+        )  # fmt: skip
+        return self._written(figure, filename)
+
+    def _picture_shape(self) -> tuple[int, ...]:
+        return _REFERENCE_SHAPE if self.item_shape_ == (784,) else self.item_shape_
+
+    def _written(self, figure: Figure, filename: str | None) -> Figure:
+        if filename is not None:
+            plot.write_figure(figure, filename, self.storage_options)
+        return figure
