@@ -34,6 +34,13 @@ class ModelConfig(BaseModel):
     kl_weight: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Weight of the KL term; 0: a plain autoencoder, without noise."
     )
+    residual_blocks: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="Residual blocks before the encoder's head and after the decoder's first layer. "
+        "Default: 2, or none where cells_encoder is given.",
+    )
     likelihood: LikelihoodName = Field(
         "auto", description="Distribution of a row given its latent; 'bernoulli' suits values in [0, 1]."
     )
@@ -94,6 +101,7 @@ class TrainConfig(ModelConfig):
         num_steps = self.num_steps or max(3000, min(50_000, 60 * math.ceil(n_train / batch_size)))
         return self.model_copy(
             update={
+                "residual_blocks": self._residual_blocks(),
                 "cells_encoder": self.cells_encoder or _cells_encoder(n_rows, n_features, self.dim_latent),
                 "batch_size": batch_size,
                 "num_steps": num_steps,
@@ -101,6 +109,11 @@ class TrainConfig(ModelConfig):
                 "ema_decay": (0.99 if num_steps < 5000 else 0.999) if self.ema_decay is None else self.ema_decay,
             }
         )
+
+    def _residual_blocks(self) -> int:
+        if self.residual_blocks is not None:
+            return self.residual_blocks
+        return 0 if self.cells_encoder else 2
 
     def validation_count(self, n_rows: int) -> int:
         """Return how many rows validate: the share asked for, at most 10,000, and not all."""

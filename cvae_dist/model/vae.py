@@ -48,8 +48,8 @@ class VAE(nn.Module):
         cells = config.cells_encoder or ()
         self.config = config
         self.scaling = scaling
-        self.encoder = Encoder(scaling.n_features, cells, config.dim_latent)
-        self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features)
+        self.encoder = Encoder(scaling.n_features, cells, config.dim_latent, config.residual_blocks or 0)
+        self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features, config.residual_blocks or 0)
         self.likelihood = make_likelihood(cast(Literal["gaussian", "bernoulli"], config.likelihood), scaling)
 
     @classmethod

@@ -25,6 +25,7 @@ from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import History, Record, Scalars
 from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.loader import Batch, Loader, read_rows
+from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.sampler import NO_ROWS, Rows, Sampler, plan_sampler, validation_rows
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation, affordable_count
@@ -243,21 +244,22 @@ def _run(
     validation, excluded = _validation(data, config)
     sampler = Sampler(**state["sampler"]) if state else _plan(data.reader, config, len(excluded))
     vae = VAE.of(config, data.moments, data.reader.dtype, config.seed)
-    trainer = Trainer(vae, config, validation, sampler.steps_per_epoch)
     history = History(place / _HISTORY if place else None, state["history"] if state else ())
-    if state:
-        trainer.restore(state["trainer"])
     history.write()
     logs = place / _LOGS if place and config.tb_logging else None
     with (
         _threads(sum(weight.numel() for weight in vae.parameters()) * sampler.batch_size),
         Loader(data.reader, sampler, excluded=excluded, buffer_bytes=config.buffer_bytes) as loader,
-        Scalars(logs, trainer.step) as scalars,
+        Scalars(logs, state["trainer"]["step"] if state else 0) as scalars,
         Interruption() if place else contextlib.nullcontext() as interruption,
     ):
-        made = {"made_with": _made_with(data, config), "sampler": asdict(sampler)}
+        precision = _precision(state, config, vae)
+        trainer = Trainer(vae, config, validation, sampler.steps_per_epoch, precision.compute_dtype)
+        if state:
+            trainer.restore(state["trainer"])
+        made = {"made_with": _made_with(data, config), "sampler": asdict(sampler), "precision": precision.value}
         run = _Run(trainer, history, scalars, checkpoints, made, interruption, on_event)
-        run.start(reasons, loader.variance_inflation)
+        run.start((*reasons, *precision.notes), loader.variance_inflation, keep=precision.timed)
         stopped = run.steps(loader)
     result = run.end(stopped, str(place or ""))
     if stopped != "interrupted":
@@ -292,14 +294,16 @@ class _Run:
         self._told = self._recorded = time.monotonic()
         self._rows_since_told = self._rows_since_record = 0
 
-    def start(self, reasons: tuple[str, ...], variance_inflation: float) -> None:
-        """Tell what is about to happen."""
+    def start(self, reasons: tuple[str, ...], variance_inflation: float, keep: bool) -> None:
+        """Tell what is about to happen; ``keep`` what was decided, as a second try may decide otherwise."""
         trainer = self._trainer
         values = {"variance_inflation": variance_inflation, "validation_rows": len(trainer.validation)}
         going_on = f"going on from step {trainer.step}" if trainer.step else ""
         self._tell("start", going_on, values)
         for reason in reasons:
             self._tell("note", reason)
+        if keep:
+            self._save()
 
     def steps(self, loader: Loader) -> StoppedBecause:
         """Train until there is a reason to stop, and return it."""
@@ -400,6 +404,13 @@ def _decide(data: _Data, config: TrainConfig) -> tuple[TrainConfig, tuple[str, .
     config = config.resolve(data.reader.n_rows, data.reader.n_features)
     decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
     return config.model_copy(update=decided.model_dump()), reasons
+
+
+def _precision(state: Mapping[str, Any] | None, config: TrainConfig, vae: VAE) -> Decision:
+    """Return the precision of the steps; a resumed training keeps the one it began with."""
+    if state:
+        return Decision(state["precision"], "as this training began")
+    return choose_precision(config.precision, vae, config.batch_size or 1)
 
 
 def _made_with(data: _Data, config: TrainConfig) -> dict[str, Any]:

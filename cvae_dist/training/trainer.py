@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import TrainingDiverged
+from cvae_dist.model.networks import computing_in
 from cvae_dist.model.vae import VAE
 from cvae_dist.training import schedule
 from cvae_dist.training.history import Record
@@ -61,13 +62,23 @@ class Trainer:
         May hold no rows; then the last averaged weights are the best.
     steps_per_epoch : int
         Steps of one pass over the training rows.
+    compute_dtype : torch.dtype or None
+        Type that the matrix products of a step are computed in; None: that of the weights.
     """
 
-    def __init__(self, vae: VAE, config: TrainConfig, validation: Validation, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        vae: VAE,
+        config: TrainConfig,
+        validation: Validation,
+        steps_per_epoch: int,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
         self.vae = vae
         self.config = config
         self.validation = validation
         self.steps_per_epoch = steps_per_epoch
+        self._compute_dtype = compute_dtype
         self.step = 0
         self.num_steps = cast(int, config.num_steps)
         self.seconds = 0.0
@@ -122,8 +133,10 @@ class Trainer:
         TrainingDiverged
             The 50th step whose gradient is not finite.
         """
-        reconstruction, kl = self.vae(rows, self._noise(n_global)[torch.from_numpy(positions)])
-        weight = schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup)
+        noise = self._noise(n_global)[torch.from_numpy(positions)]
+        with computing_in(self.vae, self._compute_dtype):
+            reconstruction, kl = self.vae(rows, noise)
+        weight = self.config.kl_weight * schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup)
         reconstruction, kl = reconstruction.sum(), kl.sum()
         if self._optimizer.step((reconstruction + weight * kl) / n_global, self.learning_rate):
             self._sums.add(reconstruction.item(), kl.item(), len(rows))
@@ -153,7 +166,7 @@ class Trainer:
             "epoch": self.step / self.steps_per_epoch,
             **self._sums.means(),
             "learning_rate": self.learning_rate,
-            "kl_weight": schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup),
+            "kl_weight": self.config.kl_weight * schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup),
             "skipped_steps": self._optimizer.skipped,
         }
         if len(self.validation):
@@ -165,7 +178,7 @@ class Trainer:
 
     def _validate(self) -> Record:
         reconstruction, kl = self.validation.terms(self.vae, self._optimizer.average)
-        loss = reconstruction + kl
+        loss = reconstruction + self.config.kl_weight * kl
         self._tests_since_best += 1
         if loss < self.best_loss:
             self.best_loss, self._best_step, self._tests_since_best = loss, self.step, 0

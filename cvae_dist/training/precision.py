@@ -1,0 +1,88 @@
+"""Which type the wide layers of a training step compute in."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from cvae_dist.config import Precision
+from cvae_dist.model.networks import computing_in
+from cvae_dist.model.vae import VAE
+
+ComputePrecision = Literal["float32", "bf16"]
+
+_LEAST_WORK = 40_000_000  # multiply-adds of a step below which conversions eat what bfloat16 gains
+_LEAST_GAIN = 0.85  # of float32's time: less is not worth digits, and a busy machine may decide it otherwise
+_TIMED_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A precision, why, and whether that was measured: another measurement may decide otherwise."""
+
+    value: ComputePrecision
+    reason: str
+    timed: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should be told: nothing where there was nothing to choose."""
+        return (self.reason,) if self.timed else ()
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """What :func:`~cvae_dist.model.networks.computing_in` takes."""
+        return torch.bfloat16 if self.value == "bf16" else None
+
+
+def choose_precision(requested: Precision, vae: VAE, batch_size: int) -> Decision:
+    """Decide the precision of training steps: ``auto`` times both where the processor computes in bfloat16.
+
+    Weights, losses, their gradients and averages are float32 either way. No weight and no random number changes.
+    """
+    if requested != "auto":
+        return Decision(requested, "as asked for")
+    if _work(vae, batch_size) < _LEAST_WORK:
+        return Decision("float32", "steps are small")
+    if not _supported(next(vae.parameters()).device):
+        return Decision("float32", "this processor has no bfloat16 arithmetic")
+    exact, short = _times(vae, batch_size)
+    value: ComputePrecision = "bf16" if short < _LEAST_GAIN * exact else "float32"
+    return Decision(
+        value, f"steps in {value}: one takes {1e3 * exact:.3g} ms in float32 and {1e3 * short:.3g} ms in bf16", True
+    )
+
+
+def _work(vae: VAE, batch_size: int) -> int:
+    return sum(weight.numel() for weight in vae.parameters()) * batch_size
+
+
+def _supported(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _times(vae: VAE, batch_size: int) -> tuple[float, float]:
+    """Return the seconds of the fastest of a few steps in float32 and in bfloat16, taken in turn."""
+    device = next(vae.parameters()).device
+    rows = torch.zeros(batch_size, vae.n_features, device=device)
+    noise = torch.zeros(batch_size, vae.dim_latent, device=device)
+    exact, short = [], []
+    for _ in range(_TIMED_STEPS):
+        exact.append(_seconds(vae, rows, noise, None))
+        short.append(_seconds(vae, rows, noise, torch.bfloat16))
+    vae.zero_grad()
+    return min(exact), min(short)
+
+
+def _seconds(vae: nn.Module, rows: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype | None) -> float:
+    began = time.perf_counter()
+    with computing_in(vae, dtype):
+        reconstruction, kl = vae(rows, noise)
+    (reconstruction.mean() + kl.mean()).backward()
+    if rows.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
