@@ -72,6 +72,11 @@ class Location:
         """Whether the place is on a mounted file system."""
         return isinstance(self.filesystem, LocalFileSystem)
 
+    def lies_in(self, other: "Location") -> bool:
+        """Whether this place is ``other`` or below it."""
+        same = type(self.filesystem) is type(other.filesystem)
+        return same and f"{self.path}/".startswith(f"{other.path}/")
+
     def require_apart(self, *others: "Location") -> None:
         """Refuse to write here when one of ``others``, which are read, lies in this place or this place in it.
 
@@ -81,8 +86,7 @@ class Location:
             They are not apart: writing, and ``--overwrite`` above all, would destroy what is read.
         """
         for other in others:
-            nested = f"{self.path}/".startswith(f"{other.path}/") or f"{other.path}/".startswith(f"{self.path}/")
-            if type(self.filesystem) is type(other.filesystem) and nested:
+            if self.lies_in(other) or other.lies_in(self):
                 raise InvalidInput(
                     f"the output {self} and the input {other} lie in one another. Nothing was changed; "
                     "name an output of its own"

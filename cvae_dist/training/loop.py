@@ -25,6 +25,7 @@ from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import History, Record, Scalars
 from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.loader import Batch, Loader, read_rows
+from cvae_dist.training.multistart import MAX_LANDMARKS, choose_start, is_worthwhile
 from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.sampler import NO_ROWS, Rows, Sampler, plan_sampler, validation_rows
 from cvae_dist.training.trainer import Trainer
@@ -116,7 +117,11 @@ def train(
     data = _Data(RowReader(rows), rows.statistics(), rows.item_shape, rows.fingerprint, without_credentials(rows.url))
     rows.require_kind("rows")
     place = Location.of(model, storage_options)
-    place.require_apart(rows.location)
+    if place.lies_in(rows.location):
+        raise InvalidInput(
+            f"the model {place} lies in the store {rows.location} that it is trained on. Nothing was changed; "
+            "name a directory of its own"
+        )
     return _train_at(place, data, config, overwrite, on_event)
 
 
@@ -253,13 +258,20 @@ def _run(
         Scalars(logs, state["trainer"]["step"] if state else 0) as scalars,
         Interruption() if place else contextlib.nullcontext() as interruption,
     ):
+        start = state["start"] if state else _start(data, config, vae, validation, excluded)
         precision = _precision(state, config, vae)
         trainer = Trainer(vae, config, validation, sampler.steps_per_epoch, precision.compute_dtype)
         if state:
             trainer.restore(state["trainer"])
-        made = {"made_with": _made_with(data, config), "sampler": asdict(sampler), "precision": precision.value}
+        made = {
+            "made_with": _made_with(data, config),
+            "sampler": asdict(sampler),
+            "start": start,
+            "precision": precision.value,
+        }
         run = _Run(trainer, history, scalars, checkpoints, made, interruption, on_event)
-        run.start((*reasons, *precision.notes), loader.variance_inflation, keep=precision.timed)
+        notes = (*reasons, *precision.notes, *([start] if start else []))
+        run.start(notes, loader.variance_inflation, keep=not state and (precision.timed or bool(start)))
         stopped = run.steps(loader)
     result = run.end(stopped, str(place or ""))
     if stopped != "interrupted":
@@ -404,6 +416,16 @@ def _decide(data: _Data, config: TrainConfig) -> tuple[TrainConfig, tuple[str, .
     config = config.resolve(data.reader.n_rows, data.reader.n_features)
     decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
     return config.model_copy(update=decided.model_dump()), reasons
+
+
+def _start(data: _Data, config: TrainConfig, vae: VAE, validation: Validation, excluded: Rows) -> str:
+    """Give ``vae`` a better start than random weights where that pays, and say which; empty where it does not."""
+    n_rows = data.reader.n_rows
+    if not is_worthwhile(config, n_rows, data.reader.n_features):
+        return ""
+    nearest = validation_rows(n_rows, min(n_rows, MAX_LANDMARKS + len(excluded)), config.seed)
+    landmarks = read_rows(data.reader, np.setdiff1d(nearest, excluded))
+    return choose_start(vae, config, landmarks, validation.rows)
 
 
 def _precision(state: Mapping[str, Any] | None, config: TrainConfig, vae: VAE) -> Decision:
