@@ -26,7 +26,7 @@ Vector = npt.NDArray[np.float64]
 class Choice:
     """A setting decided from the data, and why."""
 
-    value: bool | str
+    value: bool | int | str
     reason: str
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cvae_dist.config import ModelConfig
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import posterior, tiling
+from cvae_dist.model.flow import InverseAutoregressiveFlow, choose_flow_length
 from cvae_dist.model.likelihood import choose_likelihood, make_likelihood
 from cvae_dist.model.networks import Decoder, Encoder
 from cvae_dist.model.scaling import Scaling, choose_normalization
@@ -27,9 +28,11 @@ def decide(
     """Return the model's settings with what follows from the statistics filled in, and the reasons."""
     normalization = choose_normalization(config.feature_normalization, moments, dtype, item_shape)
     likelihood = choose_likelihood(config.likelihood, moments)
+    flow = choose_flow_length(config.iaf_flow_length, config.dim_latent, config.kl_weight)
     settings = {name: getattr(config, name) for name in ModelConfig.model_fields}
-    decided = settings | {"feature_normalization": normalization.value, "likelihood": likelihood.value}
-    return ModelConfig(**decided), (normalization.reason, likelihood.reason)
+    choices = {"feature_normalization": normalization, "likelihood": likelihood, "iaf_flow_length": flow}
+    decided = settings | {name: choice.value for name, choice in choices.items()}
+    return ModelConfig(**decided), tuple(choice.reason for choice in choices.values() if choice.reason)
 
 
 class VAE(nn.Module):
@@ -50,6 +53,11 @@ class VAE(nn.Module):
         self.scaling = scaling
         self.encoder = Encoder(scaling.n_features, cells, config.dim_latent, config.residual_blocks or 0)
         self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features, config.residual_blocks or 0)
+        self.flow = (
+            InverseAutoregressiveFlow(config.dim_latent, [scaling.n_features, *cells][-1], config.iaf_flow_length)
+            if config.iaf_flow_length
+            else None
+        )
         self.likelihood = make_likelihood(cast(Literal["gaussian", "bernoulli"], config.likelihood), scaling)
 
     @classmethod
@@ -64,6 +72,8 @@ class VAE(nn.Module):
         """Draw initial weights; nothing else than ``generator`` decides them."""
         self.encoder.initialise(generator)
         self.decoder.initialise(generator, self.likelihood.initial_output())
+        if self.flow is not None:
+            self.flow.initialise(generator)
 
     @property
     def n_features(self) -> int:
@@ -76,12 +86,23 @@ class VAE(nn.Module):
         return self.config.dim_latent
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the posterior's mean and log-variance, each (n, dim_latent), of rows in data units."""
-        return self._posterior(self.scaling(x))
+        """Return mean and log-variance, each (n, dim_latent), of rows in data units: the posterior before the flow."""
+        return self.encoder.moments(self._hidden(self.scaling(x)))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the posterior mean, (n, dim_latent) float32, of rows (n, n_features) in data units."""
-        return self.encode(x)[0]
+        """Return the latents, (n, dim_latent) float32, of rows (n, n_features) in data units.
+
+        The mean of the posterior; with a flow, what the flow makes of the mean of its Gaussian.
+        """
+        hidden = self._hidden(self.scaling(x))
+        mean, _ = self.encoder.moments(hidden)
+        return self._flow(mean, hidden)[0]
+
+    def draw(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return what standard normal ``noise``, (n, dim_latent), becomes: one draw of the posterior of each row."""
+        hidden = self._hidden(self.scaling(x))
+        mean, logvar = self.encoder.moments(hidden)
+        return self._flow(posterior.draw(mean, logvar, noise) if self._is_variational else mean, hidden)[0]
 
     def decode(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return rows in data units, (n, n_features): the mean row, or a draw where a generator is given."""
@@ -105,14 +126,43 @@ class VAE(nn.Module):
             -log p(x | z) in standardised units and KL(q(z | x) || p(z)), in nats.
         """
         standardised = self.scaling(x)
-        mean, logvar = self._posterior(standardised)
-        output = self.decoder(posterior.draw(mean, logvar, noise))
-        reconstruction = self.likelihood.negative_log_likelihood(output, standardised)
-        return reconstruction, posterior.kl_divergence(mean, logvar)
+        hidden = self._hidden(standardised)
+        mean, logvar = self.encoder.moments(hidden)
+        drawn = posterior.draw(mean, logvar, noise) if self._is_variational else mean
+        latent, log_determinant = self._flow(drawn, hidden)
+        reconstruction = self.likelihood.negative_log_likelihood(self.decoder(latent), standardised)
+        if not self._is_variational:
+            return reconstruction, torch.zeros_like(reconstruction)
+        kl = posterior.kl_divergence(mean, logvar)
+        if self.flow is not None:
+            kl = kl + posterior.flow_correction(drawn, latent, log_determinant)
+        return reconstruction, kl
 
-    def _posterior(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.encoder(standardised.clamp(-_MAX_INPUT, _MAX_INPUT))
-        return mean, logvar
+    def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(x, z) - log q(z | x) per row, (n,), in nats, at the z that ``noise``, (n, dim_latent), becomes.
+
+        The mean of their exponentials over many draws is p(x) (Burda et al. 2015); arguments as for :meth:`forward`.
+        """
+        standardised = self.scaling(x)
+        hidden = self._hidden(standardised)
+        mean, logvar = self.encoder.moments(hidden)
+        latent, log_determinant = self._flow(posterior.draw(mean, logvar, noise), hidden)
+        log_ratio = posterior.log_density(noise, logvar, log_determinant) - posterior.log_prior(latent)
+        return -self.likelihood.negative_log_likelihood(self.decoder(latent), standardised) - log_ratio
+
+    @property
+    def _is_variational(self) -> bool:
+        """Whether latents are drawn; a model without a KL term is a plain autoencoder."""
+        return self.config.kl_weight > 0
+
+    def _hidden(self, standardised: Tensor) -> Tensor:
+        return self.encoder.hidden(standardised.clamp(-_MAX_INPUT, _MAX_INPUT))
+
+    def _flow(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        if self.flow is None:
+            return latent, torch.zeros_like(latent[..., 0])
+        pushed, log_determinant = self.flow(latent, hidden)
+        return pushed, log_determinant
 
     def embed_rows(self, rows: Rows, batch_rows: int = 2048) -> npt.NDArray[np.float32]:
         """Return the latents, (n, dim_latent), of ``rows``, (n, n_features), any real dtype.

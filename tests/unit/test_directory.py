@@ -98,3 +98,23 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(saved: tuple[VAE, Pat
     (saved[1] / "config.json").write_text(json.dumps(config))
     with pytest.raises(Corrupt, match="do not fit together"):
         load_model(str(saved[1]))
+
+
+def test_a_flow_is_kept(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"dim_latent": 3, "iaf_flow_length": 2})
+    vae = VAE.of(config, Moments.of(ROWS), "<f8")
+    save_model(str(tmp_path / "model"), vae, {})
+    loaded = load_model(str(tmp_path / "model"))
+    assert loaded.flow is not None
+    np.testing.assert_array_equal(loaded.embed_rows(ROWS), vae.embed_rows(ROWS))
+
+
+def test_a_model_of_before_flows_is_one_without(saved: tuple[VAE, Path]) -> None:
+    vae, path = saved
+    config = json.loads((path / "config.json").read_text())
+    for name in ("iaf_flow_length", "kl_weight"):
+        del config["model"][name]
+    (path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(str(path))
+    assert loaded.flow is None
+    np.testing.assert_array_equal(loaded.embed_rows(ROWS), vae.embed_rows(ROWS))

@@ -14,14 +14,32 @@ def build(rows: np.ndarray, seed: int = 0, **settings: object) -> VAE:
     return VAE.of(decided, Moments.of(rows), rows.dtype, seed).eval()
 
 
+def bend(vae: VAE) -> None:
+    """Take the flow away from the identity it starts at."""
+    assert vae.flow is not None
+    with torch.no_grad():
+        for step in vae.flow.steps:
+            step.output.weight.mul_(40)
+
+
 @pytest.fixture(scope="module")
 def rows() -> np.ndarray:
     return np.random.default_rng(0).normal(3, 2, (3000, 50)).astype(np.float32)
 
 
-@pytest.mark.parametrize("settings", [{}, {"dim_latent": 16, "cells_encoder": (96, 33)}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dim_latent": 16, "cells_encoder": (96, 33)},
+        {"dim_latent": 3, "cells_encoder": (64, 48), "iaf_flow_length": 5},
+    ],
+    ids=["plain", "odd widths and flow", "flow of odd width"],
+)
 def test_a_latent_does_not_depend_on_the_company_of_its_row(rows: np.ndarray, settings: dict[str, object]) -> None:
     vae = build(rows, **settings)
+    if vae.flow is not None:
+        bend(vae)
     whole = vae.embed_rows(rows)
     for size in (1, 7, 16, 100, 1000, 4096):
         np.testing.assert_array_equal(vae.embed_rows(rows[:200], batch_rows=size), whole[:200])
@@ -49,11 +67,14 @@ def test_the_seed_decides_the_weights_and_nothing_else(rows: np.ndarray) -> None
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_terms_and_gradients_are_finite(rows: np.ndarray, likelihood: str, scale: float) -> None:
+@pytest.mark.parametrize("dim_latent", [2, 5])
+def test_terms_and_gradients_are_finite(rows: np.ndarray, likelihood: str, scale: float, dim_latent: int) -> None:
     scaled = rows * scale
-    vae = build(scaled, likelihood=likelihood)
+    vae = build(scaled, likelihood=likelihood, dim_latent=dim_latent)
+    assert (vae.flow is not None) == (dim_latent > 2)
     far = np.concatenate([scaled[:50], scaled[:50] * 1e4])
-    reconstruction, kl = vae(torch.from_numpy(far), torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
+    noise = torch.randn(100, dim_latent, generator=torch.Generator().manual_seed(0))
+    reconstruction, kl = vae(torch.from_numpy(far), noise)
     assert reconstruction.shape == kl.shape == (100,)
     (reconstruction + kl).sum().backward()
     gradients = [weight.grad for weight in vae.parameters()]
@@ -135,5 +156,52 @@ def test_rows_and_latents_of_another_width_are_refused(rows: np.ndarray) -> None
 def test_what_the_statistics_decide_is_explained(rows: np.ndarray) -> None:
     decided, reasons = decide(ModelConfig(cells_encoder=(8,)), Moments.of(rows), rows.dtype, (50,))
     assert (decided.likelihood, decided.feature_normalization) == ("gaussian", False)
+    assert decided.iaf_flow_length == 0
     assert len(reasons) == 2
     assert all(reasons)
+
+
+def test_a_flow_leaves_the_other_weights_as_they_are(rows: np.ndarray) -> None:
+    plain = build(rows, dim_latent=4, iaf_flow_length=0).state_dict()
+    with_flow = build(rows, dim_latent=4, iaf_flow_length=3).state_dict()
+    assert not any(name.startswith("flow") for name in plain)
+    assert all(torch.equal(with_flow[name], value) for name, value in plain.items())
+
+
+def test_the_latent_is_the_mean_pushed_through_the_flow(rows: np.ndarray) -> None:
+    vae = build(rows, dim_latent=4, iaf_flow_length=2)
+    bend(vae)
+    x = torch.from_numpy(rows[:9])
+    with torch.no_grad():
+        mean, _ = vae.encode(x)
+        latent = vae.embed(x)
+        reconstruction, _ = vae(x, torch.zeros(9, 4))
+        expected = vae.likelihood.negative_log_likelihood(vae.decoder(latent), vae.scaling(x))
+    assert (mean - latent).abs().max() > 0.01
+    torch.testing.assert_close(reconstruction, expected)
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_the_terms_are_the_mean_of_the_log_weights(rows: np.ndarray, length: int) -> None:
+    vae = build(rows, dim_latent=3, iaf_flow_length=length)
+    if length:
+        bend(vae)
+    x = torch.from_numpy(rows[:1]).expand(20_000, 50)
+    noise = torch.randn(len(x), 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = vae.log_weights(x, noise) + sum(vae(x, noise))
+    error = difference.std().item() / len(x) ** 0.5
+    assert 0 < error < 0.05
+    assert abs(difference.mean().item()) < 5 * error
+
+
+def test_without_a_kl_term_it_is_an_autoencoder(rows: np.ndarray) -> None:
+    vae = build(rows, kl_weight=0, dim_latent=4)
+    assert vae.flow is None
+    x = torch.from_numpy(rows[:9])
+    first, second = vae(x, torch.zeros(9, 4)), vae(x, torch.ones(9, 4))
+    torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)
+    assert not first[1].any()
+    assert not second[1].any()
+    first[0].sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in vae.parameters())
