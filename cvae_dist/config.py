@@ -5,14 +5,23 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from cvae_dist.errors import InvalidInput
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Precision = Literal["auto", "float32", "bf16"]
-LikelihoodName = Literal["auto", "gaussian", "bernoulli"]
+LikelihoodName = Literal[
+    "auto",
+    "gaussian",
+    "gaussian_per_feature",
+    "gaussian_unit",
+    "student_t",
+    "bernoulli",
+    "continuous_bernoulli",
+]
+_LIKELIHOOD_OF_LOSS = {"bce": "bernoulli", "mse": "gaussian_unit"}
 
 
 class ModelConfig(BaseModel):
@@ -42,12 +51,28 @@ class ModelConfig(BaseModel):
         "Default: 2, or none where cells_encoder is given.",
     )
     likelihood: LikelihoodName = Field(
-        "auto", description="Distribution of a row given its latent; 'bernoulli' suits values in [0, 1]."
+        "auto",
+        description="Distribution of a row given its latent. 'gaussian' learns one sigma, 'gaussian_per_feature' one "
+        "per feature, 'gaussian_unit' none (the squared error); 'student_t' suits heavy tails; 'bernoulli' (the binary "
+        "cross-entropy) and 'continuous_bernoulli' scale to [0, 1].",
     )
     feature_normalization: bool | Literal["auto"] = Field(
         "auto",
         description="True: a scale per feature (mixed units); False: one for all (images, embeddings).",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_likelihood_of_loss(cls, settings: Any) -> Any:
+        """Take ``loss="bce"`` or ``"mse"`` for the likelihood whose negative logarithm it is."""
+        if not isinstance(settings, Mapping) or "loss" not in settings:
+            return settings
+        loss, likelihood = settings["loss"], settings.get("likelihood", "auto")
+        named = _LIKELIHOOD_OF_LOSS.get(loss)
+        if named is None or likelihood not in ("auto", named):
+            known = " and ".join(f"loss={name!r} is likelihood={same!r}" for name, same in _LIKELIHOOD_OF_LOSS.items())
+            raise ValueError(f"loss={loss!r} and likelihood={likelihood!r} cannot be used together: {known}")
+        return {name: value for name, value in settings.items() if name != "loss"} | {"likelihood": named}
 
 
 class TrainConfig(ModelConfig):
@@ -165,6 +190,8 @@ def invalid_settings(error: ValidationError, kind: type[BaseModel]) -> InvalidIn
 
 
 def _explain(name: str, detail: ErrorDetails, kind: type[BaseModel]) -> str:
+    if not detail["loc"]:
+        return detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, kind.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(kind.model_fields))}"

@@ -5,7 +5,7 @@ drag a shared sigma to zero.
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,22 +13,39 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cvae_dist.config import LikelihoodName
-from cvae_dist.model.scaling import Choice, Scaling
+from cvae_dist.errors import InvalidInput
+from cvae_dist.model.scaling import Choice, Scaling, is_constant
 from cvae_dist.store.moments import Moments
 
 _LOG_SIGMA_RANGE = (-6.0, 4.0)
+_LOG_DOF_RANGE = (0.0, math.log(1000.0))
+_FIRST_DOF = 4.0
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _MASS_AT_ENDS = 0.75  # share of the greatest variance that values in [0, 1] can have; binary data reach 1
 _LOGIT_MARGIN = 1e-3
+_SHARE_MARGIN = 0.02  # a continuous Bernoulli feature starts at most at logit 50
+_HEAVY_KURTOSIS = 30.0
+_HEAVY_SHARE = 0.5
+_SERIES_BELOW = 0.5  # |logit|: there the log normaliser's series is exact to 1e-11
+_UNIFORM_BELOW = 1e-4  # |logit|: there a continuous Bernoulli is uniform to 1e-5
 
 
 def choose_likelihood(requested: LikelihoodName, moments: Moments) -> Choice:
-    """Decide ``likelihood``: ``bernoulli`` for binary values and grey values that are mostly 0 or 1."""
+    """Decide ``likelihood`` from the statistics alone.
+
+    ``bernoulli`` for binary values and grey values that are mostly 0 or 1, ``student_t`` where most features are
+    certain to have heavy tails, else ``gaussian``.
+    """
     if requested != "auto":
         return Choice(requested, f"likelihood={requested}, as asked for")
     low, high = float(moments.minimum.min()), float(moments.maximum.max())
     if low < 0 or high > 1:
-        return Choice("gaussian", f"Gaussian: the values, {low:.6g} to {high:.6g}, are not probabilities in [0, 1]")
+        values = f"the values, {low:.6g} to {high:.6g}, are not probabilities in [0, 1]"
+        heavy = _heavy_tailed_share(moments)
+        if heavy > _HEAVY_SHARE:
+            kurtosis = f"{heavy:.0%} of the features have a kurtosis above {_HEAVY_KURTOSIS:.0f}"
+            return Choice("student_t", f"Student-t: {values}, and {kurtosis}")
+        return Choice("gaussian", f"Gaussian: {values}")
     greatest = float((moments.mean * (1 - moments.mean)).sum())
     share = float(np.square(moments.std).sum()) / greatest if greatest > 0 else 0.0
     if share >= _MASS_AT_ENDS:
@@ -36,54 +53,145 @@ def choose_likelihood(requested: LikelihoodName, moments: Moments) -> Choice:
     return Choice("gaussian", f"Gaussian: values in [0, 1] with only {share:.0%} of the variance of binary ones")
 
 
-class Gaussian(nn.Module):
-    """Independent normal features around the decoder's output with one learned sigma (Rybkin et al. 2021)."""
+def _heavy_tailed_share(moments: Moments) -> float:
+    """Return the share of the varying features that are certain to have heavy tails.
+
+    The two extreme values alone give a lower bound of the kurtosis. Both must lie beyond one standard deviation:
+    a feature that is seldom on has one extreme next to its mean, and its tail is not what it is about.
+    """
+    active = ~is_constant(moments)
+    if not active.any():
+        return 0.0
+    std = moments.std[active]
+    below = (moments.mean - moments.minimum)[active] / std
+    above = (moments.maximum - moments.mean)[active] / std
+    heavy = (below**4 + above**4) / moments.count > _HEAVY_KURTOSIS
+    return float(np.mean(heavy & (below > 1) & (above > 1)))
+
+
+class _Likelihood(nn.Module):
+    """What all have: which features vary."""
 
     active: Tensor
 
     def __init__(self, scaling: Scaling) -> None:
         super().__init__()
-        self.log_sigma = nn.Parameter(torch.zeros(()))
         self.register_buffer("active", scaling.active.to(torch.float32), persistent=False)
+
+
+class _Location(_Likelihood):
+    """The decoder's output is the mean, or the median, of every feature in standardised units."""
+
+    log_sigma: Tensor
 
     @property
     def sigma(self) -> Tensor:
-        """Standard deviation in standardised units, ()."""
+        """Scale in standardised units, () or (n_features,)."""
         return self.log_sigma.clamp(*_LOG_SIGMA_RANGE).exp()
 
     def initial_output(self) -> Tensor:
         """Return the output, (n_features,), whose mean is the mean row."""
         return torch.zeros_like(self.active)
 
-    def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
-        """Return -log p(row | output) per row, (n,), in nats of standardised units; all (n, n_features)."""
-        log_sigma = self.log_sigma.clamp(*_LOG_SIGMA_RANGE)
-        squares = ((standardised - output) * self.active).square().sum(dim=-1)
-        return 0.5 * squares * torch.exp(-2 * log_sigma) + self.active.sum() * (log_sigma + _HALF_LOG_TWO_PI)
-
     def mean(self, output: Tensor) -> Tensor:
         """Return the mean row in standardised units, (n, n_features)."""
         return output
+
+    def _scaled(self, output: Tensor, standardised: Tensor) -> Tensor:
+        return (standardised - output) * (self.active / self.sigma)
+
+    def _log_scale(self) -> Tensor:
+        """Return the log-scales summed over the features, ()."""
+        return (self.log_sigma.clamp(*_LOG_SIGMA_RANGE) * self.active).sum()
+
+
+class Gaussian(_Location):
+    """Independent normal features around the decoder's output with one learned sigma (Rybkin et al. 2021)."""
+
+    def __init__(self, scaling: Scaling) -> None:
+        super().__init__(scaling)
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+
+    def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
+        """Return -log p(row | output) per row, (n,), in nats of standardised units; all (n, n_features)."""
+        squares = self._scaled(output, standardised).square().sum(dim=-1)
+        return 0.5 * squares + self._log_scale() + self.active.sum() * _HALF_LOG_TWO_PI
 
     def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Return one draw per row in standardised units, (n, n_features)."""
         return torch.normal(output, self.sigma.expand_as(output), generator=generator)
 
 
-class Bernoulli(nn.Module):
-    """Independent Bernoulli features; the decoder gives logits; values within (0, 1) count as shares."""
+class GaussianPerFeature(Gaussian):
+    """Independent normal features, each with its own learned sigma."""
 
-    active: Tensor
+    def __init__(self, scaling: Scaling) -> None:
+        super().__init__(scaling)
+        self.log_sigma = nn.Parameter(torch.zeros(scaling.n_features))
+
+
+class GaussianUnit(Gaussian):
+    """Independent normal features of sigma 1: half the squared error, and a constant."""
+
+    def __init__(self, scaling: Scaling) -> None:
+        super().__init__(scaling)
+        del self.log_sigma
+        self.register_buffer("log_sigma", torch.zeros(()), persistent=False)
+
+
+class StudentT(_Location):
+    """Independent Student-t features around the decoder's output; one scale and one degrees of freedom, learned.
+
+    The degrees of freedom stay within 1 (Cauchy) and 1000 (all but normal). ``mean`` is the location: the median, and
+    the mean where that exists.
+    """
+
+    def __init__(self, scaling: Scaling) -> None:
+        super().__init__(scaling)
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+        self.log_dof = nn.Parameter(torch.tensor(math.log(_FIRST_DOF)))
+
+    @property
+    def dof(self) -> Tensor:
+        """Degrees of freedom, ()."""
+        return self.log_dof.clamp(*_LOG_DOF_RANGE).exp()
+
+    def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
+        """Return -log p(row | output) per row, (n,), in nats of standardised units; all (n, n_features)."""
+        dof = self.dof
+        tails = torch.log1p(self._scaled(output, standardised).square() / dof).sum(dim=-1)
+        normaliser = torch.lgamma(dof / 2) - torch.lgamma((dof + 1) / 2) + 0.5 * torch.log(math.pi * dof)
+        return 0.5 * (dof + 1) * tails + self._log_scale() + self.active.sum() * normaliser
+
+    def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one draw per row in standardised units, (n, n_features): Bailey's polar method (1994)."""
+        radius, angle = torch.rand((2, *output.shape), generator=generator, dtype=output.dtype)
+        squared = self.dof * torch.expm1(-2 / self.dof * torch.log1p(-radius))
+        return output + self.sigma * squared.sqrt() * torch.cos(2 * math.pi * angle)
+
+
+class _Share(_Likelihood):
+    """The decoder gives a logit for every feature's place between the bounds of the data."""
+
     slope: Tensor
     offset: Tensor
 
     def __init__(self, scaling: Scaling) -> None:
-        super().__init__()
+        super().__init__(scaling)
         width = scaling.high - scaling.low
         width = torch.where(width > 0, width, 1.0)
-        self.register_buffer("active", scaling.active.to(torch.float32), persistent=False)
         self.register_buffer("slope", (scaling.scale / width).to(torch.float32), persistent=False)
         self.register_buffer("offset", ((scaling.center - scaling.low) / width).to(torch.float32), persistent=False)
+
+    def _share(self, standardised: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, standardised, self.slope).clamp(0, 1)
+
+    def _standardise(self, share: Tensor) -> Tensor:
+        return torch.where(self.active > 0, (share - self.offset) / self.slope, 0.0)
+
+
+class Bernoulli(_Share):
+    """Independent Bernoulli features; the decoder gives logits; values within (0, 1) count as shares."""
 
     def initial_output(self) -> Tensor:
         """Return the logits, (n_features,), of the mean row."""
@@ -91,8 +199,8 @@ class Bernoulli(nn.Module):
 
     def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
         """Return -log p(row | logits) per row, (n,), in nats; arguments (n, n_features)."""
-        share = torch.addcmul(self.offset, standardised, self.slope).clamp(0, 1)
-        return (functional.binary_cross_entropy_with_logits(output, share, reduction="none") * self.active).sum(dim=-1)
+        entropy = functional.binary_cross_entropy_with_logits(output, self._share(standardised), reduction="none")
+        return (entropy * self.active).sum(dim=-1)
 
     def mean(self, output: Tensor) -> Tensor:
         """Return the mean row in standardised units, (n, n_features)."""
@@ -102,13 +210,75 @@ class Bernoulli(nn.Module):
         """Return one draw per row, every feature at its lower or upper bound, in standardised units."""
         return self._standardise(torch.bernoulli(torch.sigmoid(output), generator=generator))
 
-    def _standardise(self, share: Tensor) -> Tensor:
-        return torch.where(self.active > 0, (share - self.offset) / self.slope, 0.0)
+
+class ContinuousBernoulli(_Share):
+    """Independent continuous Bernoulli features (Loaiza-Ganem and Cunningham 2019, arXiv:1907.06845).
+
+    The density of a share s in [0, 1] is proportional to exp(logit * s): that of the bounded interval, of which the
+    cross-entropy of grey values is not a density.
+    """
+
+    def initial_output(self) -> Tensor:
+        """Return the logits, (n_features,), of the mean row."""
+        share = self.offset.double().clamp(_SHARE_MARGIN, 1 - _SHARE_MARGIN)
+        low, high = torch.full_like(share, -1 / _SHARE_MARGIN), torch.full_like(share, 1 / _SHARE_MARGIN)
+        for _ in range(60):  # bisection: the mean grows with the logit
+            middle = (low + high) / 2
+            above = mean_share(middle) > share
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return low.to(self.offset.dtype)
+
+    def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
+        """Return -log p(row | logits) per row, (n,), in nats of shares; arguments (n, n_features)."""
+        terms = log_normaliser(output) - output * self._share(standardised)
+        return (terms * self.active).sum(dim=-1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Return the mean row in standardised units, (n, n_features)."""
+        return self._standardise(mean_share(output))
+
+    def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one draw per row in standardised units, (n, n_features), by inversion of the distribution."""
+        uniform = torch.rand(output.shape, generator=generator, dtype=output.dtype)
+        size = output.abs().clamp(min=_UNIFORM_BELOW)
+        from_below = -torch.log1p(uniform * torch.expm1(-size)) / size
+        return self._standardise(torch.where(output > 0, 1 - from_below, from_below))
 
 
-Likelihood = Gaussian | Bernoulli
+def log_normaliser(logit: Tensor) -> Tensor:
+    """Return log of the integral of exp(logit * s) over s in [0, 1]: log((exp(logit) - 1) / logit), exact around 0."""
+    small = logit.clamp(-_SERIES_BELOW, _SERIES_BELOW)
+    square = small.square()
+    series = small / 2 + square * (1 / 24 - square * (1 / 2880 - square * (1 / 181_440 - square / 9_676_800)))
+    size = logit.abs().clamp(min=_SERIES_BELOW)
+    far = logit.clamp(min=0) + torch.log(-torch.expm1(-size) / size)
+    return torch.where(logit.abs() < _SERIES_BELOW, series, far)
 
 
-def make_likelihood(name: Literal["gaussian", "bernoulli"], scaling: Scaling) -> Likelihood:
+def mean_share(logit: Tensor) -> Tensor:
+    """Return the mean of a continuous Bernoulli: the derivative of :func:`log_normaliser`, exact around 0."""
+    small = logit.clamp(-_SERIES_BELOW, _SERIES_BELOW)
+    square = small.square()
+    series = 0.5 + small * (1 / 12 - square * (1 / 720 - square * (1 / 30_240 - square / 1_209_600)))
+    size = logit.abs().clamp(min=_SERIES_BELOW)
+    far = 1 / size + 1 / -torch.expm1(size)
+    return torch.where(logit.abs() < _SERIES_BELOW, series, torch.where(logit > 0, 1 - far, far))
+
+
+Likelihood = Gaussian | StudentT | Bernoulli | ContinuousBernoulli
+
+_LIKELIHOODS: dict[LikelihoodName, Callable[[Scaling], Likelihood]] = {
+    "gaussian": Gaussian,
+    "gaussian_per_feature": GaussianPerFeature,
+    "gaussian_unit": GaussianUnit,
+    "student_t": StudentT,
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+}
+
+
+def make_likelihood(name: LikelihoodName, scaling: Scaling) -> Likelihood:
     """Return the likelihood called ``name`` for data scaled by ``scaling``."""
-    return Bernoulli(scaling) if name == "bernoulli" else Gaussian(scaling)
+    if name not in _LIKELIHOODS:
+        raise InvalidInput(f"likelihood={name!r} must be decided before the model is built; see `decide`")
+    return _LIKELIHOODS[name](scaling)

@@ -1,6 +1,6 @@
 """The variational autoencoder: rows in data units to latents and back."""
 
-from typing import Literal, Self, cast
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ class VAE(nn.Module):
             if config.iaf_flow_length
             else None
         )
-        self.likelihood = make_likelihood(cast(Literal["gaussian", "bernoulli"], config.likelihood), scaling)
+        self.likelihood = make_likelihood(config.likelihood, scaling)
 
     @classmethod
     def of(cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0) -> Self:

@@ -72,3 +72,12 @@ def test_validation_is_a_share_with_a_ceiling() -> None:
     assert TrainConfig().validation_count(1000) == 100
     assert TrainConfig().validation_count(10**9) == 10_000
     assert TrainConfig(train_valid_split=1).validation_count(1000) == 0
+
+
+def test_a_loss_names_its_likelihood() -> None:
+    assert make_config(TrainConfig, {"loss": "bce"}).likelihood == "bernoulli"
+    assert make_config(TrainConfig, {"loss": "mse", "likelihood": "gaussian_unit"}).likelihood == "gaussian_unit"
+    with pytest.raises(InvalidInput, match="^loss='bce' and likelihood='gaussian' cannot be used together: "):
+        make_config(TrainConfig, {"loss": "bce", "likelihood": "gaussian"})
+    with pytest.raises(InvalidInput, match="loss='hinge' .*loss='bce' is likelihood='bernoulli' and loss='mse'"):
+        make_config(TrainConfig, {"loss": "hinge"})

@@ -1,16 +1,29 @@
-"""Log-likelihoods and the KL term against scipy, in float64."""
+"""Log-likelihoods against scipy, in float64."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from cvae_dist.model import posterior
-from cvae_dist.model.likelihood import Bernoulli, Gaussian, choose_likelihood
+from cvae_dist.errors import InvalidInput
+from cvae_dist.model.likelihood import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    GaussianPerFeature,
+    GaussianUnit,
+    Likelihood,
+    StudentT,
+    choose_likelihood,
+    log_normaliser,
+    make_likelihood,
+    mean_share,
+)
 from cvae_dist.model.scaling import Scaling
 from cvae_dist.store import Moments
 
 RNG = np.random.default_rng(0)
+KINDS = [Gaussian, GaussianPerFeature, GaussianUnit, StudentT, Bernoulli, ContinuousBernoulli]
 
 
 def scaling_of(rows: np.ndarray) -> Scaling:
@@ -79,8 +92,8 @@ def test_gaussian_draws_have_the_learned_sigma() -> None:
     assert draws.std() == pytest.approx(np.exp(-1.5), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", [Gaussian, Bernoulli])
-def test_constant_features_take_no_part(kind: type[Gaussian | Bernoulli]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_features_take_no_part(kind: type[Likelihood]) -> None:
     rows = RNG.random((50, 4)).astype(np.float32)
     wider = np.concatenate([rows, np.full((50, 3), 0.5, np.float32)], axis=1)
     output = torch.from_numpy(RNG.normal(size=wider.shape).astype(np.float32))
@@ -98,19 +111,6 @@ def test_sigma_is_bounded() -> None:
         assert likelihood.sigma.item() == pytest.approx(expected)
 
 
-def test_kl_matches_scipy_and_monte_carlo() -> None:
-    mean, logvar = RNG.normal(size=(2, 6, 3))
-    result = posterior.kl_divergence(torch.from_numpy(mean), torch.from_numpy(logvar)).numpy()
-    draws = RNG.normal(mean, np.exp(logvar / 2), size=(200_000, 6, 3))
-    ratio = stats.norm.logpdf(draws, mean, np.exp(logvar / 2)) - stats.norm.logpdf(draws)
-    terms = ratio.sum(axis=2)
-    error = terms.std(axis=0) / np.sqrt(len(terms))
-    assert (np.abs(terms.mean(axis=0) - result) < 5 * error).all()
-    entropy = stats.norm.entropy(mean, np.exp(logvar / 2))
-    cross = 0.5 * (mean**2 + np.exp(logvar) + np.log(2 * np.pi))
-    np.testing.assert_allclose(result, (cross - entropy).sum(axis=1), rtol=1e-12)
-
-
 def test_likelihood_is_chosen_from_the_values() -> None:
     def chosen(rows: np.ndarray) -> str:
         return str(choose_likelihood("auto", Moments.of(rows)).value)
@@ -121,6 +121,120 @@ def test_likelihood_is_chosen_from_the_values() -> None:
     assert chosen(RNG.random((1000, 8))) == "gaussian"
     assert chosen(binary * 255) == "gaussian"
     assert chosen(np.zeros((10, 3))) == "gaussian"
+    assert chosen(stats.t(1.5).rvs((1000, 8), random_state=1)) == "student_t"
+    assert chosen(RNG.normal(5, 2, (1000, 8))) == "gaussian"
+    assert chosen(RNG.laplace(5, 2, (1000, 8))) == "gaussian"
+    rare = np.where(RNG.random((5000, 8)) < 0.001, RNG.normal(100, 10, (5000, 8)), 0)
+    assert chosen(rare) == "gaussian"
     asked = choose_likelihood("bernoulli", Moments.of(RNG.random((9, 2))))
     assert asked.value == "bernoulli"
     assert "asked" in asked.reason
+
+
+def double(likelihood: Likelihood, **parameters: object) -> Likelihood:
+    """Return the likelihood in float64 with these parameters."""
+    likelihood = likelihood.double().requires_grad_(False)
+    for name, value in parameters.items():
+        getattr(likelihood, name).copy_(torch.as_tensor(value, dtype=torch.float64))
+    return likelihood
+
+
+def test_gaussian_per_feature_matches_scipy() -> None:
+    log_sigma = RNG.normal(size=7)
+    likelihood = double(GaussianPerFeature(scaling_of(RNG.normal(size=(50, 7)))), log_sigma=log_sigma)
+    output, rows = RNG.normal(size=(2, 20, 7))
+    result = likelihood.negative_log_likelihood(torch.from_numpy(output), torch.from_numpy(rows))
+    np.testing.assert_allclose(result, -stats.norm.logpdf(rows, output, np.exp(log_sigma)).sum(axis=1), rtol=1e-10)
+
+
+def test_gaussian_unit_matches_scipy_and_learns_nothing() -> None:
+    likelihood = double(GaussianUnit(scaling_of(RNG.normal(size=(50, 7)))))
+    output, rows = RNG.normal(size=(2, 20, 7))
+    result = likelihood.negative_log_likelihood(torch.from_numpy(output), torch.from_numpy(rows))
+    np.testing.assert_allclose(result, -stats.norm.logpdf(rows, output).sum(axis=1), rtol=1e-10)
+    assert not list(likelihood.parameters())
+    assert not likelihood.state_dict()
+
+
+@pytest.mark.parametrize("dof", [1.0, 2.5, 40.0])
+def test_student_t_matches_scipy(dof: float) -> None:
+    scaling = scaling_of(RNG.normal(size=(50, 7)))
+    likelihood = double(StudentT(scaling), log_sigma=-0.7, log_dof=np.log(dof))
+    output, rows = RNG.normal(size=(2, 20, 7)) * 5
+    expected = -stats.t.logpdf(rows, dof, output, np.exp(-0.7)).sum(axis=1)
+    result = likelihood.negative_log_likelihood(torch.from_numpy(output), torch.from_numpy(rows))
+    np.testing.assert_allclose(result, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dof", [1.0, 2.5, 40.0])
+def test_student_t_draws_follow_the_distribution(dof: float) -> None:
+    likelihood = double(StudentT(scaling_of(RNG.normal(size=(50, 2)))), log_sigma=0.4, log_dof=np.log(dof))
+    draws = likelihood.draw(torch.full((20_000, 2), 3.0).double(), torch.Generator().manual_seed(0)).numpy()
+    for column in draws.T:
+        assert stats.kstest(column, stats.t(dof, 3.0, np.exp(0.4)).cdf).pvalue > 1e-3
+
+
+LOGITS = np.array([-400.0, -30.0, -2.0, -0.51, -0.49, -1e-3, -1e-9, 1e-9, 1e-3, 0.49, 0.51, 2.0, 30.0, 400.0])
+
+
+def test_continuous_bernoulli_matches_scipy() -> None:
+    rows = RNG.random((50, len(LOGITS)))
+    scaling = scaling_of(rows)
+    share = RNG.random((20, len(LOGITS)))
+    standardised = (share - scaling.center.numpy()) / scaling.scale.numpy()
+    rate = np.abs(LOGITS)  # from the upper end for a positive logit: exponential, cut at the other end
+    distance = np.where(LOGITS > 0, 1 - share, share)
+    expected = -stats.truncexpon.logpdf(distance, b=rate, scale=1 / rate)
+    logits = torch.from_numpy(np.tile(LOGITS, (20, 1)))
+    likelihood = double(ContinuousBernoulli(scaling), slope=scaling.scale, offset=scaling.center)
+    result = likelihood.negative_log_likelihood(logits, torch.from_numpy(standardised))
+    np.testing.assert_allclose(result, expected.sum(axis=1), rtol=1e-8)
+
+
+def test_the_log_normaliser_and_its_slope_are_exact_everywhere() -> None:
+    logits = torch.from_numpy(np.append(LOGITS, 0.0)).requires_grad_()
+    value = log_normaliser(logits)
+    (slope,) = torch.autograd.grad(value.sum(), logits)
+    share, weights = np.polynomial.legendre.leggauss(200)
+    share, weights = (share + 1) / 2, weights / 2
+    density = np.exp(logits.detach().numpy()[:, None] * share - np.maximum(logits.detach().numpy(), 0)[:, None])
+    integral = density @ weights
+    expected = np.log(integral) + np.maximum(logits.detach().numpy(), 0)
+    np.testing.assert_allclose(value.detach(), expected, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(slope, density @ (weights * share) / integral, rtol=1e-10)
+    np.testing.assert_allclose(mean_share(logits.detach()), slope, rtol=1e-10)
+
+
+def test_continuous_bernoulli_starts_at_the_mean_row_and_draws_around_it() -> None:
+    rows = np.clip(RNG.normal(RNG.random(7), 0.2, (500, 7)), 0, 1)
+    scaling = scaling_of(rows)
+    likelihood = ContinuousBernoulli(scaling)
+    logits = likelihood.initial_output()
+    np.testing.assert_allclose(scaling.restore(likelihood.mean(logits)), rows.mean(axis=0), atol=1e-5)
+    draws = scaling.restore(likelihood.draw(logits.expand(20_000, 7), torch.Generator().manual_seed(0))).numpy()
+    assert draws.min() > -1e-5
+    assert draws.max() < 1 + 1e-5
+    np.testing.assert_allclose(draws.mean(axis=0), rows.mean(axis=0), atol=0.015)
+    for logit, column in zip(logits.double().numpy(), draws.T, strict=True):
+        distance = 1 - column if logit > 0 else column
+        assert stats.kstest(distance, stats.truncexpon(b=abs(logit), scale=1 / abs(logit)).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 1e4])
+def test_terms_and_gradients_are_finite_at_extremes(kind: type[Likelihood], size: float) -> None:
+    scaling = scaling_of(RNG.random((50, 3)))
+    likelihood = kind(scaling)
+    output = torch.tensor([[-size, 0.0, size]], requires_grad=True)
+    for far in (-1e6, 0.0, 1e6):
+        likelihood.negative_log_likelihood(output, torch.full((1, 3), far)).sum().backward()
+    assert output.grad is not None
+    assert output.grad.isfinite().all()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in likelihood.parameters())
+    draws = likelihood.draw(output.detach().expand(100, 3), torch.Generator().manual_seed(0))
+    assert draws.isfinite().all()
+
+
+def test_an_undecided_likelihood_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="must be decided"):
+        make_likelihood("auto", scaling_of(RNG.normal(size=(9, 2))))

@@ -65,7 +65,10 @@ def test_the_seed_decides_the_weights_and_nothing_else(rows: np.ndarray) -> None
     assert not np.array_equal(build(rows, seed=4).embed_rows(rows[:9]), first)
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize(
+    "likelihood",
+    ["gaussian", "gaussian_per_feature", "gaussian_unit", "student_t", "bernoulli", "continuous_bernoulli"],
+)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("dim_latent", [2, 5])
 def test_terms_and_gradients_are_finite(rows: np.ndarray, likelihood: str, scale: float, dim_latent: int) -> None:
