@@ -1,0 +1,163 @@
+"""Latents that are drawn: from a prior, from the posterior of given rows, or between two others."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cvae_dist.errors import InvalidInput
+from cvae_dist.model import tiling
+from cvae_dist.model.vae import VAE
+
+Floats = npt.NDArray[np.float32]
+Interpolation = Literal["linear", "slerp"]
+
+_SPREAD_DRAWS = 64
+_PARALLEL = 1e-6  # radians: below it the two arcs differ by less than float32 can tell
+
+
+def standard_normal(n: int, dim_latent: int, random: np.random.RandomState) -> Floats:
+    """Return draws, (n, dim_latent), of the prior the model was trained with."""
+    draws: Floats = random.standard_normal((n, dim_latent)).astype(np.float32)
+    return draws
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of Gaussians fitted to the latents of rows: a prior that knows where latents really lie.
+
+    Attributes
+    ----------
+    weights : (k,) float64 array
+        They sum to 1.
+    means : (k, dim_latent) float64 array
+    factors : (k, dim_latent, dim_latent) float64 array
+        Lower Cholesky factors of the covariances.
+    """
+
+    weights: npt.NDArray[np.float64]
+    means: npt.NDArray[np.float64]
+    factors: npt.NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, latents: Floats, n_components: int, random: np.random.RandomState) -> Self:
+        """Fit by expectation maximisation; no more components than rows.
+
+        Raises
+        ------
+        InvalidInput
+            There are no components asked for, or fewer than two latents.
+        """
+        from sklearn.mixture import GaussianMixture  # here, as only this needs it
+
+        if n_components < 1 or len(latents) < 2:
+            raise InvalidInput(
+                f"a mixture of {n_components} components cannot be fitted to {len(latents)} latents: "
+                "ask for at least 1 component and give at least 2 rows"
+            )
+        mixture = GaussianMixture(min(n_components, len(latents)), random_state=random)
+        mixture.fit(latents.astype(np.float64))
+        return cls(mixture.weights_, mixture.means_, np.linalg.cholesky(mixture.covariances_))
+
+    def draw(self, n: int, temperature: float, random: np.random.RandomState) -> Floats:
+        """Return (n, dim_latent) draws; ``temperature`` scales the spread around each component's mean."""
+        component = random.choice(len(self.weights), size=n, p=self.weights)
+        noise = random.standard_normal((n, self.means.shape[1]))
+        spread = np.einsum("nij,nj->ni", self.factors[component], noise)
+        draws: Floats = (self.means[component] + temperature * spread).astype(np.float32)
+        return draws
+
+
+def posterior_draws(
+    vae: VAE, rows: npt.NDArray[np.generic], k: int, random: np.random.RandomState, batch_rows: int = 2048
+) -> Floats:
+    """Return ``k`` draws of the posterior of each row, (n, k, dim_latent), of rows (n, n_features) in data units."""
+    draws = np.empty((len(rows), k, vae.dim_latent), np.float32)
+    with torch.inference_mode():
+        for index in range(k):
+            noise = standard_normal(len(rows), vae.dim_latent, random)
+            pairs = zip(tiling.tiles(rows, batch_rows), tiling.tiles(noise, batch_rows), strict=True)
+            for (part, tile), (_, drawn) in pairs:
+                draws[part, index] = vae.draw(tile, drawn)[: part.stop - part.start].numpy(force=True)
+    return draws
+
+
+def posterior_moments(vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048) -> tuple[Floats, Floats]:
+    """Return mean and log-variance, each (n, dim_latent), of the posteriors' Gaussians (before a flow)."""
+    moments = np.empty((2, len(rows), vae.dim_latent), np.float32)
+    with torch.inference_mode():
+        for part, tile in tiling.tiles(rows, batch_rows):
+            both = torch.stack(vae.encode(tile))
+            moments[:, part] = both[:, : part.stop - part.start].numpy(force=True)
+    return moments[0], moments[1]
+
+
+def posterior_spread(vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048) -> Floats:
+    """Return the posteriors' standard deviations, (n, dim_latent); behind a flow estimated from 64 draws.
+
+    The draws are the same for all rows, so that a row's spread does not depend on its company.
+    """
+    if not vae.config.iaf_flow_length:
+        spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_rows)[1])
+        return spread
+    random = np.random.RandomState(0)
+    total = np.zeros((2, len(rows), vae.dim_latent))
+    with torch.inference_mode():
+        for _ in range(_SPREAD_DRAWS):
+            noise = torch.from_numpy(standard_normal(1, vae.dim_latent, random))
+            for part, tile in tiling.tiles(rows, batch_rows):
+                drawn = vae.draw(tile, noise.expand(len(tile), -1))[: part.stop - part.start].numpy(force=True)
+                total[:, part] += drawn.astype(np.float64), drawn.astype(np.float64) ** 2
+    mean, square = total / _SPREAD_DRAWS
+    deviation: Floats = np.sqrt(np.maximum(square - mean**2, 0)).astype(np.float32)
+    return deviation
+
+
+def decode_draws(vae: VAE, latents: Floats, seed: int, batch_rows: int = 2048) -> npt.NDArray[np.floating]:
+    """Return one draw of p(x | z) for each latent: rows (n, n_features) in data units, the decoder's noise included."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = np.empty((len(latents), vae.n_features), vae.scaling.restored_dtype)
+    with torch.inference_mode():
+        for part, tile in tiling.tiles(latents, batch_rows):
+            rows[part] = vae.decode(tile, generator)[: part.stop - part.start].numpy(force=True)
+    return rows
+
+
+def between(start: Floats, end: Floats, n: int, kind: Interpolation) -> Floats:
+    """Return ``n`` latents, (n, dim_latent), from ``start`` to ``end``, each (dim_latent,) and both included.
+
+    ``linear`` follows the straight line; ``slerp`` (Shoemake 1985) turns the direction evenly and changes the
+    length evenly, and so stays where a prior of many dimensions has its mass.
+
+    Raises
+    ------
+    InvalidInput
+        The kind is unknown, or there is no step to take.
+    """
+    if n < 2:
+        raise InvalidInput(f"n={n}: an interpolation needs at least its two ends; ask for n >= 2")
+    share = np.linspace(0, 1, n)[:, None]
+    a, b = start.astype(np.float64), end.astype(np.float64)
+    if kind == "linear":
+        return ((1 - share) * a + share * b).astype(np.float32)
+    if kind == "slerp":
+        return _slerp(a, b, share).astype(np.float32)
+    raise InvalidInput(f"kind={kind!r} is unknown: choose 'linear' or 'slerp'")
+
+
+def _slerp(
+    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], share: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    line: npt.NDArray[np.float64] = (1 - share) * a + share * b
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    if min(lengths) == 0:
+        return line
+    u, v = a / lengths[0], b / lengths[1]
+    angle = np.arctan2(np.linalg.norm(u - v), np.linalg.norm(u + v)) * 2
+    if angle < _PARALLEL or np.pi - angle < _PARALLEL:  # the arc is the line, or no arc is the shortest
+        return line
+    direction = (np.sin((1 - share) * angle) * u + np.sin(share * angle) * v) / np.sin(angle)
+    arc: npt.NDArray[np.float64] = ((1 - share) * lengths[0] + share * lengths[1]) * direction
+    return arc

@@ -1,0 +1,70 @@
+"""How probable rows are under a model, per row and in nats: bounds and estimates of log p(x)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cvae_dist.model import tiling
+from cvae_dist.model.vae import VAE
+
+Rows = npt.NDArray[np.generic]
+Floats = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+
+
+def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> tuple[Scores, Scores]:
+    """Return reconstruction, -log p(x | z), and KL per row, each (n,), averaged over ``draws``.
+
+    ``draws`` are standard normal, (dim_latent,) each, and the same for all rows: a row's terms then depend neither
+    on its company nor on its place.
+    """
+    total = np.zeros((2, len(rows)))
+    for draw in draws:
+        total += vae.score_rows(rows, np.broadcast_to(draw, (len(rows), vae.dim_latent)), batch_rows)
+    return total[0] / len(draws), total[1] / len(draws)
+
+
+def log_marginal(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> Scores:
+    """Return the importance-weighted estimate of log p(x) (Burda et al. 2015) per row, (n,), from ``draws``."""
+    result = np.full(len(rows), -np.inf)
+    with torch.inference_mode():
+        for draw in draws:
+            for part, tile in tiling.tiles(rows, batch_rows):
+                noise = torch.from_numpy(draw).expand(len(tile), -1)
+                weights = vae.log_weights(tile, noise)[: part.stop - part.start].numpy(force=True)
+                result[part] = np.logaddexp(result[part], weights)
+    estimate: Scores = result - np.log(len(draws))
+    return estimate
+
+
+def entropy(vae: VAE, rows: Rows, batch_rows: int = 2048) -> Scores:
+    """Return the least reconstruction term a row can have, (n,), in nats; zeros where it is the same for all rows.
+
+    Values between the bounds of a Bernoulli count as shares, whose cross-entropy is never below their own entropy.
+    Grey rows therefore look improbable, and dark ones probable, whatever the model knows of them.
+    """
+    floor = np.zeros(len(rows))
+    if vae.config.likelihood != "bernoulli":
+        return floor
+    low, width = vae.scaling.low, vae.scaling.high - vae.scaling.low
+    with torch.inference_mode():
+        for part, tile in tiling.tiles(rows, batch_rows):
+            share = ((tile.to(torch.float64) - low) / width).clamp(0, 1)
+            each = (torch.special.entr(share) + torch.special.entr(1 - share)) * vae.scaling.active
+            floor[part] = each.sum(dim=-1)[: part.stop - part.start].numpy(force=True)
+    return floor
+
+
+def log_volume(vae: VAE) -> float:
+    """Return log |dx / d standardised| in nats: what a density of standardised rows loses in the data's units.
+
+    0 for Bernoulli features, whose likelihood is no density.
+    """
+    if vae.config.likelihood == "bernoulli":
+        return 0.0
+    active = vae.scaling.active
+    if vae.config.likelihood == "continuous_bernoulli":  # a density of shares of the bounds
+        return float((vae.scaling.high - vae.scaling.low).log() * active.sum())
+    return float(vae.scaling.scale[active].log().sum())
