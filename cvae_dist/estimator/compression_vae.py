@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
-from cvae_dist.config import TrainConfig, make_config
+from cvae_dist.config import LikelihoodName, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput
-from cvae_dist.estimator import reference
-from cvae_dist.estimator.inference import Inference
+from cvae_dist.estimator import lazy, reference
+from cvae_dist.estimator.exporting import Exporting
+from cvae_dist.estimator.generation import Generation
 from cvae_dist.estimator.pictures import Pictures
 from cvae_dist.estimator.rows import checked_array, is_place, store_of
+from cvae_dist.estimator.scoring import Scoring
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Moments, RowStore
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     Rows = ArrayLike | str | os.PathLike[str] | RowStore
 
 
-class CompressionVAE(Inference, Pictures):
+class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     """Reversible, generative embedding by a variational autoencoder.
 
     The constructor only stores its arguments. ``train`` (or ``fit``) does the work, ``embed`` (or
@@ -37,7 +39,8 @@ class CompressionVAE(Inference, Pictures):
     X : array, DataFrame, path, URL or RowStore, optional
         Rows to train on: numbers of shape (n, n_features), or (n, ...) which is flattened to rows and
         remembered as the items' shape; a tree of .npy files, which is first written to a store beside
-        ``logdir``, named like it with ``.rows.zarr``; or a store made by ``ingest``. ``fit(X)`` takes them as well.
+        ``logdir``, named like it with ``.rows.zarr``; a Dask array, DataArray or Dataset, whose blocks are
+        computed once, into a temporary file; or a store made by ``ingest``. ``fit(X)`` takes them as well.
     X_valid : array or DataFrame, optional
         Rows to validate on; without them a share of X is held out.
     train_valid_split : float
@@ -45,7 +48,7 @@ class CompressionVAE(Inference, Pictures):
     dim_latent : int
         Number of latent dimensions.
     iaf_flow_length : int, optional
-        Number of inverse autoregressive flows of the posterior. Default: that of the settings.
+        Steps of the inverse autoregressive flow of the posterior; 0: a Gaussian. Default: from ``dim_latent``.
     cells_encoder : sequence of int, optional
         Width of every encoder layer; the decoder mirrors it. Default: from the data.
     initializer, batch_size_test : optional
@@ -60,8 +63,12 @@ class CompressionVAE(Inference, Pictures):
         True: one scale per feature; False: one for all; "auto": from the data.
     tb_logging : bool
         Write TensorBoard scalars to ``logdir``.
-    likelihood : {"auto", "gaussian", "bernoulli"}
-        Distribution of a row given its latent.
+    likelihood : str
+        Distribution of a row given its latent; "auto": from the data. See :class:`~cvae_dist.config.ModelConfig`.
+    kl_weight : float
+        Weight of the KL term; 0: a plain autoencoder.
+    residual_blocks : int, optional
+        Residual blocks before the encoder's head and after the decoder's first layer.
     learning_rate, num_steps : optional
         Peak of the learning rate, gradient steps. Default: from the data.
     kl_warmup, ema_decay, grad_clip, test_every, checkpoint_every : optional
@@ -93,6 +100,7 @@ class CompressionVAE(Inference, Pictures):
     ((200, 2), dtype('float32'))
     """
 
+    @reference.refusing_unknown
     def __init__(
         self,
         X: Rows | None = None,
@@ -108,7 +116,9 @@ class CompressionVAE(Inference, Pictures):
         feature_normalization: bool | Literal["auto"] = "auto",
         tb_logging: bool = False,
         *,
-        likelihood: Literal["auto", "gaussian", "bernoulli"] = "auto",
+        likelihood: LikelihoodName = "auto",
+        kl_weight: float = 1.0,
+        residual_blocks: int | None = None,
         learning_rate: float | None = None,
         num_steps: int | None = None,
         kl_warmup: float = 0.2,
@@ -118,9 +128,7 @@ class CompressionVAE(Inference, Pictures):
         checkpoint_every: int = 500,
         random_state: int | np.random.RandomState | None = 0,
         storage_options: Mapping[str, Any] | None = None,
-        **unknown: Any,
     ) -> None:
-        reference.refuse_unknown(unknown, CompressionVAE.__init__)
         self.X = X
         self.X_valid = X_valid
         self.train_valid_split = train_valid_split
@@ -134,6 +142,8 @@ class CompressionVAE(Inference, Pictures):
         self.feature_normalization = feature_normalization
         self.tb_logging = tb_logging
         self.likelihood = likelihood
+        self.kl_weight = kl_weight
+        self.residual_blocks = residual_blocks
         self.learning_rate = learning_rate
         self.num_steps = num_steps
         self.kl_warmup = kl_warmup
@@ -144,6 +154,7 @@ class CompressionVAE(Inference, Pictures):
         self.random_state = random_state
         self.storage_options = storage_options
 
+    @reference.refusing_unknown
     def train(
         self,
         learning_rate: float | None = None,
@@ -158,7 +169,6 @@ class CompressionVAE(Inference, Pictures):
         checkpoint_every: int | None = None,
         *,
         on_event: OnEvent = ignore,
-        **unknown: Any,
     ) -> Self:
         """Train on the constructor's ``X``; what is given here wins over the constructor.
 
@@ -190,7 +200,6 @@ class CompressionVAE(Inference, Pictures):
         KeyboardInterrupt
             The training was interrupted. With ``logdir`` it is saved, and goes on when called again.
         """
-        reference.refuse_unknown(unknown, CompressionVAE.train)
         if self.X is None:
             raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
         given = {
@@ -233,10 +242,12 @@ class CompressionVAE(Inference, Pictures):
     def _fit(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
         asked = {"initializer": self.initializer, "batch_size_test": self.batch_size_test}
         reference.note_without_effect({name: value for name, value in asked.items() if value is not None})
+        self.__dict__.pop("prior_", None)  # it belongs to the latents of an earlier model
+        if lazy.is_labelled_or_lazy(X):
+            with lazy.computed(X) as items:
+                return self._fit_array(items, config, overwrite, on_event)
         if not is_place(X):
-            rows, item_shape = checked_array(self, X, reset=True)
-            self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
-            return self
+            return self._fit_array(X, config, overwrite, on_event)
         with store_of(X, self._directory, self.storage_options, on_event) as store:
             if self._directory is not None and self.X_valid is None:
                 self._train(store, config, overwrite, on_event)
@@ -244,6 +255,11 @@ class CompressionVAE(Inference, Pictures):
                 self.n_features_in_ = store.n_features
                 moments = store.statistics()
                 self._fit_rows(RowReader(store), moments, store.item_shape, config, overwrite, on_event)
+        return self
+
+    def _fit_array(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
+        rows, item_shape = checked_array(self, X, reset=True)
+        self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
         return self
 
     def _fit_rows(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,8 +12,10 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.estimator import lazy
 from cvae_dist.estimator.fitted import Fitted
 from cvae_dist.estimator.rows import as_invalid_input, checked_array, is_place, store_of
+from cvae_dist.model.sampling import posterior_spread
 from cvae_dist.store import RowStore
 
 if TYPE_CHECKING:
@@ -23,19 +27,27 @@ _BLOCK_BYTES = 32_000_000
 class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # type: ignore[misc]
     """``embed`` and ``decode``, under scikit-learn's names too."""
 
-    def embed(self, X: Any, batch_size: int = 2048) -> Floats:
+    @overload
+    def embed(self, X: Any, batch_size: int = 2048, *, return_std: Literal[False] = False) -> Floats: ...
+    @overload
+    def embed(self, X: Any, batch_size: int = 2048, *, return_std: Literal[True]) -> tuple[Floats, Floats]: ...
+    def embed(self, X: Any, batch_size: int = 2048, *, return_std: bool = False) -> Floats | tuple[Floats, Floats]:
         """Return the latents of rows: the posterior means.
 
         Parameters
         ----------
         X : array, DataFrame, path, URL or RowStore
-            Rows as in the constructor.
+            Rows as in the constructor. Of a Dask array the latents are a Dask array, of a DataArray or Dataset a
+            DataArray or Dataset with the coordinates of the rows, and nothing is computed before they are.
         batch_size : int
             Rows computed at once; it bounds memory and changes no result.
+        return_std : bool
+            Also return the standard deviations of the posteriors: how uncertain the encoding is. It is no measure of
+            how unusual a row is, see :meth:`score_samples`. Behind a flow they are estimated from 64 draws.
 
         Returns
         -------
-        (n, dim_latent) float32 array
+        (n, dim_latent) float32 array, or two of them
 
         Raises
         ------
@@ -45,14 +57,24 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
             The rows have another number of features, or values that are not finite numbers.
         """
         model = self._model()
+
+        def of(rows: NDArray[Any]) -> Floats:
+            means = model.embed_rows(rows, batch_size)
+            return np.stack([means, posterior_spread(model, rows, batch_size)]) if return_std else means
+
+        if lazy.is_labelled_or_lazy(X):
+            means = lazy.apply(X, model.embed_rows, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
+            if not return_std:
+                return cast("Floats", means)
+            spread = partial(posterior_spread, model)
+            return means, lazy.apply(X, spread, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
         if not is_place(X):
-            return model.embed_rows(self._rows(X), batch_size)
-        with store_of(X, None, self.storage_options) as store:
-            self._check_width(store)
-            step = max(1, _BLOCK_BYTES // (store.n_features * 8))
-            starts = range(0, store.rows, step)
-            blocks = (store.read(store.main, start, min(start + step, store.rows)) for start in starts)
-            return np.concatenate([model.embed_rows(block, batch_size) for block in blocks])
+            result = of(self._rows(X))
+        else:
+            with store_of(X, None, self.storage_options) as store:
+                self._check_width(store)
+                result = np.concatenate([of(block) for block in _blocks(store)], axis=-2)
+        return (result[0], result[1]) if return_std else result
 
     def decode(self, z: ArrayLike) -> NDArray[np.floating[Any]]:
         """Return the rows that latents stand for, in the data's units.
@@ -60,7 +82,7 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         Parameters
         ----------
         z : (n, dim_latent) array
-            Finite numbers.
+            Finite numbers. Dask arrays, DataArrays and Datasets give the same, lazily, as for :meth:`embed`.
 
         Returns
         -------
@@ -68,6 +90,10 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
             float64 where float32 cannot hold both offset and digits of a feature.
         """
         model = self._model()
+        if lazy.is_labelled_or_lazy(z):
+            dtype = model.scaling.restored_dtype
+            rows = lazy.apply(z, model.decode_rows, lazy.LATENTS, model.dim_latent, model.n_features, dtype)
+            return cast("NDArray[np.floating[Any]]", rows)
         with as_invalid_input():
             latents = check_array(z, dtype=np.float32, input_name="z")
         return cast("NDArray[np.floating[Any]]", model.decode_rows(latents))
@@ -99,3 +125,10 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _blocks(store: RowStore) -> Iterator[NDArray[Any]]:
+    """Give the rows of a store, a bounded number of bytes at a time."""
+    step = max(1, _BLOCK_BYTES // (store.n_features * 8))
+    for start in range(0, store.rows, step):
+        yield store.read(store.main, start, min(start + step, store.rows))

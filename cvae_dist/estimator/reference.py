@@ -1,12 +1,16 @@
 """Arguments that only the reference has, or that nothing has: what becomes of each."""
 
 import difflib
+import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from inspect import Parameter, signature
-from typing import Any
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
 
 from cvae_dist.errors import InvalidInput
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +31,21 @@ class UnknownArgument(InvalidInput, TypeError):
     """An argument that does not exist; a TypeError too, as for any Python function."""
 
 
-def refuse_unknown(unknown: Iterable[str], function: Callable[..., Any]) -> None:
-    """Refuse arguments that ``function`` does not have, naming for each the nearest one it has.
+def refusing_unknown(function: Callable[P, T]) -> Callable[P, T]:
+    """Make ``function`` refuse arguments that it does not have by naming, for each, the nearest one it has.
 
-    Raises
-    ------
-    UnknownArgument
-        There are any.
+    Its signature stays what it is. Calls raise :class:`UnknownArgument`.
     """
-    parameters = signature(function).parameters.values()
-    known = [each.name for each in parameters if each.kind != Parameter.VAR_KEYWORD and each.name != "self"]
-    lines = [_suggest(name, known) for name in unknown]
-    if lines:
-        raise UnknownArgument("\n".join(lines))
+    known = [name for name in signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        lines = [_suggest(name, known) for name in kwargs if name not in known]
+        if lines:
+            raise UnknownArgument("\n".join(lines))
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -36,10 +36,13 @@ def checked_array(estimator: object, X: Any, *, reset: bool) -> tuple[NDArray[An
         item_shape = tuple(items.shape[1:]) if len(items.shape) > 2 else None
         flat = items if item_shape is None else np.reshape(items, (len(items), math.prod(item_shape)))
         rows = validate_data(estimator, flat, reset=reset, dtype="numeric")
-    if rows.dtype == np.bool_:
-        rows = rows.view(np.uint8)
-    rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
-    return rows, item_shape or (rows.shape[1],)
+    return native(rows), item_shape or (rows.shape[1],)
+
+
+def native(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers that torch can take: in this machine's byte order, booleans as 0 and 1."""
+    numbers = rows.view(np.uint8) if rows.dtype == np.bool_ else rows
+    return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
 
 
 @contextmanager

@@ -1,0 +1,136 @@
+"""Lazy in, lazy out: nothing is computed by a call, and coordinates stay with their rows."""
+
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.datasets import load_digits
+
+from cvae_dist.errors import InvalidInput
+from cvae_dist.estimator import CompressionVAE
+
+X = load_digits().data[:100].astype(np.float32)
+QUICK: dict[str, Any] = {"num_steps": 20, "cells_encoder": (32,)}
+
+
+@pytest.fixture(scope="module")
+def model() -> CompressionVAE:
+    return CompressionVAE(X, **QUICK).train()
+
+
+class Counted:
+    """Rows whose blocks count how often each of them is computed."""
+
+    def __init__(self, chunks: tuple[int, ...], shape: tuple[int, ...] = X.shape) -> None:
+        self.blocks = 0
+        self.rows = da.from_array(X.reshape(shape), chunks=chunks).map_blocks(self._count, dtype=X.dtype, meta=X[:0])
+
+    def _count(self, block: np.ndarray) -> np.ndarray:
+        self.blocks += block.size > 0
+        return block
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("something was computed at call time")
+
+
+def labelled(rows: Any, dims: tuple[str, ...] = ("sample", "feature")) -> xr.DataArray:
+    names = {"id": ("sample", [f"row {i}" for i in range(100)]), "label": ("sample", np.arange(100) % 10)}
+    return xr.DataArray(rows, dims=dims, coords=names, attrs={"item_shape": [8, 8]})
+
+
+def dataset(rows: Any) -> xr.Dataset:
+    return labelled(rows).to_dataset(name="x")
+
+
+@pytest.mark.parametrize(("chunks", "shape"), [((30, 64), (100, 64)), ((30, 10), (100, 64)), ((50, 8, 4), (100, 8, 8))])
+def test_dask_arrays(model: CompressionVAE, chunks: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    counted = Counted(chunks, shape)
+    with dask.config.set(scheduler=refuse):
+        z, back = model.embed(counted.rows), model.decode(model.transform(counted.rows))
+    assert counted.blocks == 0
+    assert isinstance(z, da.Array)
+    assert (z.shape, z.dtype, back.shape, back.dtype) == ((100, 2), np.float32, (100, 64), np.float32)
+    assert z.chunks[0] == counted.rows.chunks[0]
+    np.testing.assert_array_equal(z.compute(), model.embed(X))
+    assert counted.blocks == np.prod(counted.rows.numblocks)
+    np.testing.assert_array_equal(back.compute(), model.decode(model.embed(X)))
+
+
+def test_data_arrays_keep_their_coordinates(model: CompressionVAE) -> None:
+    counted = Counted((30, 64))
+    with dask.config.set(scheduler=refuse):
+        z = model.embed(labelled(counted.rows))
+        back = model.inverse_transform(z)
+        spread = model.embed(labelled(counted.rows), return_std=True)[1]
+    assert counted.blocks == 0
+    assert isinstance(z, xr.DataArray)
+    assert (z.name, z.dims, back.name, back.dims) == ("latent", ("sample", "latent"), "x", ("sample", "feature"))
+    xr.testing.assert_equal(back.coords.to_dataset(), labelled(X).coords.to_dataset())
+    np.testing.assert_array_equal(z.values, model.embed(X))
+    np.testing.assert_array_equal(back.values, model.decode(model.embed(X)))
+    np.testing.assert_array_equal(spread.values, model.embed(X, return_std=True)[1])
+
+
+def test_data_arrays_in_memory_and_images_in_any_order(model: CompressionVAE) -> None:
+    images = labelled(X.reshape(100, 8, 8), ("sample", "row", "column"))
+    for given in (labelled(X), images, images.transpose("row", "sample", "column")):
+        z = model.embed(given)
+        np.testing.assert_array_equal(z.values, model.embed(X))
+        assert list(z.id.values) == list(given.id.values)
+
+
+def test_datasets(model: CompressionVAE) -> None:
+    rows = labelled(da.from_array(X, chunks=(40, 64)))
+    with dask.config.set(scheduler=refuse):
+        z = model.embed(xr.Dataset({"x": rows, "weight": ("sample", np.ones(100))}))
+        back = model.decode(z)
+    assert list(z.data_vars) == ["latent"]
+    assert list(back.data_vars) == ["x"]
+    assert set(z.coords) == {"id", "label"}
+    np.testing.assert_array_equal(z.latent.values, model.embed(X))
+    np.testing.assert_array_equal(model.embed(xr.Dataset({"pixels": rows})).latent.values, model.embed(X))
+    with pytest.raises(InvalidInput, match="name one of them 'x'"):
+        model.embed(xr.Dataset({"a": rows, "b": rows}))
+
+
+def test_slices_compute_only_their_blocks(model: CompressionVAE) -> None:
+    counted = Counted((10, 64))
+    z = model.embed(labelled(counted.rows))
+    np.testing.assert_array_equal(z[35:38].values, model.embed(X[35:38]))
+    assert counted.blocks == 1
+
+
+@pytest.mark.parametrize("wrap", [da.asarray, labelled, dataset])
+def test_training_computes_every_block_once(model: CompressionVAE, wrap: Any) -> None:
+    counted = Counted((30, 64))
+    trained = CompressionVAE(wrap(counted.rows), **QUICK).train()
+    assert counted.blocks == 4
+    np.testing.assert_array_equal(trained.embed(X), model.embed(X))
+
+
+def test_training_remembers_the_shape_of_items() -> None:
+    images = labelled(X.reshape(100, 8, 8), ("sample", "row", "column")).transpose("row", "sample", "column")
+    assert CompressionVAE(images, **QUICK).train().item_shape_ == (8, 8)
+    assert CompressionVAE(**QUICK).fit(images.chunk()).item_shape_ == (8, 8)
+
+
+def test_refusals(model: CompressionVAE) -> None:
+    for wrap in (da.from_array, labelled):
+        with pytest.raises(InvalidInput, match=r"63 features.* 64 features"):
+            model.embed(wrap(X[:, :63]))
+        with pytest.raises(InvalidInput, match="complex64 are no real numbers"):
+            model.embed(wrap(X.astype(np.complex64)))
+    with pytest.raises(InvalidInput, match="64 features.* 2 features"):
+        model.decode(da.from_array(X))
+    broken = model.embed(da.from_array(np.where(np.eye(100, 64) > 0, np.nan, X), chunks=(50, 64)))
+    with pytest.raises(InvalidInput, match="NaN"):
+        broken.compute()
+    with pytest.raises(InvalidInput, match="complex64 are no real numbers"):
+        CompressionVAE(da.from_array(X.astype(np.complex64)), **QUICK).train()
+    unknown = da.from_array(X, chunks=(50, 64))
+    with pytest.raises(InvalidInput, match="compute_chunk_sizes"):
+        CompressionVAE(unknown[unknown[:, 2] > 3], **QUICK).train()

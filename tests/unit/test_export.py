@@ -1,0 +1,91 @@
+"""Exported programs compute what the model computes, for any number of rows, and need nothing of this package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cvae_dist.errors import InvalidInput, MissingExtra, NotFitted
+from cvae_dist.estimator import CompressionVAE
+from cvae_dist.model import export
+from cvae_dist.model.export import export_program
+
+RANDOM = np.random.default_rng(0)
+DATA: dict[str, Any] = {
+    "mixed": RANDOM.normal(size=(200, 6)).astype(np.float32) * [1, 10, 1e3, 1e-3, 1, 0] + 3,
+    "shares": (RANDOM.random((200, 6)) > 0.5).astype(np.float32),
+    "far": RANDOM.normal(size=(200, 6)) + 1e8,
+}
+
+
+def trained(name: str, **settings: Any) -> CompressionVAE:
+    return CompressionVAE(DATA[name], num_steps=20, cells_encoder=(16,), **settings).train()
+
+
+@pytest.fixture(scope="module", params=list(DATA))
+def model(request: pytest.FixtureRequest) -> CompressionVAE:
+    return trained(request.param)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 64, 1000])
+def test_programs_equal_the_model(model: CompressionVAE, rows: int, tmp_path: Path) -> None:
+    x = np.resize(model.X, (rows, 6)).astype(model.model_.scaling.restored_dtype)
+    z = np.random.default_rng(rows).normal(size=(rows, 2)).astype(np.float32)
+    for direction, given, expected in (("embed", x, model.embed(x)), ("decode", z, model.decode(z))):
+        model.export(tmp_path / "model.pt2", direction)  # type: ignore[arg-type]
+        program = torch.export.load(tmp_path / "model.pt2").module()
+        result = program(torch.from_numpy(given)).numpy(force=True)
+        assert result.dtype == expected.dtype
+        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_with_a_flow_and_for_many_features(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((300, 784)).astype(np.float32)
+    model = CompressionVAE(x, dim_latent=4, iaf_flow_length=2, num_steps=5, cells_encoder=(512, 256)).train()
+    model.export(tmp_path / "model.pt2")
+    result = torch.export.load(tmp_path / "model.pt2").module()(torch.from_numpy(x[:33])).numpy(force=True)
+    np.testing.assert_allclose(result, model.embed(x[:33]), rtol=1e-6, atol=1e-6)
+    assert (tmp_path / "model.pt2").stat().st_size < 8e6
+
+
+def test_a_file_runs_without_this_package(tmp_path: Path) -> None:
+    model = trained("mixed")
+    model.export(tmp_path / "model.pt2")
+    np.save(tmp_path / "x.npy", DATA["mixed"][:3].astype(model.model_.scaling.restored_dtype))
+    script = (
+        "import sys, numpy, torch; sys.modules['cvae_dist'] = None\n"
+        "program = torch.export.load('model.pt2').module()\n"
+        "print(program(torch.from_numpy(numpy.load('x.npy'))).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(done.stdout), model.embed(DATA["mixed"][:3]), rtol=1e-5, atol=1e-6)
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained("mixed")
+    with pytest.raises(InvalidInput, match="'encode' is no direction"):
+        export_program(model.model_, "encode")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"'\.h5'"):
+        model.export(tmp_path / "model.h5")
+    with pytest.raises(NotFitted, match=r"call train\(\)"):
+        CompressionVAE().export(tmp_path / "model.pt2")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="pip install onnx onnxscript"):
+        model.export(tmp_path / "model.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+def test_onnx_equals_the_model(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    evaluator = pytest.importorskip("onnx.reference")
+    model = trained("mixed")
+    model.export(tmp_path / "model.onnx")
+    session = evaluator.ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    for rows in (1, 7):
+        x = DATA["mixed"][:rows].astype(model.model_.scaling.restored_dtype)
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], model.embed(x), rtol=1e-5, atol=1e-6)
