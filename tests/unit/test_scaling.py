@@ -102,3 +102,23 @@ def test_no_rows_and_infinite_variance_are_refused() -> None:
     huge = Moments(2, np.zeros(2), np.array([1.0, np.inf]), -np.ones(2), np.ones(2))
     with pytest.raises(InvalidInput, match="first is feature 1"):
         Scaling.of(huge, "<f8", per_feature=True)
+
+
+def test_one_scale_for_all_centres_every_feature() -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (500, 6)).astype(np.uint8) // np.arange(1, 7, dtype=np.uint8)
+    result = standardised(rows, per_feature=False)
+    assert np.abs(result.mean(axis=0)).max() < 1e-5
+    assert np.abs(result).max() < 10
+
+
+def test_scales_far_apart_all_become_one() -> None:
+    rows = np.random.default_rng(0).normal(3, 1, (1000, 13)) * np.geomspace(1e-6, 1e6, 13)
+    np.testing.assert_allclose(standardised(rows).std(axis=0), 1, rtol=1e-5)
+
+
+def test_a_lone_outlier_leaves_no_row_further_out_than_ten_units() -> None:
+    rows = np.random.default_rng(0).normal(size=(10_000, 2))
+    rows[3, 0] = 1e9
+    result = standardised(rows)
+    assert np.abs(result[:, 0]).max() == pytest.approx(10, rel=1e-6)
+    assert np.isfinite(result).all()

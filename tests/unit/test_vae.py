@@ -208,3 +208,12 @@ def test_without_a_kl_term_it_is_an_autoencoder(rows: np.ndarray) -> None:
     assert not second[1].any()
     first[0].sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in vae.parameters())
+
+
+def test_the_encoder_sees_no_further_than_eight_units(rows: np.ndarray) -> None:
+    vae = build(rows, feature_normalization=True)
+    far = np.repeat(rows[:1], 3, axis=0)
+    far[:, 0] = rows[:, 0].mean() + rows[:, 0].std() * np.array([7.9, 9, 1e6])
+    latents = vae.embed_rows(far)
+    np.testing.assert_array_equal(latents[1], latents[2])
+    assert not np.array_equal(latents[0], latents[1])
