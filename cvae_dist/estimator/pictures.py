@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cvae_dist import plot
-from cvae_dist.estimator.fitted import Fitted
+from cvae_dist.estimator.inference import Inference
+from cvae_dist.model import diagnosis
+from cvae_dist.model.diagnosis import Diagnosis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 _REFERENCE_SHAPE = (28, 28)
 
 
-class Pictures(Fitted):
-    """The reference's two pictures."""
+class Pictures(Inference):
+    """The reference's two pictures, and that of a diagnosis."""
 
     def visualize(
         self,
@@ -82,6 +84,29 @@ class Pictures(Fitted):
             xy_range=xy_range, grid_size=grid_size, clip=clip, figsize=figsize,
         )  # fmt: skip
         return self._written(figure, filename)
+
+    def diagnose(self, X: Any, filename: str | None = None) -> Diagnosis:
+        """Say what the model makes of rows: active units, KL per dimension, rate and distortion, reconstruction.
+
+        Parameters
+        ----------
+        X : (n, n_features) array or DataFrame
+            Rows that were not trained on tell more.
+        filename : str, optional
+            Also draw KL per dimension and explained variance per feature, and write the picture there.
+
+        Returns
+        -------
+        Diagnosis
+            Its figures are attributes; ``print`` shows them.
+        """
+        result = diagnosis.diagnose(self._model(), self._rows(X))
+        if filename is not None:
+            active = result.latent_variance > diagnosis.ACTIVE_VARIANCE
+            title = f"{result.rate:.3g} nats of rate, {result.distortion:.4g} of distortion per row"
+            figure = plot.diagnosis_bars(result.kl_per_dimension, active, result.explained, title=title)
+            self._written(figure, filename)
+        return result
 
     def _picture_shape(self) -> tuple[int, ...]:
         return _REFERENCE_SHAPE if self.item_shape_ == (784,) else self.item_shape_

@@ -6,6 +6,7 @@ a verb that reads a store or a model and writes that figure to a file (``plot_*`
 made without pyplot: no window, no global state, nothing to close.
 """
 
+from cvae_dist.plot.diagnosis import diagnosis_bars
 from cvae_dist.plot.figure import write_figure
 from cvae_dist.plot.grid import latent_grid
 from cvae_dist.plot.latents import scatter_latents
@@ -15,6 +16,7 @@ from cvae_dist.plot.verbs import plot_grid, plot_latents, plot_loss, plot_recons
 
 __all__ = [
     "compare_rows",
+    "diagnosis_bars",
     "latent_grid",
     "loss_curves",
     "plot_grid",

@@ -71,6 +71,17 @@ class TestScores:
         expected = stats.norm.logpdf(MIXED, decoded, sigma).sum(axis=1)
         np.testing.assert_allclose(mixed.score_samples(MIXED, "reconstruction", k=1), expected, rtol=1e-4, atol=1e-3)
 
+    def test_densities_of_shares_are_those_of_the_unit_of_the_data(self) -> None:
+        def score(rows: np.ndarray) -> np.ndarray:
+            model = CompressionVAE(rows, likelihood="continuous_bernoulli", feature_normalization=False, **QUICK)
+            return model.train().score_samples(rows)
+
+        np.testing.assert_allclose(score(X * 200 + 7), score(X) - (X.std(axis=0) > 0).sum() * np.log(200), rtol=1e-3)
+
+    def test_a_plain_autoencoder_scores_its_reconstruction(self) -> None:
+        model = CompressionVAE(MIXED, kl_weight=0, **QUICK).train()
+        np.testing.assert_array_equal(model.score_samples(MIXED), model.score_samples(MIXED, "reconstruction", k=8))
+
     def test_importance_weights_against_quadrature(self) -> None:
         model = linear_model()
         rows = model.X[:20]
