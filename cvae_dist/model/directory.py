@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cvae_dist.config import ModelConfig, make_config
@@ -114,7 +115,12 @@ def _read_weights(place: Location, digest: str) -> dict[str, Tensor]:
         raise Corrupt(
             f"{place / _WEIGHTS} ({len(data)} bytes) does not match the digest {digest} in {_CONFIG}; {_remedy(place)}"
         )
-    return safetensors.torch.load(data)
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise Corrupt(
+            f"{place / _WEIGHTS} is no safetensors file ({error}), and is not read; {_remedy(place)}"
+        ) from None
 
 
 def _rebuild(place: Location, settings: Mapping[str, Any], weights: dict[str, Tensor]) -> VAE:

@@ -1,6 +1,7 @@
 """The estimator: both vocabularies, where rows come from, restoring, and what is refused."""
 
 import inspect
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -17,9 +18,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.errors import InvalidInput, NotFitted, SettingsChanged, SourceNotFound
+from cvae_dist.errors import Corrupt, InvalidInput, NotFitted, SettingsChanged, SourceNotFound
 from cvae_dist.estimator import CompressionVAE
 from cvae_dist.ingest import ingest
+from cvae_dist.store.lineage import digest_bytes
 
 DIGITS = load_digits()
 X = DIGITS.data[:300].astype(np.float32)
@@ -252,6 +254,48 @@ class TestModelDirectory:
         monkeypatch.chdir(tmp_path)
         CompressionVAE(X, **QUICK).train()
         assert not any(tmp_path.iterdir())
+
+
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+class TestBrokenModels:
+    @pytest.fixture
+    def directory(self, tmp_path: Path) -> Path:
+        CompressionVAE(X, logdir=tmp_path / "model", **QUICK).train()
+        return tmp_path / "model"
+
+    def test_damaged_weights(self, directory: Path) -> None:
+        weights = bytearray((directory / "model.safetensors").read_bytes())
+        weights[-5] ^= 1
+        (directory / "model.safetensors").write_bytes(weights)
+        with pytest.raises(Corrupt, match="does not match the digest"):
+            CompressionVAE(logdir=directory).embed(X)
+
+    def test_another_directory(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+        with pytest.raises(Corrupt, match="was not written by cvae-dist"):
+            CompressionVAE(logdir=tmp_path).embed(X)
+
+    @pytest.mark.parametrize("forged", [False, True])
+    def test_a_pickle_is_refused_and_not_executed(self, directory: Path, tmp_path: Path, forged: bool) -> None:
+        bomb = pickle.dumps(Bomb(tmp_path / "executed"))
+        (directory / "model.safetensors").write_bytes(bomb)
+        if forged:
+            config = json.loads((directory / "config.json").read_text())
+            (directory / "config.json").write_text(json.dumps(config | {"digest": digest_bytes(bomb)}))
+        with pytest.raises(Corrupt, match=r"model\.safetensors"):
+            CompressionVAE(logdir=directory).embed(X)
+        assert not (tmp_path / "executed").exists()
+        pickle.loads(bomb)
+        assert (tmp_path / "executed").exists()
 
 
 class TestRefusals:
