@@ -48,7 +48,7 @@ class ModelConfig(BaseModel):
         ge=0,
         le=64,
         description="Residual blocks before the encoder's head and after the decoder's first layer. "
-        "Default: 2, or none where cells_encoder is given.",
+        "Default: 2 from 10,000 rows on; none where cells_encoder is given.",
     )
     likelihood: LikelihoodName = Field(
         "auto",
@@ -81,7 +81,7 @@ class TrainConfig(ModelConfig):
     batch_size: int | None = Field(
         None, ge=1, description="Rows of one step over all processes. Default: 256, less for few rows."
     )
-    num_steps: int | None = Field(None, ge=1, description="Gradient steps. Default: 60 epochs within 3,000 to 50,000.")
+    num_steps: int | None = Field(None, ge=1, description="Gradient steps. Default: 20 epochs within 3,000 to 50,000.")
     learning_rate: float | None = Field(
         None,
         gt=0,
@@ -103,6 +103,11 @@ class TrainConfig(ModelConfig):
         description="Share of the rows to train on; the rest (at most 10,000 rows) validates.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights, the row order and the noise.")
+    multi_start: bool | Literal["auto"] = Field(
+        "auto",
+        description="Begin from the best of several starts, manifold coordinates among them. Default: for up to 20,000 "
+        "rows of up to 16 features, and one or two latent dimensions.",
+    )
     precision: Precision = Field(
         "auto",
         description="Matrix products of training in float32 or bf16. Default: bf16 where a short timing shows a gain.",
@@ -123,10 +128,10 @@ class TrainConfig(ModelConfig):
             raise InvalidInput("there are no rows to train on; ingest some rows first")
         n_train = n_rows - self.validation_count(n_rows)
         batch_size = min(self.batch_size or _batch_size(n_rows), n_train)
-        num_steps = self.num_steps or max(3000, min(50_000, 60 * math.ceil(n_train / batch_size)))
+        num_steps = self.num_steps or max(3000, min(50_000, _EPOCHS * math.ceil(n_train / batch_size)))
         return self.model_copy(
             update={
-                "residual_blocks": self._residual_blocks(),
+                "residual_blocks": self._residual_blocks(n_rows),
                 "cells_encoder": self.cells_encoder or _cells_encoder(n_rows, n_features, self.dim_latent),
                 "batch_size": batch_size,
                 "num_steps": num_steps,
@@ -135,10 +140,10 @@ class TrainConfig(ModelConfig):
             }
         )
 
-    def _residual_blocks(self) -> int:
+    def _residual_blocks(self, n_rows: int) -> int:
         if self.residual_blocks is not None:
             return self.residual_blocks
-        return 0 if self.cells_encoder else 2
+        return 2 if self.cells_encoder is None and n_rows >= _MANY_ROWS else 0
 
     def validation_count(self, n_rows: int) -> int:
         """Return how many rows validate: the share asked for, at most 10,000, and not all."""
@@ -146,6 +151,8 @@ class TrainConfig(ModelConfig):
 
 
 MAX_VALIDATION_ROWS = 10_000
+_EPOCHS = 20  # of a long training: later ones improve little for their time
+_MANY_ROWS = 10_000  # from which residual blocks gain more than they cost
 
 # These may differ between two runs on one model directory: they leave every weight as it is.
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"checkpoint_every", "tb_logging"})

@@ -51,8 +51,11 @@ def test_widths_shrink_for_few_rows_and_deepen_for_many() -> None:
 def test_automatic_training_settings() -> None:
     few, many = TrainConfig().resolve(500, 10), TrainConfig().resolve(60_000, 784)
     assert (few.batch_size, few.num_steps, few.ema_decay) == (50, 3000, 0.99)
-    assert (many.batch_size, many.num_steps, many.ema_decay) == (256, 60 * 211, 0.999)
+    assert (many.batch_size, many.num_steps, many.ema_decay) == (256, 20 * 211, 0.99)
     assert many.learning_rate == pytest.approx(3e-3)
+    assert (few.residual_blocks, many.residual_blocks) == (0, 2)
+    assert TrainConfig(residual_blocks=1).resolve(500, 10).residual_blocks == 1
+    assert TrainConfig(cells_encoder=(8,)).resolve(60_000, 784).residual_blocks == 0
     assert TrainConfig(batch_size=10_000).resolve(10**6, 784).learning_rate == 8e-3
 
 

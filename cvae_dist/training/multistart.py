@@ -1,0 +1,246 @@
+"""Where a training of few features begins: several starts, trained for a while together, the best of which goes on.
+
+A one- or two-dimensional latent is a topological trap: from random weights a curve is folded, and no gradient unfolds
+it again. Manifold coordinates of the rows are unfolded already, but each method fails on some data; so several are
+tried, random weights among them, and rows that none of them saw decide.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cvae_dist.config import TrainConfig
+from cvae_dist.model.tiling import tensor_of
+from cvae_dist.model.vae import VAE
+from cvae_dist.training import schedule
+from cvae_dist.training.optimizer import assign
+
+MAX_LANDMARKS = 1000
+_MOST_ROWS, _MOST_FEATURES, _MOST_DIMENSIONS = 20_000, 16, 2
+_FEWEST_LANDMARKS = 30  # a neighbourhood of ten should not be all rows
+_FEWEST_STEPS = 2000  # of the training itself: a shorter one is a try, and would cost less than its starts
+_RANDOM_STARTS = 2
+_REGRESSION_STEPS, _ELBO_STEPS = 300, 1000
+_BATCH_ROWS = 100
+_REGRESSION_RATE, _ELBO_RATE = 1e-2, 5e-3
+_LOGVAR, _WIDTH_SHARE = -6.0, 0.1  # a posterior narrow enough not to blur the coordinates it was taught
+_SCALE_RATE = 10  # of the rate, for the likelihood's own parameters: sigma must follow the residual
+_KL_WARMUP = 0.2
+_DRAWS = 32
+_CHOOSING_SHARE = 5
+_DENSE_LINK = 1e-6  # keeps the graph of a heat kernel in one piece
+
+Coordinates = npt.NDArray[np.float32]
+Weights = dict[str, Tensor]
+
+
+def is_worthwhile(config: TrainConfig, n_rows: int, n_features: int) -> bool:
+    """Whether several starts are tried: as asked for, by default for few features and at most two dimensions."""
+    if config.multi_start != "auto":
+        return config.multi_start
+    small = n_rows <= _MOST_ROWS and n_features <= _MOST_FEATURES and config.dim_latent <= _MOST_DIMENSIONS
+    return small and n_rows >= _FEWEST_LANDMARKS and (config.num_steps or 0) >= _FEWEST_STEPS
+
+
+def choose_start(
+    vae: VAE, config: TrainConfig, rows: npt.NDArray[np.generic], held_out: npt.NDArray[np.generic]
+) -> str:
+    """Put the best of several starts into ``vae``, and return which it is and why.
+
+    Parameters
+    ----------
+    vae : VAE
+        With the initial weights of its seed, which are one of the starts.
+    config : TrainConfig
+        Resolved: without automatic values.
+    rows : numpy.ndarray, shape (n, n_features)
+        Training rows in data units, a thousand at most.
+    held_out : numpy.ndarray, shape (m, n_features)
+        Rows that choose; where there are none every fifth of ``rows`` does.
+    """
+    if not len(held_out):
+        chooses = np.arange(len(rows)) % _CHOOSING_SHARE == 0
+        rows, held_out = rows[~chooses], rows[chooses]
+    generator = torch.Generator().manual_seed(config.seed)
+    x = tensor_of(rows)
+    standardised = vae.scaling(x)
+    candidates = dict(_coordinates(standardised.numpy(), config.dim_latent))
+    names = [*candidates, *(f"random {number}" for number in range(_RANDOM_STARTS))]
+    starts = _Together(vae, _initial_weights(vae, len(names), config.seed))
+    warm = len(candidates)
+    if warm:
+        targets = torch.from_numpy(np.stack(list(candidates.values())))
+        starts.regress(x, targets, generator)
+    starts.maximise_elbo(x, generator)
+    losses = starts.losses(tensor_of(held_out), generator)
+    best = int(losses.argmin())
+    assign(dict(vae.named_parameters()), starts.weights(best))
+    told = ", ".join(f"{name} {loss:.4g}" for name, loss in zip(names, losses.tolist(), strict=True))
+    return f"begun from {names[best]}, the best of {len(names)} starts (-ELBO {told})"
+
+
+def _initial_weights(vae: VAE, count: int, seed: int) -> list[Weights]:
+    """Return ``count`` sets of initial weights, the last that of ``vae`` itself; ``vae`` ends with it."""
+    own = {name: value.detach().clone() for name, value in vae.named_parameters()}
+    others = []
+    for number in range(1, count):
+        vae.initialise(torch.Generator().manual_seed(seed + number))
+        others.append({name: value.detach().clone() for name, value in vae.named_parameters()})
+    assign(dict(vae.named_parameters()), own)
+    return [*others, own]
+
+
+class _Together:
+    """Several sets of weights of one model, advanced by one program."""
+
+    def __init__(self, vae: VAE, starts: list[Weights]) -> None:
+        self._vae = vae
+        self._count = len(starts)
+        self._stacked = {name: torch.stack([start[name] for start in starts]).requires_grad_() for name in starts[0]}
+
+    def regress(self, x: Tensor, targets: Tensor, generator: torch.Generator) -> None:
+        """Teach the first starts, one per target (n, dim_latent), to encode and decode the rows by their target."""
+        regression = _Regression(self._vae)
+
+        def loss(weights: Weights, rows: Tensor, target: Tensor) -> Tensor:
+            named = {f"vae.{name}": value for name, value in weights.items()}
+            result: Tensor = torch.func.functional_call(regression, named, (rows, target))
+            return result
+
+        taught = len(targets)
+
+        def total(chosen: Tensor, step: int) -> Tensor:
+            weights = {name: value[:taught] for name, value in self._stacked.items()}
+            losses: Tensor = torch.vmap(loss, (0, None, 0))(weights, x[chosen], targets[:, chosen])
+            return losses.sum()
+
+        self._descend(total, len(x), _REGRESSION_STEPS, _REGRESSION_RATE, generator)
+
+    def maximise_elbo(self, x: Tensor, generator: torch.Generator) -> None:
+        """Train all starts as the training itself will."""
+
+        def total(chosen: Tensor, step: int) -> Tensor:
+            noise = torch.randn((len(chosen), self._vae.dim_latent), generator=generator)
+            reconstruction, kl = self._terms(x[chosen], noise)
+            weight = schedule.kl_weight(step, _ELBO_STEPS, _KL_WARMUP)
+            return (reconstruction + weight * kl).mean(dim=1).sum()
+
+        self._descend(total, len(x), _ELBO_STEPS, _ELBO_RATE, generator)
+
+    def losses(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean -ELBO of every start on ``x``, (count,), each by the same draws."""
+        with torch.inference_mode():
+            draws = [torch.randn((len(x), self._vae.dim_latent), generator=generator) for _ in range(_DRAWS)]
+            terms = [torch.stack(self._terms(x, noise)).sum(dim=0).mean(dim=1) for noise in draws]
+            return torch.nan_to_num(torch.stack(terms).mean(dim=0), nan=torch.inf)
+
+    def weights(self, number: int) -> Weights:
+        """Return the weights of one start."""
+        return {name: value.detach()[number] for name, value in self._stacked.items()}
+
+    def _terms(self, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        def terms(weights: Weights) -> tuple[Tensor, Tensor]:
+            both: tuple[Tensor, Tensor] = torch.func.functional_call(self._vae, weights, (rows, noise))
+            return both
+
+        reconstruction, kl = torch.vmap(terms)(self._stacked)
+        return reconstruction, kl
+
+    def _descend(
+        self, loss: Callable[[Tensor, int], Tensor], n_rows: int, steps: int, rate: float, generator: torch.Generator
+    ) -> None:
+        scales = {f"likelihood.{name}" for name, _ in self._vae.likelihood.named_parameters()}
+        groups = [
+            {"params": [value for name, value in self._stacked.items() if (name in scales) == fast], "fast": fast}
+            for fast in (False, True)
+        ]
+        adam = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
+        for step in range(steps):
+            for group in adam.param_groups:
+                group["lr"] = schedule.learning_rate(step, steps, rate) * (_SCALE_RATE if group["fast"] else 1)
+            chosen = torch.randint(n_rows, (min(_BATCH_ROWS, n_rows),), generator=generator)
+            adam.zero_grad()
+            loss(chosen, step).backward()  # type: ignore[no-untyped-call]
+            adam.step()
+
+
+class _Regression(torch.nn.Module):
+    """The loss of a model whose latents are given."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, rows: Tensor, latent: Tensor) -> Tensor:
+        """Return the loss, (), of rows (n, n_features) whose latents should be (n, dim_latent)."""
+        mean, logvar = self.vae.encode(rows)
+        output = self.vae.decoder(latent)
+        standardised = self.vae.scaling(rows)
+        surprise = self.vae.likelihood.negative_log_likelihood(output, standardised)
+        wrong = (mean - latent).square() + _WIDTH_SHARE * (logvar - _LOGVAR).square()
+        return wrong.sum(dim=-1).mean() + surprise.mean() / rows.shape[1]
+
+
+def _coordinates(rows: Coordinates, dim: int) -> Iterator[tuple[str, Coordinates]]:
+    """Yield manifold coordinates, (n, dim) and normally distributed, by the name of what found them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of graphs in several pieces: another candidate wins
+        for name, find in _METHODS.items():
+            try:
+                found = find(rows, dim)
+            except (ValueError, RuntimeError, np.linalg.LinAlgError):
+                continue  # too few or too many equal rows for this method
+            if found.shape == (len(rows), dim) and np.isfinite(found).all():
+                yield name, _gaussianise(found)
+
+
+def _gaussianise(values: npt.NDArray[np.floating]) -> Coordinates:
+    """Return normal quantiles of the ranks within every column."""
+    ranks = values.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+    shares = torch.from_numpy((ranks + 0.5) / len(values))
+    normal: Coordinates = torch.special.ndtri(shares).to(torch.float32).numpy()
+    return normal
+
+
+def _isomap(neighbours: int) -> Callable[[Coordinates, int], npt.NDArray[np.floating]]:
+    def find(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
+        from sklearn.manifold import Isomap  # slow to import, and few trainings need it
+
+        found: npt.NDArray[np.floating] = Isomap(n_neighbors=neighbours, n_components=dim).fit_transform(rows)
+        return found
+
+    return find
+
+
+def _spectral(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
+    from sklearn.manifold import SpectralEmbedding
+
+    found: npt.NDArray[np.floating] = SpectralEmbedding(dim, n_neighbors=10, random_state=0).fit_transform(rows)
+    return found
+
+
+def _heat(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
+    from sklearn.manifold import SpectralEmbedding
+    from sklearn.neighbors import kneighbors_graph
+
+    distances = kneighbors_graph(rows, 10, mode="distance")
+    width = np.median(distances.data) or 1.0
+    distances.data = np.exp(-np.square(distances.data / width))
+    links = distances.toarray()
+    links = np.maximum(links, links.T) + _DENSE_LINK
+    found: npt.NDArray[np.floating] = SpectralEmbedding(dim, affinity="precomputed", random_state=0).fit_transform(
+        links
+    )
+    return found
+
+
+_METHODS: Mapping[str, Callable[[Coordinates, int], npt.NDArray[np.floating]]] = {
+    "Isomap (10 neighbours)": _isomap(10),
+    "Isomap (6 neighbours)": _isomap(6),
+    "a heat kernel's eigenmap": _heat,
+    "a spectral embedding": _spectral,
+}

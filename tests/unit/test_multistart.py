@@ -1,0 +1,124 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from cvae_dist.config import TrainConfig
+from cvae_dist.events import Event, ignore
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import Moments
+from cvae_dist.store.reader import ArrayRows
+from cvae_dist.training import multistart
+from cvae_dist.training.loop import fit
+from cvae_dist.training.multistart import choose_start, is_worthwhile
+from cvae_dist.training.trainer import Trainer
+
+SMALL: dict[str, Any] = {"dim_latent": 1, "cells_encoder": (32, 32), "likelihood": "gaussian"}
+
+
+def s_curve(n_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    position = 3 * np.pi * (np.random.default_rng(seed).random(n_rows) - 0.5)
+    rows = np.stack([np.sin(position), np.sign(position) * (np.cos(position) - 1) / 2], axis=1)
+    return rows.astype(np.float32), position
+
+
+def build(rows: np.ndarray, **settings: Any) -> tuple[VAE, TrainConfig]:
+    config = TrainConfig(**(SMALL | settings), feature_normalization=True).resolve(*rows.shape)
+    return VAE.of(config, Moments.of(rows), rows.dtype, config.seed), config
+
+
+def test_the_chosen_start_of_an_s_curve_is_unfolded() -> None:
+    rows, position = s_curve(300, 0)
+    vae, config = build(rows[:270])
+    untrained = vae.embed_rows(rows)[:, 0]
+    assert abs(spearmanr(untrained, position).statistic) < 0.99, "random weights do it: this tests nothing"
+    reason = choose_start(vae, config, rows[:270], rows[270:])
+    assert "the best of 6 starts" in reason
+    assert abs(spearmanr(vae.embed_rows(rows)[:, 0], position).statistic) > 0.99
+    assert np.square(vae.decode_rows(vae.embed_rows(rows)) - rows).mean() < 0.02
+
+
+def test_the_start_with_the_least_loss_on_held_out_rows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = s_curve(120, 0)
+    vae, config = build(rows)
+    monkeypatch.setattr(multistart, "_ELBO_STEPS", 2)
+    monkeypatch.setattr(multistart, "_REGRESSION_STEPS", 2)
+    kept: list[Any] = []
+    losses = multistart._Together.losses
+
+    def losses_of(self: Any, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        kept.append((self, len(x)))
+        assert losses(self, x, generator).shape == (6,)
+        return torch.tensor([5.0, 4.0, torch.inf, 1.0, 2.0, 3.0])
+
+    monkeypatch.setattr(multistart._Together, "losses", losses_of)
+    assert choose_start(vae, config, rows[:100], rows[100:]).startswith("begun from a spectral embedding")
+    together, judged = kept[0]
+    assert judged == 20
+    for name, value in vae.named_parameters():
+        assert torch.equal(value, together.weights(3)[name])
+
+
+def test_rows_without_a_neighbourhood_graph_still_have_random_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multistart, "_ELBO_STEPS", 2)
+    rows = s_curve(6, 0)[0]
+    vae, config = build(rows)
+    assert "random" in choose_start(vae, config, rows, rows[:0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "expected"),
+    [
+        ({"dim_latent": 1}, (300, 2), True),
+        ({}, (20_000, 16), True),
+        ({"dim_latent": 3}, (300, 5), False),
+        ({}, (1797, 64), False),
+        ({}, (20_001, 2), False),
+        ({}, (29, 2), False),
+        ({"num_steps": 100}, (300, 2), False),
+        ({"multi_start": True, "num_steps": 100}, (1797, 64), True),
+        ({"multi_start": False}, (300, 2), False),
+    ],
+)
+def test_several_starts_are_tried_where_they_pay(
+    settings: dict[str, Any], shape: tuple[int, int], expected: bool
+) -> None:
+    assert is_worthwhile(TrainConfig(**settings).resolve(*shape), *shape) is expected
+
+
+def fit_rows(directory: Path | None, on_event: Any = ignore) -> VAE:
+    rows = s_curve(200, 1)[0]
+    config = TrainConfig(**SMALL, num_steps=20, checkpoint_every=8, multi_start=True, tb_logging=False)
+    return fit(ArrayRows(rows), Moments.of(rows), (2,), config, str(directory) if directory else None, on_event)[0]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [0, 5, 12])
+def test_a_resumed_training_keeps_its_start(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multistart, "_ELBO_STEPS", 20)
+    undisturbed = fit_rows(None)
+    advance = Trainer.advance
+
+    def advance_or_die(self: Trainer, *arguments: Any) -> None:
+        if self.step == step:
+            raise Killed
+        advance(self, *arguments)
+
+    events: list[Event] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", advance_or_die)
+        with pytest.raises(Killed):
+            fit_rows(tmp_path, events.append)
+    told = [event.message for event in events if event.message.startswith("begun from")]
+    assert len(told) == 1
+    monkeypatch.setattr("cvae_dist.training.loop.choose_start", lambda *arguments: pytest.fail("chosen again"))
+    resumed = fit_rows(tmp_path, events.append).state_dict()
+    assert [event.message for event in events if event.message.startswith("begun from")] == told * 2
+    for name, value in undisturbed.state_dict().items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
