@@ -39,10 +39,14 @@ Weights = dict[str, Tensor]
 
 
 def is_worthwhile(config: TrainConfig, n_rows: int, n_features: int) -> bool:
-    """Whether several starts are tried: as asked for, by default for few features and at most two dimensions."""
+    """Whether several starts are tried: as asked for, by default for few features and at most two dimensions.
+
+    Where latents have as many dimensions as rows there is nothing to unfold.
+    """
     if config.multi_start != "auto":
         return config.multi_start
-    small = n_rows <= _MOST_ROWS and n_features <= _MOST_FEATURES and config.dim_latent <= _MOST_DIMENSIONS
+    few = config.dim_latent < n_features <= _MOST_FEATURES and config.dim_latent <= _MOST_DIMENSIONS
+    small = few and n_rows <= _MOST_ROWS
     return small and n_rows >= _FEWEST_LANDMARKS and (config.num_steps or 0) >= _FEWEST_STEPS
 
 

@@ -76,11 +76,12 @@ def test_rows_without_a_neighbourhood_graph_still_have_random_starts(monkeypatch
         ({}, (20_000, 16), True),
         ({"dim_latent": 3}, (300, 5), False),
         ({}, (1797, 64), False),
-        ({}, (20_001, 2), False),
-        ({}, (29, 2), False),
-        ({"num_steps": 100}, (300, 2), False),
+        ({}, (20_001, 5), False),
+        ({}, (300, 2), False),
+        ({"dim_latent": 1}, (29, 2), False),
+        ({"num_steps": 100}, (300, 5), False),
         ({"multi_start": True, "num_steps": 100}, (1797, 64), True),
-        ({"multi_start": False}, (300, 2), False),
+        ({"multi_start": False}, (300, 5), False),
     ],
 )
 def test_several_starts_are_tried_where_they_pay(
