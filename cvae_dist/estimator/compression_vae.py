@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
-from cvae_dist.config import LikelihoodName, TrainConfig, make_config
+from cvae_dist.config import LikelihoodName, Precision, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import lazy, reference
 from cvae_dist.estimator.exporting import Exporting
@@ -65,13 +65,15 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         Write TensorBoard scalars to ``logdir``.
     likelihood : str
         Distribution of a row given its latent; "auto": from the data. See :class:`~cvae_dist.config.ModelConfig`.
+    loss : {"bce", "mse"}, optional
+        Another name for the likelihood "bernoulli" (binary cross-entropy) or "gaussian_unit" (squared error).
     kl_weight : float
         Weight of the KL term; 0: a plain autoencoder.
     residual_blocks : int, optional
         Residual blocks before the encoder's head and after the decoder's first layer.
     learning_rate, num_steps : optional
         Peak of the learning rate, gradient steps. Default: from the data.
-    kl_warmup, ema_decay, grad_clip, test_every, checkpoint_every : optional
+    kl_warmup, ema_decay, grad_clip, multi_start, precision, test_every, checkpoint_every : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     random_state : int, RandomState or None
         The same int gives the same model, bit for bit; None a different one each time.
@@ -117,6 +119,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         tb_logging: bool = False,
         *,
         likelihood: LikelihoodName = "auto",
+        loss: Literal["bce", "mse"] | None = None,
         kl_weight: float = 1.0,
         residual_blocks: int | None = None,
         learning_rate: float | None = None,
@@ -124,6 +127,8 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         kl_warmup: float = 0.2,
         ema_decay: float | None = None,
         grad_clip: float = 3.0,
+        multi_start: bool | Literal["auto"] = "auto",
+        precision: Precision = "auto",
         test_every: int | None = None,
         checkpoint_every: int = 500,
         random_state: int | np.random.RandomState | None = 0,
@@ -142,6 +147,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         self.feature_normalization = feature_normalization
         self.tb_logging = tb_logging
         self.likelihood = likelihood
+        self.loss = loss
         self.kl_weight = kl_weight
         self.residual_blocks = residual_blocks
         self.learning_rate = learning_rate
@@ -149,6 +155,8 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         self.kl_warmup = kl_warmup
         self.ema_decay = ema_decay
         self.grad_clip = grad_clip
+        self.multi_start = multi_start
+        self.precision = precision
         self.test_every = test_every
         self.checkpoint_every = checkpoint_every
         self.random_state = random_state
@@ -202,12 +210,8 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         """
         if self.X is None:
             raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
-        given = {
-            "learning_rate": learning_rate,
-            "num_steps": num_steps,
-            "test_every": test_every,
-            "checkpoint_every": checkpoint_every,
-        }
+        given = dict(learning_rate=learning_rate, num_steps=num_steps)
+        given |= dict(test_every=test_every, checkpoint_every=checkpoint_every)
         config = self._config({name: value for name, value in given.items() if value is not None})
         asked = {
             "dropout_keep_prob": dropout_keep_prob,
@@ -230,6 +234,8 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         own = {name: _plain(value) for name, value in own.items() if value is not None}
         if self.X_valid is not None:
             own["train_valid_split"] = 1.0  # all of X trains
+        if self.loss is not None:
+            own["loss"] = self.loss
         if self.cells_encoder is not None:
             own["cells_encoder"] = tuple(self.cells_encoder)
         return make_config(TrainConfig, own | self._seed() | settings)
@@ -273,14 +279,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     ) -> None:
         valid = None if self.X_valid is None else ArrayRows(self._rows(self.X_valid))
         self.model_, self.history_ = fit(
-            reader,
-            moments,
-            item_shape,
-            config,
-            self._directory,
-            on_event,
-            overwrite=overwrite,
-            validation=valid,
+            reader, moments, item_shape, config, self._directory, on_event, overwrite=overwrite, validation=valid
         )
         self.item_shape_ = item_shape
         if self._directory is not None:

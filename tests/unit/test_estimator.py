@@ -77,17 +77,18 @@ class TestBothVocabularies:
 
     def test_parameters_are_the_words_of_the_settings(self) -> None:
         own = set(CompressionVAE().get_params())
-        assert own - set(TrainConfig.model_fields) - {"iaf_flow_length"} == {
+        assert own - set(TrainConfig.model_fields) - {"multi_start"} == {
             "X",
             "X_valid",
             "batch_size_test",
             "initializer",
             "logdir",
+            "loss",
             "random_state",
             "storage_options",
         }
         defaults = TrainConfig()
-        for name in own & set(TrainConfig.model_fields) - {"tb_logging", "iaf_flow_length"}:
+        for name in own & set(TrainConfig.model_fields) - {"tb_logging"}:
             assert getattr(CompressionVAE(), name) == getattr(defaults, name), name
 
     def test_reference_positions(self) -> None:
@@ -97,6 +98,11 @@ class TestBothVocabularies:
         train = "self learning_rate num_steps dropout_keep_prob overwrite test_every lr_scheduling "
         train += "lr_scheduling_steps lr_scheduling_factor lr_scheduling_min checkpoint_every"
         assert positional(CompressionVAE.train) == train.split()
+
+    def test_a_loss_names_its_likelihood(self) -> None:
+        assert CompressionVAE(X / 16, loss="bce", **QUICK).train().model_.config.likelihood == "bernoulli"
+        with pytest.raises(InvalidInput, match="loss='hinge'"):
+            CompressionVAE(X, loss="hinge", **QUICK).train()  # type: ignore[arg-type]
 
     def test_arguments_of_train_win_and_stay_out_of_the_parameters(self) -> None:
         model = CompressionVAE(X, **QUICK).train(num_steps=5, test_every=1)
