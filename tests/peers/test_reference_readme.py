@@ -6,6 +6,7 @@ The text of the blocks is kept to the letter, but for the numbers of steps and w
 import logging
 import shutil
 import signal
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from sklearn.datasets import load_digits
 
 import cvae_dist as cvae
@@ -172,3 +174,19 @@ def test_a_directory_called_temp_is_not_deleted(mnist: SimpleNamespace, home: Pa
     (home / "temp" / "thesis.txt").write_text("precious")
     cvae.CompressionVAE(mnist.data, logdir="~/temp", **QUICK).train()
     assert (home / "temp" / "thesis.txt").read_text() == "precious"
+
+
+def test_what_the_reference_never_had(home: Path) -> None:
+    """The block of this README, with its comments."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    block = text.split("And what it never had:\n")[1].split("The score of rows")[0]
+    X = DIGITS.data[:100].astype(np.float32)
+    (home / "rows").mkdir()
+    np.save(home / "rows" / "all.npy", X)
+    cvae.ingest(str(home / "rows"), "rows.zarr")
+    names = {"embedder": cvae.CompressionVAE(X, **QUICK).train(), "X": X, "xr": xr}
+    exec(textwrap.dedent(block), names)
+    assert names["spread"].shape == (100, 2)  # type: ignore[attr-defined]
+    shutil.rmtree("rows.zarr")
+    Path("embed.pt2").unlink()
+    assert Path("diagnosis.png").exists()
