@@ -38,7 +38,8 @@ class ModelConfig(BaseModel):
         None,
         ge=0,
         le=64,
-        description="Autoregressive steps of the posterior; 0: a Gaussian. Default: 0 for up to 2 latent dimensions.",
+        description="Autoregressive steps of the posterior; 0: a Gaussian. "
+        "Default: 5 for a Bernoulli likelihood and more than 2 latent dimensions, else 0.",
     )
     kl_weight: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Weight of the KL term; 0: a plain autoencoder, without noise."

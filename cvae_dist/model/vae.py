@@ -28,7 +28,7 @@ def decide(
     """Return the model's settings with what follows from the statistics filled in, and the reasons."""
     normalization = choose_normalization(config.feature_normalization, moments, dtype, item_shape)
     likelihood = choose_likelihood(config.likelihood, moments)
-    flow = choose_flow_length(config.iaf_flow_length, config.dim_latent, config.kl_weight)
+    flow = choose_flow_length(config.iaf_flow_length, config.dim_latent, config.kl_weight, str(likelihood.value))
     settings = {name: getattr(config, name) for name in ModelConfig.model_fields}
     choices = {"feature_normalization": normalization, "likelihood": likelihood, "iaf_flow_length": flow}
     decided = settings | {name: choice.value for name, choice in choices.items()}

@@ -132,22 +132,23 @@ def test_a_flow_can_be_exported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requested", "dim_latent", "kl_weight", "length", "reason"),
+    ("requested", "dim_latent", "kl_weight", "likelihood", "length", "reason"),
     [
-        (None, 1, 1.0, 0, ""),
-        (5, 1, 1.0, 0, "no flow: with one latent dimension"),
-        (None, 8, 0.0, 0, ""),
-        (5, 8, 0.0, 0, "no flow: without a KL term"),
-        (None, 2, 1.0, 0, ""),
-        (None, 3, 1.0, 5, "5 steps"),
-        (3, 2, 1.0, 3, "as asked for"),
-        (0, 16, 1.0, 0, "as asked for"),
+        (None, 1, 1.0, "bernoulli", 0, ""),
+        (5, 1, 1.0, "bernoulli", 0, "no flow: with one latent dimension"),
+        (None, 8, 0.0, "bernoulli", 0, ""),
+        (5, 8, 0.0, "bernoulli", 0, "no flow: without a KL term"),
+        (None, 2, 1.0, "bernoulli", 0, ""),
+        (None, 3, 1.0, "bernoulli", 5, "5 steps"),
+        (None, 16, 1.0, "gaussian", 0, ""),
+        (3, 2, 1.0, "gaussian", 3, "as asked for"),
+        (0, 16, 1.0, "bernoulli", 0, "as asked for"),
     ],
 )
 def test_length_follows_the_dimensions(
-    requested: int | None, dim_latent: int, kl_weight: float, length: int, reason: str
+    requested: int | None, dim_latent: int, kl_weight: float, likelihood: str, length: int, reason: str
 ) -> None:
-    choice = choose_flow_length(requested, dim_latent, kl_weight)
+    choice = choose_flow_length(requested, dim_latent, kl_weight, likelihood)
     assert choice.value == length
     assert reason in choice.reason
     assert bool(reason) == bool(choice.reason)
