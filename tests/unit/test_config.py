@@ -52,7 +52,9 @@ def test_automatic_training_settings() -> None:
     few, many = TrainConfig().resolve(500, 10), TrainConfig().resolve(60_000, 784)
     assert (few.batch_size, few.num_steps, few.ema_decay) == (50, 3000, 0.99)
     assert (many.batch_size, many.num_steps, many.ema_decay) == (256, 20 * 211, 0.99)
-    assert many.learning_rate == pytest.approx(3e-3)
+    assert many.learning_rate == pytest.approx(2e-3)
+    assert TrainConfig(dim_latent=3).resolve(60_000, 784).learning_rate == pytest.approx(3e-3)
+    assert few.learning_rate == pytest.approx(3e-3 * (50 / 256) ** 0.5)
     assert (few.residual_blocks, many.residual_blocks) == (0, 2)
     assert TrainConfig(residual_blocks=1).resolve(500, 10).residual_blocks == 1
     assert TrainConfig(cells_encoder=(8,)).resolve(60_000, 784).residual_blocks == 0
