@@ -14,6 +14,7 @@ MAX_ABS_LOGVAR = 10.0
 _HEAD_GAIN = 0.1
 _HEAD_LOGVAR_BIAS = -1.0
 _BLOCK_GAIN = 0.1
+_ALIGNMENT = 4  # inputs
 _LINEAR_AND_SILU = 2  # of few inputs: exact costs nothing
 
 
@@ -78,8 +79,21 @@ def perceptron(widths: Sequence[int], blocks: int, blocks_after: int) -> Layers:
     return Layers(*itertools.chain.from_iterable(pairs))
 
 
-class Output(Mixed, nn.Linear):
-    """A linear layer that can compute in another type."""
+class Aligned(nn.Linear):
+    """A linear layer, usually of few outputs, that treats every row of a batch alike, bit for bit.
+
+    Where inputs are no multiple of 4, matrix kernels for few outputs add up the rest of a row in an order that
+    depends on its place in the batch; zeros that fill it up change nothing else.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return (n, out_features) of (n, in_features)."""
+        fill = (0, -self.in_features % _ALIGNMENT)
+        return functional.linear(functional.pad(values, fill), functional.pad(self.weight, fill), self.bias)
+
+
+class Output(Mixed, Aligned):
+    """An aligned layer that can compute in another type."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (n, out_features) of (n, in_features)."""
@@ -113,7 +127,7 @@ class Encoder(nn.Module):
     def __init__(self, n_features: int, cells: Sequence[int], dim_latent: int, residual_blocks: int = 0) -> None:
         super().__init__()
         self.body = perceptron([n_features, *cells], residual_blocks, blocks_after=-1)
-        self.head = nn.Linear([n_features, *cells][-1], 2 * dim_latent)
+        self.head = Aligned([n_features, *cells][-1], 2 * dim_latent)
 
     def forward(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance, each (n, dim_latent), of rows (n, n_features)."""

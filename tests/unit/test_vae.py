@@ -33,8 +33,11 @@ def rows() -> np.ndarray:
         {},
         {"dim_latent": 16, "cells_encoder": (96, 33), "iaf_flow_length": 5},
         {"dim_latent": 3, "cells_encoder": (64, 48), "iaf_flow_length": 5},
+        {"dim_latent": 3, "cells_encoder": (37, 33), "iaf_flow_length": 5},
+        {"dim_latent": 1, "cells_encoder": (35,)},
+        {"dim_latent": 2, "cells_encoder": ()},
     ],
-    ids=["plain", "odd widths and flow", "flow of odd width"],
+    ids=["plain", "odd widths and flow", "flow", "odd widths, few outputs", "one output", "no cells"],
 )
 def test_a_latent_does_not_depend_on_the_company_of_its_row(rows: np.ndarray, settings: dict[str, object]) -> None:
     vae = build(rows, **settings)
