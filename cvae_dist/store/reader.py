@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -260,7 +261,7 @@ class _Shard:
             os.close(self.descriptor)
 
 
-class _Shards:
+class _Shards(ABC):
     """The shards used last; one that is dropped closes its file when nobody reads from it any more."""
 
     def __init__(self, array: ShardedArray) -> None:
@@ -281,12 +282,13 @@ class _Shards:
                 self._shards.popitem(last=False)
         return found
 
+    @abstractmethod
     def _open(self, numbers: Sequence[int]) -> list[_Shard]:
-        raise NotImplementedError
+        """Open shards and read their indices."""
 
+    @abstractmethod
     def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
         """Return bytes of shards: (shard, offset, size) each."""
-        raise NotImplementedError
 
 
 class _LocalShards(_Shards):
