@@ -1,0 +1,59 @@
+"""Stores and models that do not belong together; `faults/test_embed_kill.py` kills and grows."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from cvae_dist.embed import decode, embed, score
+from cvae_dist.errors import InvalidInput
+from cvae_dist.ingest import ingest
+from cvae_dist.training.loop import train
+
+
+class Made(NamedTuple):
+    rows: str
+    model: str
+    other: str
+    wider: str
+    latents: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Rows, a model of them with its latents, another of the same widths, and one of three latent dimensions."""
+    root = tmp_path_factory.mktemp("made")
+    made = Made(*(str(root / name) for name in Made._fields))
+    (root / "tree").mkdir()
+    np.save(root / "tree" / "rows.npy", np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))
+    ingest(root / "tree", made.rows)
+    quick = {"num_steps": 5, "tb_logging": False}
+    train(made.rows, made.model, **quick)
+    train(made.rows, made.other, seed=1, **quick)
+    train(made.rows, made.wider, dim_latent=3, **quick)
+    embed(made.rows, made.model, made.latents)
+    return made
+
+
+def test_latents_of_another_model_are_not_decoded(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"were made by model \w+, but .*other is \w+"):
+        decode(made.latents, made.other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert decode(made.latents, made.model, tmp_path / "out").rows == 40
+
+
+def test_latents_of_another_width_are_not_decoded(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"has rows of 2 values, but model .*wider takes 3"):
+        decode(made.latents, made.wider, tmp_path / "out")
+
+
+@pytest.mark.parametrize("verb", [embed, score])
+def test_latents_are_not_taken_for_rows(made: Made, tmp_path: Path, verb: object) -> None:
+    with pytest.raises(InvalidInput, match="holds latents, but rows are needed"):
+        verb(made.latents, made.model, tmp_path / "out")
+
+
+def test_latents_are_not_trained_on(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="holds latents, but rows are needed"):
+        train(made.latents, str(tmp_path / "model"))
