@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-heavy lint bench clean
+.PHONY: help demo test test-heavy lint bench bench-model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,6 +42,9 @@ lint: $(READY) ## ruff, mypy (strict) and the import contracts
 
 bench: $(READY) ## ratios against bare reads, copies and models, measured in one run
 	$(BIN)/python -m tests.bench
+
+bench-model: $(READY) ## what the model is worth: quality, likelihoods, speed, beside the reference (about 20 minutes)
+	$(BIN)/python -m tests.bench.model
 
 clean: ## remove what the demo, the tests and the set-up made
 	rm -rf demo .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

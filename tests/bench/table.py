@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import rich.box
-from rich.console import Console
-from rich.table import Table
-
 
 class Row(NamedTuple):
-    """One figure: ``value`` must be at least ``bar`` (at most, where ``lower`` is better); ``goal`` is for later."""
+    """One figure: ``value`` must be at least ``bar`` (at most, where ``lower`` is better); ``goal`` is for later.
+
+    A ``value`` that is not a number was not measured, and ``note`` says why.
+    """
 
     name: str
     value: float
@@ -21,6 +20,7 @@ class Row(NamedTuple):
     goal: float | None = None
     note: str = ""
     lower: bool = False
+    reference: str = ""
 
     @property
     def holds(self) -> bool:
@@ -58,15 +58,18 @@ def machine() -> str:
 
 def show(rows: Iterable[Row]) -> bool:
     """Print rows as they come and return whether all of them hold."""
-    table = Table(box=rich.box.SIMPLE, title=machine(), title_justify="left")
-    for heading in ("figure", "value", "must be", "later", "", "note"):
-        table.add_column(heading, justify="right" if heading in ("value", "must be", "later") else "left")
+    print(machine())
+    _print("figure", "value", "must be", "", "later, reference, notes")
     good = True
     for row in rows:
         sign = "<=" if row.lower else ">="
-        later = "" if row.goal is None else f"{sign} {row.goal:g}"
-        verdict = "ok" if row.holds else "MISS"
-        table.add_row(row.name, f"{row.value:.3g}", f"{sign} {row.bar:g}", later, verdict, row.note)
+        later = "" if row.goal is None else f"later {sign} {row.goal:g}"
+        beside = "; ".join(filter(None, (later, row.reference and f"reference {row.reference}", row.note)))
+        verdict = "ok" if row.holds else "MISS" if row.value == row.value else "not measured"
+        _print(row.name, f"{row.value:.4g}", f"{sign} {row.bar:g}", verdict, beside)
         good &= row.holds
-    Console(width=160).print(table)
     return good
+
+
+def _print(name: str, value: str, bar: str, verdict: str, beside: str) -> None:
+    print(f"{name:<72} {value:>9} {bar:>10}  {verdict:<4}  {beside}", flush=True)

@@ -1,0 +1,85 @@
+"""Likelihoods of MNIST's test images, by published protocols."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import cvae_dist as cvae
+from cvae_dist.config import TrainConfig
+from cvae_dist.model import diagnosis, scoring
+from cvae_dist.store import Moments
+from cvae_dist.store.reader import ArrayRows
+from cvae_dist.training.loop import fit
+from tests.bench.model.data import Images, mnist
+from tests.bench.table import Row
+
+_EPOCHS, _BATCH = 20, 256
+_PAPER_EPOCHS, _PAPER_BATCH = 100, 128
+_TEST_SEED = 7  # of the one binarisation of the test rows
+_DRAWS = 100
+
+
+def rows() -> Iterator[Row]:
+    """Measure -ELBO of grey images after 20 epochs, and the importance-sampled NLL of the IWAE paper's network."""
+    yield Row("16-D, Bernoulli, 20 epochs: test -ELBO in nats, no flow", _elbo(0), 97.1, lower=True)
+    yield Row("16-D, Bernoulli, 20 epochs: test -ELBO in nats, IAF 5", _elbo(5), 95.5, lower=True)
+    yield from _paper()
+
+
+def _elbo(iaf_flow_length: int) -> float:
+    data = mnist()
+    embedder = cvae.CompressionVAE(
+        data.train,
+        dim_latent=16,
+        cells_encoder=(512, 256),
+        likelihood="bernoulli",
+        iaf_flow_length=iaf_flow_length,
+        batch_size=_BATCH,
+        num_steps=_EPOCHS * -(-len(data.train) // _BATCH),
+        train_valid_split=1.0,
+    ).train()
+    noise = np.random.default_rng(0).standard_normal((len(data.test), 16), np.float32)
+    reconstruction, kl = embedder.model_.score_rows(data.test, noise)
+    return float(np.mean(reconstruction + kl))
+
+
+class Binarised(ArrayRows):
+    """Rows whose pixels are drawn anew, 0 or 1 by their grey value, every time they are read."""
+
+    def __init__(self, grey: Images) -> None:
+        super().__init__(grey)
+        self._random = np.random.default_rng(0)
+
+    def read_into(self, out: NDArray[np.uint8], starts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        super().read_into(out, starts, counts)
+        out[:] = binarise(out, self._random)
+
+
+def binarise(grey: Images, random: np.random.Generator) -> Images:
+    return (random.random(grey.shape, np.float32) * 255 < grey).astype(np.uint8)
+
+
+def _paper() -> Iterator[Row]:
+    """Train 784-200-200-50 on stochastically binarised images (Burda et al. 2015, table 1, one layer, k = 1)."""
+    data = mnist()
+    random = np.random.default_rng(_TEST_SEED)
+    config = TrainConfig(
+        dim_latent=50,
+        cells_encoder=(200, 200),
+        likelihood="bernoulli",
+        iaf_flow_length=0,
+        batch_size=_PAPER_BATCH,
+        num_steps=_PAPER_EPOCHS * -(-len(data.train) // _PAPER_BATCH),
+        learning_rate=2e-3,
+        train_valid_split=1.0,
+    )
+    vae, _ = fit(Binarised(data.train), Moments.of(binarise(data.train, random)), (28, 28), config)
+    test = binarise(data.test, np.random.default_rng(_TEST_SEED))
+    draws = list(random.standard_normal((_DRAWS, 50), np.float32))
+    with torch.inference_mode():
+        nll = -float(scoring.log_marginal(vae, test, draws).mean())
+    yield Row("IWAE paper's VAE, 100 epochs: NLL in nats, 100 samples", nll, 90.0, lower=True)
+    units = diagnosis.diagnose(vae, test).active_units
+    yield Row("IWAE paper's VAE, 100 epochs: active units", units, 20, note="20 to 24; paper 19 at 3280 epochs")
