@@ -90,6 +90,9 @@ class TrainConfig(ModelConfig):
         description="Peak of the schedule. Default: 3e-3 * sqrt(batch_size / 256), at most 8e-3; "
         "2e-3 instead of 3e-3 for one or two latent dimensions of 10,000 rows or more.",
     )
+    lr_scheduling: bool = Field(
+        True, description="Let the learning rate fall along a cosine; otherwise it stays constant after its warm-up."
+    )
     kl_warmup: float = Field(0.2, ge=0, le=1, description="Share of the steps over which the KL weight grows to 1.")
     ema_decay: float | None = Field(
         None,

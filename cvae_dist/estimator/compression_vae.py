@@ -73,6 +73,8 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         Residual blocks before the encoder's head and after the decoder's first layer.
     learning_rate, num_steps : optional
         Peak of the learning rate, gradient steps. Default: from the data.
+    lr_scheduling : bool
+        False: the learning rate stays constant after its warm-up, instead of falling along a cosine.
     kl_warmup, ema_decay, grad_clip, multi_start, precision, test_every, checkpoint_every : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     random_state : int, RandomState or None
@@ -124,6 +126,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         residual_blocks: int | None = None,
         learning_rate: float | None = None,
         num_steps: int | None = None,
+        lr_scheduling: bool = True,
         kl_warmup: float = 0.2,
         ema_decay: float | None = None,
         grad_clip: float = 3.0,
@@ -152,6 +155,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         self.residual_blocks = residual_blocks
         self.learning_rate = learning_rate
         self.num_steps = num_steps
+        self.lr_scheduling = lr_scheduling
         self.kl_warmup = kl_warmup
         self.ema_decay = ema_decay
         self.grad_clip = grad_clip
@@ -170,7 +174,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         dropout_keep_prob: float = 1.0,
         overwrite: bool = False,
         test_every: int | None = None,
-        lr_scheduling: bool = True,
+        lr_scheduling: bool | None = None,
         lr_scheduling_steps: int = 5,
         lr_scheduling_factor: float = 5,
         lr_scheduling_min: float = 1e-5,
@@ -181,15 +185,18 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         """Train on the constructor's ``X``; what is given here wins over the constructor.
 
         With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C), and a
-        finished one is restored.
+        finished one is restored. A finished training, of ``logdir`` or of this object, goes on where ``num_steps`` is
+        larger than it was and all else is the same: from its best weights and at its last step, with a fresh
+        optimiser and the learning rate that the longer training has there, after a new warm-up. That is not, to the
+        bit, the model of a training that was longer from the start.
 
         Parameters
         ----------
-        learning_rate, num_steps, test_every, checkpoint_every : optional
+        learning_rate, num_steps, test_every, lr_scheduling, checkpoint_every : optional
             As in the constructor. ``num_steps`` counts from the very first step, also when a training goes on.
         overwrite : bool
-            Discard what is in ``logdir`` and begin anew.
-        dropout_keep_prob, lr_scheduling, lr_scheduling_steps, lr_scheduling_factor, lr_scheduling_min : optional
+            Discard the model that is there, and begin anew.
+        dropout_keep_prob, lr_scheduling_steps, lr_scheduling_factor, lr_scheduling_min : optional
             Arguments of the reference, accepted and without effect, which the log says.
         on_event : callable
             Receives progress.
@@ -204,28 +211,33 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         InvalidInput
             The rows or a setting cannot be used, or an argument is unknown.
         SettingsChanged
-            ``logdir`` was begun or finished with other settings or on other rows.
+            ``logdir`` was begun or finished with other settings (but for a larger ``num_steps``) or on other rows.
         KeyboardInterrupt
             The training was interrupted. With ``logdir`` it is saved, and goes on when called again.
         """
         if self.X is None:
             raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
         given = dict(learning_rate=learning_rate, num_steps=num_steps)
-        given |= dict(test_every=test_every, checkpoint_every=checkpoint_every)
+        given |= dict(test_every=test_every, lr_scheduling=lr_scheduling, checkpoint_every=checkpoint_every)
         config = self._config({name: value for name, value in given.items() if value is not None})
         asked = {
             "dropout_keep_prob": dropout_keep_prob,
-            "lr_scheduling": lr_scheduling,
             "lr_scheduling_steps": lr_scheduling_steps,
             "lr_scheduling_factor": lr_scheduling_factor,
             "lr_scheduling_min": lr_scheduling_min,
         }
         parameters = signature(CompressionVAE.train).parameters
         reference.note_without_effect({k: value for k, value in asked.items() if value != parameters[k].default})
+        if overwrite:
+            self.__dict__.pop("_trained", None)
         return self._fit(self.X, config, overwrite, on_event)
 
     def fit(self, X: Rows | None = None, y: object = None) -> Self:
-        """Train on ``X``, by default the constructor's; ``y`` is ignored. See :meth:`train`."""
+        """Train on ``X``, by default the constructor's; ``y`` is ignored. See :meth:`train`.
+
+        As in scikit-learn, a model in memory is never gone on with.
+        """
+        self.__dict__.pop("_trained", None)
         rows = self.X if X is None else X
         return self.train() if rows is None else self._fit(rows, self._config({}), False, ignore)
 
@@ -278,9 +290,11 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         on_event: OnEvent,
     ) -> None:
         valid = None if self.X_valid is None else ArrayRows(self._rows(self.X_valid))
-        self.model_, self.history_ = fit(
-            reader, moments, item_shape, config, self._directory, on_event, overwrite=overwrite, validation=valid
-        )
+        self._trained = fit(
+            reader, moments, item_shape, config, self._place() if self._directory else None, on_event,
+            overwrite=overwrite, validation=valid, earlier=getattr(self, "_trained", None),
+        )  # fmt: skip
+        self.model_, self.history_ = self._trained.vae, self._trained.history
         self.item_shape_ = item_shape
         if self._directory is not None:
             self._keep_feature_names()

@@ -15,12 +15,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 INITIALIZERS = ("orthogonal", "truncated_normal", "lecun_normal")
-_SCHEDULE = "the learning rate always rises briefly and then falls along a cosine"
+_SCHEDULE = "the learning rate rises briefly and then falls along a cosine, or stays with lr_scheduling=False"
 _WITHOUT_EFFECT = {
     "initializer": "weights are always drawn He-normal, which suits the activations of these networks",
     "batch_size_test": "validation computes as many rows at once as suits the machine, with the same result",
     "dropout_keep_prob": "there is no dropout, which cost the reference about 7 nats on MNIST",
-    "lr_scheduling": _SCHEDULE,
     "lr_scheduling_steps": _SCHEDULE,
     "lr_scheduling_factor": _SCHEDULE,
     "lr_scheduling_min": _SCHEDULE,

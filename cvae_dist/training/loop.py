@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +82,10 @@ def train(
 ) -> TrainResult:
     """Train a model on the rows of a store; run again, it goes on from the last checkpoint.
 
+    A finished model goes on where only ``num_steps`` is larger than it was: from its best weights and at its last
+    step, with a fresh optimiser and the learning rate that the longer training has there, after a new warm-up. That
+    is not, to the bit, the model of a training that was longer from the start.
+
     Parameters
     ----------
     store : str or RowStore
@@ -104,7 +108,7 @@ def train(
     InvalidInput
         A setting is unknown or out of range, or the store has no rows.
     SettingsChanged
-        ``model`` was begun or finished with other settings or on other rows.
+        ``model`` was begun or finished with other settings (but for a larger ``num_steps``) or on other rows.
     TrainingDiverged
         The loss was not finite in 50 steps.
     Corrupt
@@ -131,9 +135,21 @@ def _train_at(place: Location, data: "_Data", config: TrainConfig, overwrite: bo
         _require_ours(place)
         if overwrite:
             _discard(place)
-        if is_finished(place):
-            return _already_finished(place, data, config, on_event)
-        return _run(data, config, place, on_event)[0]
+        if not is_finished(place):
+            return _run(data, config, place, on_event)[0]
+        if _asks_for_more(_made_with_at(place), data, config):
+            return _run(data, config, place, on_event, _finished(place))[0]
+        return _already_finished(place, data, config, on_event)
+
+
+class Trained(NamedTuple):
+    """A finished training: its model, ready for inference, its course, and what made it."""
+
+    vae: VAE
+    history: list[Record]
+    steps: int
+    seconds: float
+    made_with: Mapping[str, Any]
 
 
 def fit(
@@ -141,15 +157,17 @@ def fit(
     moments: Moments,
     item_shape: tuple[int, ...],
     config: TrainConfig,
-    directory: str | None = None,
+    directory: str | Location | None = None,
     on_event: OnEvent = ignore,
     *,
     overwrite: bool = False,
     validation: Reader | None = None,
-) -> tuple[VAE, list[Record]]:
-    """Train on any reader of rows; return the model, ready for inference, and the history.
+    earlier: Trained | None = None,
+) -> Trained:
+    """Train on any reader of rows.
 
-    Without ``directory`` nothing is written. With it this is :func:`train`: an interrupted training goes on.
+    Without ``directory`` nothing is written, and ``earlier`` goes on where this is the same training with more steps.
+    With it this is :func:`train`: an interrupted training goes on, and so does a finished one.
     With ``validation`` its rows validate, 10,000 of them at most, and every row of ``reader`` is trained on.
 
     Raises
@@ -161,12 +179,12 @@ def fit(
         config = config.model_copy(update={"train_valid_split": 1.0})
     data = _Data(reader, moments, item_shape, _digest(moments, validation), "memory", validation)
     if directory is None:
-        _, vae, history = _run(data, config, None, on_event)
-        return vae, history
+        more = earlier is not None and _asks_for_more(earlier.made_with, data, config)
+        return _run(data, config, None, on_event, earlier if more else None)[1]
     place = Location.of(directory)
     if _train_at(place, data, config, overwrite, on_event).stopped_because == "interrupted":
         raise KeyboardInterrupt
-    return load_model(place), History.read(place / _HISTORY).records
+    return _finished(place)
 
 
 @dataclass(frozen=True)
@@ -210,6 +228,26 @@ def _require_ours(place: Location) -> None:
         )
 
 
+def _finished(place: Location) -> Trained:
+    """Return the finished training at ``place``, without what a longer one has recorded since."""
+    figures = read_description(place)["lineage"]["figures"]
+    history = [record for record in History.read(place / _HISTORY).records if record["step"] <= figures["steps"]]
+    return Trained(load_model(place), history, figures["steps"], figures["seconds"], _made_with_at(place))
+
+
+def _made_with_at(place: Location) -> Mapping[str, Any]:
+    made_with: Mapping[str, Any] = read_description(place)["lineage"].get("made_with", {})
+    return made_with
+
+
+def _asks_for_more(there: Mapping[str, Any], data: _Data, config: TrainConfig) -> bool:
+    """Whether this is the training there, but with more steps; settings that follow from them may differ too."""
+    asked = _made_with(data, _decide(data, config)[0])
+    follows = {"num_steps", "ema_decay"} if config.ema_decay is None else {"num_steps"}
+    same = all(there.get(name) == asked[name] for name in asked.keys() - follows)
+    return same and asked["num_steps"] > there["num_steps"]
+
+
 def _already_finished(place: Location, data: _Data, config: TrainConfig, on_event: OnEvent) -> TrainResult:
     """Return the result of the finished training at ``place``, or refuse when it was another one."""
     lineage = read_description(place)["lineage"]
@@ -235,9 +273,9 @@ def _has_grown(data: _Data, lineage: Mapping[str, Any]) -> bool:
 
 
 def _run(
-    data: _Data, config: TrainConfig, place: Location | None, on_event: OnEvent
-) -> tuple[TrainResult, VAE, list[Record]]:
-    """Train from the last checkpoint, or from the start, to the end or an interruption."""
+    data: _Data, config: TrainConfig, place: Location | None, on_event: OnEvent, earlier: Trained | None = None
+) -> tuple[TrainResult, Trained]:
+    """Train from the last checkpoint, an earlier end or the start, to the end or an interruption."""
     config, reasons = _decide(data, config)
     checkpoints = Checkpoints(place / _CHECKPOINTS) if place else None
     state = checkpoints.load() if checkpoints else None
@@ -249,20 +287,24 @@ def _run(
     validation, excluded = _validation(data, config)
     sampler = Sampler(**state["sampler"]) if state else _plan(data.reader, config, len(excluded))
     vae = VAE.of(config, data.moments, data.reader.dtype, config.seed)
-    history = History(place / _HISTORY if place else None, state["history"] if state else ())
+    history = History(place / _HISTORY if place else None, _recorded(state, earlier))
     history.write()
     logs = place / _LOGS if place and config.tb_logging else None
+    first_step = int(history.records[-1]["step"]) + 1 if history.records else 0
     with (
         _threads(sum(weight.numel() for weight in vae.parameters()) * sampler.batch_size),
         Loader(data.reader, sampler, excluded=excluded, buffer_bytes=config.buffer_bytes) as loader,
-        Scalars(logs, state["trainer"]["step"] if state else 0) as scalars,
+        Scalars(logs, first_step) as scalars,
         Interruption() if place else contextlib.nullcontext() as interruption,
     ):
-        start = state["start"] if state else _start(data, config, vae, validation, excluded)
+        start = state["start"] if state else _start(data, config, vae, validation, excluded, earlier)
         precision = _precision(state, config, vae)
         trainer = Trainer(vae, config, validation, sampler.steps_per_epoch, precision.compute_dtype)
         if state:
             trainer.restore(state["trainer"])
+        elif earlier:
+            trainer.go_on_from(earlier.steps, dict(earlier.vae.named_parameters()), _best_loss(earlier.history))
+            trainer.seconds = earlier.seconds
         made = {
             "made_with": _made_with(data, config),
             "sampler": asdict(sampler),
@@ -277,9 +319,23 @@ def _run(
     if stopped != "interrupted":
         trainer.use_best_weights()
         if place and checkpoints:
-            save_model(place, vae, _lineage(data, config, len(excluded), result))
+            delete_model(place)  # until the longer one is whole there is none; its checkpoints are
+            save_model(place, vae, _lineage(data, config, len(excluded), result, trainer.begun))
             checkpoints.clear()
-    return result, vae.requires_grad_(False).eval(), history.records
+    vae.requires_grad_(False).eval()
+    return result, Trained(vae, history.records, trainer.step, trainer.seconds, _made_with(data, config))
+
+
+def _recorded(state: Mapping[str, Any] | None, earlier: Trained | None) -> list[Record]:
+    """Return the history that a training goes on from."""
+    if state:
+        records: list[Record] = state["history"]
+        return records
+    return earlier.history if earlier else []
+
+
+def _best_loss(history: list[Record]) -> float:
+    return min((record["validation_loss"] for record in history if "validation_loss" in record), default=math.inf)
 
 
 class _Run:
@@ -418,8 +474,12 @@ def _decide(data: _Data, config: TrainConfig) -> tuple[TrainConfig, tuple[str, .
     return config.model_copy(update=decided.model_dump()), reasons
 
 
-def _start(data: _Data, config: TrainConfig, vae: VAE, validation: Validation, excluded: Rows) -> str:
+def _start(
+    data: _Data, config: TrainConfig, vae: VAE, validation: Validation, excluded: Rows, earlier: Trained | None
+) -> str:
     """Give ``vae`` a better start than random weights where that pays, and say which; empty where it does not."""
+    if earlier:
+        return f"the best weights of {earlier.steps} finished steps go on, with a fresh optimiser"
     n_rows = data.reader.n_rows
     if not is_worthwhile(config, n_rows, data.reader.n_features):
         return ""
@@ -478,8 +538,8 @@ def _plan(reader: Reader, config: TrainConfig, held_out: int) -> Sampler:
     )
 
 
-def _lineage(data: _Data, config: TrainConfig, held_out: int, result: TrainResult) -> dict[str, Any]:
-    """Return where the model came from, for ``config.json``."""
+def _lineage(data: _Data, config: TrainConfig, held_out: int, result: TrainResult, begun: int) -> dict[str, Any]:
+    """Return where the model came from, for ``config.json``; ``begun`` is not 0 where a finished training went on."""
     figures = {name: value for name, value in asdict(result).items() if name != "model"}
     return {
         "store": data.url,
@@ -487,6 +547,7 @@ def _lineage(data: _Data, config: TrainConfig, held_out: int, result: TrainResul
         "item_shape": list(data.item_shape),
         "dtype": data.reader.dtype.str,
         "held_out": {"rows": data.reader.n_rows, "count": held_out, "seed": config.seed},
+        "continued_from_step": begun,
         "figures": figures,
         "versions": versions(),
     }

@@ -11,13 +11,16 @@ _PATIENCE_TESTS = 5
 _PATIENCE_STEPS = 2000
 
 
-def learning_rate(step: int, num_steps: int, peak: float) -> float:
-    """Return the rate of ``step``: linear warm-up over 2 % of the steps, then a cosine to 1 % of ``peak``."""
+def learning_rate(step: int, num_steps: int, peak: float, begun: int = 0, falls: bool = True) -> float:
+    """Return the rate of ``step``: linear warm-up over 2 % of the steps, then a cosine to 1 % of ``peak``.
+
+    The warm-up starts at ``begun``, where the optimiser knew nothing of the gradients; the cosine does not move with
+    it. Where the rate does not fall, it stays at ``peak``.
+    """
     warmup = max(1, round(_WARMUP_SHARE * num_steps))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    return peak * (_FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
+    progress = max(0, step - warmup) / max(1, num_steps - warmup)
+    share = _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)) if falls else 1.0
+    return peak * share * min(1.0, (step - begun + 1) / warmup)
 
 
 def kl_weight(step: int, num_steps: int, warmup_share: float) -> float:

@@ -79,7 +79,7 @@ class Trainer:
         self.validation = validation
         self.steps_per_epoch = steps_per_epoch
         self._compute_dtype = compute_dtype
-        self.step = 0
+        self.step = self.begun = 0
         self.num_steps = cast(int, config.num_steps)
         self.seconds = 0.0
         self._batch_size = cast(int, config.batch_size)
@@ -147,7 +147,8 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Rate of the step that comes next."""
-        return schedule.learning_rate(self.step, self.num_steps, self._peak_rate)
+        falls = self.config.lr_scheduling
+        return schedule.learning_rate(self.step, self.num_steps, self._peak_rate, self.begun, falls)
 
     @property
     def loss(self) -> float:
@@ -204,6 +205,7 @@ class Trainer:
         """Return everything :meth:`restore` needs, as tensors, numbers, strings and containers of them."""
         return {
             "step": self.step,
+            "begun": self.begun,
             "seconds": self.seconds,
             "last_loss": self._last_loss,
             "next_test": self._next_test,
@@ -221,6 +223,7 @@ class Trainer:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state` of a trainer with the same arguments."""
         self.step = state["step"]
+        self.begun = state["begun"]
         self.seconds = state["seconds"]
         self._last_loss = state["last_loss"]
         self._next_test = state["next_test"]
@@ -231,6 +234,15 @@ class Trainer:
         self.best_loss, self._best_step = best["loss"], best["step"]
         self._tests_since_best = best["tests_since"]
         self._best_weights = dict(best["weights"])
+
+    def go_on_from(self, step: int, weights: Mapping[str, Tensor], best_loss: float) -> None:
+        """Begin at ``step`` with the best weights of a finished training, and a fresh optimiser."""
+        self.step = self.begun = self._best_step = step
+        self.best_loss = best_loss
+        self._next_test = self._test_after(step)
+        self._best_weights = clone(weights)
+        for mine in (dict(self.vae.named_parameters()), self._optimizer.average):
+            assign(mine, self._best_weights)
 
     def use_best_weights(self) -> VAE:
         """Put the best weights into the model and return it."""

@@ -107,7 +107,8 @@ def test_customising_the_model_and_its_training(
     with caplog.at_level(logging.WARNING, logger="cvae_dist"):
         embedder.train(learning_rate=1e-4, num_steps=20, dropout_keep_prob=0.6, test_every=5, lr_scheduling=False)
     without_effect = {message.split("=")[0] for message in caplog.messages if "has no effect" in message}
-    assert without_effect == {"initializer", "batch_size_test", "dropout_keep_prob", "lr_scheduling"}
+    assert without_effect == {"initializer", "batch_size_test", "dropout_keep_prob"}
+    assert embedder.history_[-1]["learning_rate"] == 1e-4
     assert embedder.embed(X).shape == (300, 16)
     assert embedder.history_[0]["step"] == 5
     model = embedder.model_.config
@@ -146,10 +147,22 @@ def test_restarting_an_existing_model(mnist: SimpleNamespace, home: Path) -> Non
     for restored in (cvae.CompressionVAE(X, logdir="~/moved"), cvae.CompressionVAE(logdir="~/moved")):
         np.testing.assert_array_equal(restored.embed(X), trained.embed(X))
         assert restored.decode(np.zeros((1, 3))).shape == (1, 64)
-    with pytest.raises(SettingsChanged, match="num_steps: 20 there, 40 asked for"):
-        cvae.CompressionVAE(X, dim_latent=3, logdir="~/moved", **QUICK).train(num_steps=40)
-    longer = cvae.CompressionVAE(X, dim_latent=3, logdir="~/moved", **QUICK).train(num_steps=40, overwrite=True)
+    longer = cvae.CompressionVAE(X, dim_latent=3, logdir="~/moved", **QUICK).train(num_steps=40)
     assert longer.history_[-1]["step"] == 40
+    assert longer.history_[: len(trained.history_)] == trained.history_
+    with pytest.raises(SettingsChanged, match="num_steps: 40 there, 30 asked for"):
+        cvae.CompressionVAE(X, dim_latent=3, logdir="~/moved", **QUICK).train(num_steps=30)
+    shorter = cvae.CompressionVAE(X, dim_latent=3, logdir="~/moved", **QUICK).train(num_steps=30, overwrite=True)
+    assert shorter.history_[-1]["step"] == 30
+
+
+def test_continuing_without_a_directory(mnist: SimpleNamespace) -> None:
+    embedder = cvae.CompressionVAE(mnist.data, **QUICK).train()
+    before = embedder.history_
+    embedder.train(num_steps=40)
+    assert (embedder.history_[: len(before)], embedder.history_[-1]["step"]) == (before, 40)
+    assert [record["step"] for record in embedder.train(num_steps=60, overwrite=True).history_] == [50, 60]
+    assert [record["step"] for record in embedder.fit(mnist.data).history_] == [20]
 
 
 def test_ctrl_c_saves_and_training_goes_on(mnist: SimpleNamespace) -> None:

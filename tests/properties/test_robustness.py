@@ -77,7 +77,8 @@ def assert_stays_finite(
     rate = asked.resolve(*rows.shape).learning_rate
     assert rate is not None
     config = asked.model_copy(update={"learning_rate": factor * rate})
-    vae, history = fit(ArrayRows(rows), Moments.of(rows), rows.shape[1:], config)
+    trained = fit(ArrayRows(rows), Moments.of(rows), rows.shape[1:], config)
+    vae, history = trained.vae, trained.history
     assert history[-1]["step"] == steps
     assert history[-1]["skipped_steps"] == 0
     assert all(np.isfinite(value) for record in history for value in record.values())

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from cvae_dist.ingest import ingest
 from cvae_dist.model import VAE, load_model
 from cvae_dist.store import Lease, Location, Moments
 from cvae_dist.store.reader import ArrayRows
+from cvae_dist.training import schedule
 from cvae_dist.training.loop import fit, train
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.sampler import validation_rows
@@ -34,7 +36,8 @@ def fit_digits(
 ) -> tuple[VAE, Any]:
     data = DIGITS[:rows]
     config = TrainConfig(**(QUICK | settings))
-    return fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(directory) if directory else None, on_event)
+    trained = fit(ArrayRows(data), Moments.of(data), (8, 8), config, directory and str(directory), on_event)
+    return trained.vae, trained.history
 
 
 def weights_of(vae: VAE) -> dict[str, np.ndarray]:
@@ -192,7 +195,7 @@ def test_train_from_a_store_resumes_finishes_and_then_has_nothing_to_do(
 def test_a_store_and_memory_give_the_same_model(store: str, tmp_path: Path) -> None:
     train(store, str(tmp_path / "model"), **QUICK)
     rows = DIGITS[:300].astype(np.uint8)
-    vae, _ = fit(ArrayRows(rows), Moments.of(rows), (8, 8), TrainConfig(**QUICK))
+    vae = fit(ArrayRows(rows), Moments.of(rows), (8, 8), TrainConfig(**QUICK)).vae
     loaded = load_model(str(tmp_path / "model"))
     np.testing.assert_allclose(loaded.embed_rows(rows), vae.embed_rows(rows), atol=1e-5)
 
@@ -210,20 +213,104 @@ def test_other_settings_are_refused_by_name_with_both_values(
         monkeypatch.undo()
     with pytest.raises(SettingsChanged, match=r"\(dim_latent: 2 there, 1 asked for\).*--overwrite"):
         fit_digits(tmp_path, dim_latent=1)
-    with pytest.raises(SettingsChanged, match="num_steps: 60 there, 90 asked for"):
-        fit_digits(tmp_path, num_steps=90)
+    with pytest.raises(SettingsChanged, match="num_steps: 60 there, 50 asked for"):
+        fit_digits(tmp_path, num_steps=50)
     with pytest.raises(SettingsChanged, match="rows: '"):
         fit_digits(tmp_path, rows=299)
     fit_digits(tmp_path, checkpoint_every=7)
+
+
+class TestFinishedTrainingsGoOn:
+    def test_from_the_best_weights_at_the_last_step(
+        self, undisturbed: tuple[VAE, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fit_digits(tmp_path)
+        first: list[tuple[int, dict[str, np.ndarray], float]] = []
+        advance = Trainer.advance
+
+        def looked_at(self: Trainer, *arguments: Any) -> None:
+            first.append((self.step, weights_of(self.vae), self.learning_rate))
+            advance(self, *arguments)
+
+        monkeypatch.setattr(Trainer, "advance", looked_at)
+        vae, history = fit_digits(tmp_path, num_steps=100)
+        step, weights, rate = first[0]
+        assert (step, len(first)) == (60, 40)
+        for name, value in weights_of(undisturbed[0]).items():
+            np.testing.assert_array_equal(weights[name], value)
+        assert rate == pytest.approx(schedule.learning_rate(60, 100, 3e-3 * math.sqrt(30 / 256)) / 2)
+        assert [record["step"] for record in history] == [20, 40, 60, 80, 100]
+        best = min(record["validation_loss"] for record in history)
+        assert best < history[2]["validation_loss"]
+        assert_same_weights(load_model(str(tmp_path)), vae)
+        lineage = json.loads((tmp_path / "config.json").read_text())["lineage"]
+        assert (lineage["continued_from_step"], lineage["figures"]["validation_loss"]) == (60, best)
+        assert not (tmp_path / "checkpoints").exists()
+
+    @pytest.mark.parametrize("steps", [61, 80, 99])
+    def test_interrupted_it_ends_with_the_same_weights(
+        self, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fit_digits(tmp_path / "whole")
+        shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+        expected, _ = fit_digits(tmp_path / "whole", num_steps=100)
+        interrupt_after(steps, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            fit_digits(tmp_path / "broken", num_steps=100)
+        monkeypatch.undo()
+        events: list[Event] = []
+        shorter, history = fit_digits(tmp_path / "broken", events.append)
+        assert events[-1].message.startswith("already trained")
+        assert history[-1]["step"] == 60
+        assert shorter.embed_rows(DIGITS[:3]).shape == (3, 2)
+        assert_same_weights(fit_digits(tmp_path / "broken", num_steps=100)[0], expected)
+
+    def test_killed_while_it_is_saved(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        fit_digits(tmp_path)
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("cvae_dist.training.loop.save_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit_digits(tmp_path, num_steps=100)
+        monkeypatch.undo()
+        assert [record["step"] for record in fit_digits(tmp_path, num_steps=100)[1]] == [20, 40, 60, 80, 100]
+
+    def test_a_start_that_is_not_surpassed_stays(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        before, _ = fit_digits(tmp_path)
+        monkeypatch.setattr(Trainer, "_validate", lambda self: {"validation_loss": math.inf})
+        assert_same_weights(fit_digits(tmp_path, num_steps=100)[0], before)
+
+    def test_automatic_settings_follow_the_steps_and_others_do_not(self, tmp_path: Path) -> None:
+        fit_digits(tmp_path, num_steps=4)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["lineage"]["made_with"]["ema_decay"] = 0.75  # as another number of steps might have given
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        fit_digits(tmp_path, num_steps=6)
+        assert json.loads((tmp_path / "config.json").read_text())["lineage"]["made_with"]["ema_decay"] == 0.99
+        with pytest.raises(SettingsChanged, match="ema_decay"):
+            fit_digits(tmp_path, num_steps=8, ema_decay=0.5)
+        with pytest.raises(SettingsChanged, match="dim_latent"):
+            fit_digits(tmp_path, num_steps=8, dim_latent=3)
+        with pytest.raises(SettingsChanged, match="rows: '"):
+            fit_digits(tmp_path, num_steps=8, rows=299)
+
+    def test_from_a_store(self, store: str, tmp_path: Path) -> None:
+        model = str(tmp_path / "model")
+        train(store, model, **QUICK)
+        result = train(store, model, **QUICK | {"num_steps": 80})
+        assert (result.steps, result.stopped_because) == (80, "finished")
+        assert train(store, model, **QUICK | {"num_steps": 80}).stopped_because == "already finished"
 
 
 def test_overwrite_begins_anew(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:
     fit_digits(tmp_path, seed=5)
     data = DIGITS[:300]
     config = TrainConfig(**QUICK)
-    vae, history = fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), overwrite=True)
-    assert_same_weights(vae, undisturbed[0])
-    assert len(history) == 3
+    trained = fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), overwrite=True)
+    assert_same_weights(trained.vae, undisturbed[0])
+    assert len(trained.history) == 3
 
 
 def test_a_finished_fit_is_loaded(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:
@@ -354,9 +441,8 @@ def test_the_threads_of_torch_are_put_back() -> None:
 def test_own_validation_rows_leave_every_row_to_train_on(tmp_path: Path) -> None:
     def run(validation: np.ndarray) -> list[Any]:
         data, config = DIGITS[:300], TrainConfig(**QUICK)
-        return fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), validation=ArrayRows(validation))[
-            1
-        ]
+        rows, moments, valid = ArrayRows(data), Moments.of(data), ArrayRows(validation)
+        return fit(rows, moments, (8, 8), config, str(tmp_path), validation=valid).history
 
     history = run(DIGITS[300:400])
     assert history[0]["epoch"] == 2  # 300 rows in batches of 30

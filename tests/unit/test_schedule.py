@@ -15,6 +15,17 @@ def test_learning_rate_warms_up_peaks_and_falls_to_one_percent() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[20:]))
 
 
+def test_a_rate_that_does_not_fall_stays_at_its_peak() -> None:
+    assert [learning_rate(step, 100, 0.5, falls=False) for step in (0, 1, 50, 99)] == [0.25, 0.5, 0.5, 0.5]
+
+
+def test_a_training_that_goes_on_warms_up_again_below_the_same_cosine() -> None:
+    whole = [learning_rate(step, 1000, 0.5) for step in range(1000)]
+    more = [learning_rate(step, 1000, 0.5, begun=600) for step in range(600, 1000)]
+    assert more[19:] == whole[619:]
+    assert more[0] == pytest.approx(whole[600] / 20)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_the_shortest_trainings_have_a_rate(num_steps: int) -> None:
     assert all(0 < learning_rate(step, num_steps, 1.0) <= 1 for step in range(num_steps))
