@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cvae_dist import plot
+from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator.inference import Inference
 from cvae_dist.model import diagnosis
 from cvae_dist.model.diagnosis import Diagnosis
@@ -20,7 +21,7 @@ _REFERENCE_SHAPE = (28, 28)
 
 
 class Pictures(Inference):
-    """The reference's two pictures, and that of a diagnosis."""
+    """The reference's two pictures; rows, reconstructions and a diagnosis."""
 
     def visualize(
         self,
@@ -83,6 +84,68 @@ class Pictures(Inference):
             model.decode_rows, model.dim_latent, shape or self._picture_shape(),
             xy_range=xy_range, grid_size=grid_size, clip=clip, figsize=figsize,
         )  # fmt: skip
+        return self._written(figure, filename)
+
+    def visualize_reconstructions(
+        self,
+        X: Any,
+        labels: Sequence[Any] | NDArray[Any] | None = None,
+        n: int = 10,
+        shape: Sequence[int] | None = None,
+        filename: str | None = None,
+    ) -> Figure:
+        """Draw rows above what is left of them after the way to the latents and back.
+
+        Parameters
+        ----------
+        X : (n_rows, n_features) array or DataFrame
+        labels : (n_rows,) numbers or strings, optional
+            Written below each pair. Default: the place of the row in X.
+        n : int
+            Rows to draw, evenly spread over X.
+        shape : sequence of int, optional
+            Shape of one row, as for :meth:`visualize_latent_grid`.
+        filename : str, optional
+            Also write the picture there.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        rows = self._rows(X)
+        names = np.arange(len(rows)) if labels is None else np.asarray(labels)
+        if n < 1 or names.shape != (len(rows),):
+            raise InvalidInput(
+                f"{n} of {len(rows):,} rows with labels of shape {names.shape} cannot be drawn: "
+                "draw at least one, and give exactly one label for each row"
+            )
+        picked = np.unique(np.linspace(0, len(rows) - 1, n).round().astype(int))
+        figure = plot.compare_rows(
+            rows[picked], self.decode(self.embed(rows[picked])), shape or self._picture_shape(),
+            names=[str(name) for name in names[picked]], names_are="row" if labels is None else "label",
+        )  # fmt: skip
+        return self._written(figure, filename)
+
+    def visualize_rows(
+        self, rows: ArrayLike, n_columns: int = 10, shape: Sequence[int] | None = None, filename: str | None = None
+    ) -> Figure:
+        """Draw rows as tiles, such as those of ``sample``, ``interpolate`` and ``decode``.
+
+        Parameters
+        ----------
+        rows : (n, n_features) array
+        n_columns : int
+            Tiles side by side.
+        shape : sequence of int, optional
+            Shape of one row, as for :meth:`visualize_latent_grid`.
+        filename : str, optional
+            Also write the picture there.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        figure = plot.row_tiles(np.asarray(rows), shape or self._picture_shape(), n_columns=n_columns)
         return self._written(figure, filename)
 
     def diagnose(self, X: Any, filename: str | None = None) -> Diagnosis:

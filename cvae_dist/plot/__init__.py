@@ -1,8 +1,8 @@
 """Pictures: latents, the decoder's grid, the loss of a training run, reconstructions.
 
 Each picture is a pure function of arrays that returns a :class:`matplotlib.figure.Figure`
-(:func:`scatter_latents`, :func:`latent_grid`, :func:`loss_curves`, :func:`compare_rows`; one module each) and
-a verb that reads a store or a model and writes that figure to a file (``plot_*``, in ``verbs``). Figures are
+(:func:`scatter_latents`, :func:`latent_grid`, :func:`loss_curves`, :func:`compare_rows`, :func:`row_tiles`; one
+module each); verbs read a store or a model and write such a figure to a file (``plot_*``, in ``verbs``). Figures are
 made without pyplot: no window, no global state, nothing to close.
 """
 
@@ -12,6 +12,7 @@ from cvae_dist.plot.grid import latent_grid
 from cvae_dist.plot.latents import scatter_latents
 from cvae_dist.plot.loss import loss_curves
 from cvae_dist.plot.reconstructions import compare_rows
+from cvae_dist.plot.rows import row_tiles
 from cvae_dist.plot.verbs import plot_grid, plot_latents, plot_loss, plot_reconstructions
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "plot_latents",
     "plot_loss",
     "plot_reconstructions",
+    "row_tiles",
     "scatter_latents",
     "write_figure",
 ]

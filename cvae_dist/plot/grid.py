@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.plot.figure import Floats, blank_figure
-from cvae_dist.plot.tiles import draw_tiles
+from cvae_dist.plot.tiles import draw_tiles, grey_limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Decode = Callable[[Floats], NDArray[Any]]
+
+_MOST_LABELS = 12  # along an axis; more of them would run into each other
+_EXTENDS = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
 
 
 def latent_grid(
@@ -64,7 +67,7 @@ def latent_grid(
     varied = _influential_axes(decode, dim_latent)
     codes = _grid_codes(values, dim_latent, varied)
     tiles = np.asarray(decode(codes.reshape(-1, dim_latent)), dtype=np.float32).reshape(*codes.shape[:2], -1)
-    low, high = clip or np.nanpercentile(tiles, [0.5, 99.5]).tolist()  # a few overshoots must not grey the rest
+    low, high = clip or grey_limits(tiles)
     figure = blank_figure(*(figsize if dim_latent > 1 else (figsize[0], 2.4)))
     axes = figure.add_subplot()
     mappable = draw_tiles(axes, tiles if clip is None else np.clip(tiles, low, high), item_shape, (low, high))
@@ -73,7 +76,7 @@ def latent_grid(
     rest = ", the other coordinates 0" if dim_latent > 2 else ""
     axes.set_title(title or f"Decoded latents {spacing}{rest}")
     if mappable is not None:
-        extend = "both" if clip is None else "neither"
+        extend = _overshoot(tiles, low, high) if clip is None else "neither"
         figure.colorbar(mappable, ax=axes, label="decoded value", extend=extend, shrink=0.6, aspect=30)
     return figure
 
@@ -104,9 +107,15 @@ def _grid_codes(values: Floats, dim_latent: int, varied: tuple[int, ...]) -> Flo
     return codes
 
 
+def _overshoot(tiles: Floats, low: float, high: float) -> str:
+    """Return on which ends of the colour bar an arrow says that there are values beyond."""
+    slack = 0.02 * (high - low)
+    return _EXTENDS[bool(np.nanmin(tiles) < low - slack), bool(np.nanmax(tiles) > high + slack)]
+
+
 def _label_grid(axes: Axes, values: Floats, varied: tuple[int, ...]) -> None:
     places = np.arange(len(values)) + 0.5
-    every = slice(None, None, -(-len(values) // 20))
+    every = slice(None, None, -(-len(values) // _MOST_LABELS))
     texts = [f"{value:.2g}" if abs(value) > 1e-6 else "0" for value in values]
     axes.set_xticks(places[every], texts[every])
     axes.set_xlabel(f"z{varied[0] + 1}")

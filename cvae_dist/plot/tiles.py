@@ -30,6 +30,12 @@ def as_images(rows: Floats, item_shape: Sequence[int]) -> Floats | None:
     return None
 
 
+def grey_limits(tiles: Floats) -> tuple[float, float]:
+    """Return the values to draw as black and white: the extremes but a few, as these must not grey the rest."""
+    low, high = np.nanpercentile(tiles, [0.5, 99.5]).tolist()
+    return low, high
+
+
 def draw_tiles(
     axes: Axes, tiles: Floats, item_shape: Sequence[int], limits: tuple[float, float]
 ) -> ScalarMappable | None:

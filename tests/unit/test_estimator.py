@@ -401,3 +401,27 @@ class TestPictures:
     def test_grid_of_rows_that_are_no_images(self, fitted: CompressionVAE) -> None:
         assert not fitted.visualize_latent_grid(grid_size=3).axes[0].images
         assert fitted.visualize_latent_grid(grid_size=3, shape=(8, 8)).axes[0].images
+
+    def test_reconstructions(self, fitted: CompressionVAE, tmp_path: Path) -> None:
+        target = tmp_path / "reconstructions.png"
+        labels = np.arange(300) + 1000
+        figure = fitted.visualize_reconstructions(X, labels, n=3, shape=(8, 8), filename=str(target))
+        axes = figure.axes[0]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1000", "1150", "1299"]
+        canvas = axes.images[0].get_array()
+        np.testing.assert_array_equal(canvas[:8, 16:], X[299].reshape(8, 8))
+        np.testing.assert_allclose(canvas[8:, 16:].ravel(), fitted.decode(fitted.embed(X[299:]))[0])
+        assert target.stat().st_size > 5_000
+
+    def test_reconstructions_need_rows_and_their_labels(self, fitted: CompressionVAE) -> None:
+        with pytest.raises(InvalidInput, match=r"10 of 300 rows with labels of shape \(299,\)"):
+            fitted.visualize_reconstructions(X, labels=DIGITS.target[:299])
+        with pytest.raises(InvalidInput, match="0 of 300 rows"):
+            fitted.visualize_reconstructions(X, n=0)
+
+    def test_rows(self, tmp_path: Path) -> None:
+        model = CompressionVAE(DIGITS.images[:100], **QUICK).train()
+        rows = model.interpolate(DIGITS.images[0], DIGITS.images[1], n=6)
+        figure = model.visualize_rows(rows, n_columns=3, filename=str(tmp_path / "rows.png"))
+        np.testing.assert_allclose(figure.axes[0].images[0].get_array()[8:, 16:].ravel(), rows[5])
+        assert (tmp_path / "rows.png").stat().st_size > 5_000

@@ -248,6 +248,21 @@ class TestGrid:
         with pytest.raises(InvalidInput, match=r"64 features .* \(28, 28\), which has 784"):
             plot.latent_grid(linear_decoder(2, 64), 2, (28, 28))
 
+    def test_ticks_leave_room_for_their_labels(self) -> None:
+        axes = plot.latent_grid(linear_decoder(2, 4), 2, (2, 2), grid_size=30).axes[0]
+        assert len(axes.get_xticks()) == len(axes.get_yticks()) == 10
+
+    @pytest.mark.parametrize(("lone", "extend"), [(0.5, "neither"), (-9.0, "min"), (9.0, "max")])
+    def test_an_arrow_says_where_values_lie_beyond_the_colours(self, lone: float, extend: str) -> None:
+        def decode(z: np.ndarray) -> np.ndarray:
+            rows = np.repeat(np.linspace(0, 1, len(z))[:, None], 4, axis=1)
+            rows[len(z) // 2] = lone
+            return rows
+
+        image = plot.latent_grid(decode, 2, (2, 2), grid_size=20).axes[0].images[0]
+        assert image.colorbar.extend == extend
+        assert image.get_clim() == pytest.approx((0, 1), abs=0.02)
+
     def test_empty_grid_is_refused(self) -> None:
         with pytest.raises(InvalidInput, match="grid_size is 0"):
             plot.latent_grid(linear_decoder(2, 4), 2, (2, 2), grid_size=0)
@@ -275,6 +290,35 @@ def test_image_shapes(item_shape: tuple[int, ...], shape: tuple[int, ...]) -> No
 @pytest.mark.parametrize("item_shape", [(64,), (1, 64), (64, 1), (4, 4, 4), (2, 2, 2, 8)])
 def test_other_shapes_are_no_images(item_shape: tuple[int, ...]) -> None:
     assert as_images(np.zeros((2, 64)), item_shape) is None
+
+
+class TestRows:
+    def test_tiles_run_right_then_down_and_the_rest_is_blank(self) -> None:
+        rows = np.repeat(np.arange(5.0)[:, None], 12, axis=1)
+        (axes,) = plot.row_tiles(rows, (3, 4), n_columns=3, title="five").axes
+        canvas = np.ma.filled(axes.images[0].get_array(), np.nan)
+        np.testing.assert_array_equal(canvas[::3, ::4], [[0, 1, 2], [3, 4, np.nan]])
+        assert canvas.shape == (6, 12)
+        assert axes.get_title() == "five"
+
+    def test_few_rows_fill_the_width(self) -> None:
+        (axes,) = plot.row_tiles(np.zeros((2, 4)), (2, 2)).axes
+        assert axes.images[0].get_array().shape == (2, 4)
+
+    def test_rows_that_are_no_images_become_lines(self, tmp_path: Path) -> None:
+        figure = plot.row_tiles(RNG.normal(size=(3, 30)), (30,), n_columns=2)
+        assert not figure.axes[0].images
+        plot.write_figure(figure, str(tmp_path / "rows.png"))
+
+    def test_colours(self, tmp_path: Path) -> None:
+        figure = plot.row_tiles(RNG.normal(size=(3, 48)), (4, 4, 3), n_columns=2)
+        plot.write_figure(figure, str(tmp_path / "rows.png"))
+        assert figure.axes[0].images[0].get_array().shape == (8, 8, 3)
+
+    @pytest.mark.parametrize(("shape", "n_columns"), [((0, 4), 1), ((4,), 1), ((2, 4), 0)])
+    def test_nothing_to_draw_is_refused(self, shape: tuple[int, ...], n_columns: int) -> None:
+        with pytest.raises(InvalidInput, match="cannot be drawn"):
+            plot.row_tiles(np.zeros(shape), (2, 2), n_columns=n_columns)
 
 
 class TestReconstructions:
