@@ -71,16 +71,18 @@ def diagnose(vae: VAE, rows: npt.NDArray[np.generic]) -> Diagnosis:
     """Take the figures of a model on rows (n, n_features) in data units; n >= 1."""
     mean, logvar = (moment.astype(np.float64) for moment in sampling.posterior_moments(vae, rows))
     random = np.random.RandomState(0)
-    draws = [sampling.standard_normal(1, vae.dim_latent, random)[0] for _ in range(_DRAWS)]
-    reconstruction, kl = scoring.elbo_terms(vae, rows, draws)
+    # Draws of each row's own: common ones, as scores have them, would err alike in all rows and so in their mean.
+    draws = (sampling.standard_normal(len(rows), vae.dim_latent, random) for _ in range(_DRAWS))
+    terms = np.array([vae.score_rows(rows, noise) for noise in draws], dtype=np.float64)
+    reconstruction, kl = terms.mean(axis=(0, 2)).tolist()
     latents = vae.embed_rows(rows)
     squared_error, explained = _reconstruction(rows, vae.decode_rows(latents))
     return Diagnosis(
         n_rows=len(rows),
         kl_per_dimension=(0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)).mean(axis=0),
         latent_variance=latents.astype(np.float64).var(axis=0),
-        rate=float(kl.mean()),
-        distortion=float(reconstruction.mean() + scoring.log_volume(vae)),
+        rate=kl,
+        distortion=reconstruction + scoring.log_volume(vae),
         squared_error=squared_error,
         explained=explained,
     )

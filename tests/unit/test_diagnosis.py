@@ -9,6 +9,7 @@ from sklearn.metrics import mean_squared_error, r2_score
 from cvae_dist import plot
 from cvae_dist.errors import InvalidInput, NotFitted
 from cvae_dist.estimator import CompressionVAE
+from cvae_dist.model import scoring
 from cvae_dist.model.sampling import posterior_moments
 
 RANDOM = np.random.default_rng(0)
@@ -33,6 +34,13 @@ def test_figures(model: CompressionVAE) -> None:
     np.testing.assert_allclose(found.explained[:5], r2_score(LINE, back, multioutput="raw_values")[:5])
     assert np.isnan(found.explained[5])
     assert found.rate + found.distortion == pytest.approx(-model.score(LINE), rel=0.05)
+
+
+def test_the_distortion_is_that_of_many_draws(model: CompressionVAE) -> None:
+    noise = np.random.default_rng(1).standard_normal((200, len(LINE), 3), np.float32)
+    each = np.array([model.model_.score_rows(LINE, one)[0].mean() for one in noise])
+    expected = each.mean() + scoring.log_volume(model.model_)
+    assert model.diagnose(LINE).distortion == pytest.approx(expected, abs=3 * each.std() / 2)  # of 4 draws
 
 
 def test_a_line_needs_one_unit(model: CompressionVAE) -> None:
