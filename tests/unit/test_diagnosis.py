@@ -38,7 +38,7 @@ def test_figures(model: CompressionVAE) -> None:
 
 def test_the_distortion_is_that_of_many_draws(model: CompressionVAE) -> None:
     noise = np.random.default_rng(1).standard_normal((200, len(LINE), 3), np.float32)
-    each = np.array([model.model_.score_rows(LINE, one)[0].mean() for one in noise])
+    each = np.array([model.model_.score_rows(LINE, one)[0].mean(dtype=float) for one in noise])
     expected = each.mean() + scoring.log_volume(model.model_)
     assert model.diagnose(LINE).distortion == pytest.approx(expected, abs=3 * each.std() / 2)  # of 4 draws
 
