@@ -1,10 +1,14 @@
 """A trained model as one file that runs without this package: rows to latents, or latents to rows."""
 
+import copy
 import importlib.util
 import io
 import json
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +24,7 @@ SUFFIXES = (".pt2", ".onnx")
 
 _EXAMPLE_ROWS = 8  # any number but 0 and 1, which torch.export would take for constants
 _ONNX_PACKAGES = ("onnx", "onnxscript")
+_UNUSED = {"embed": ("decoder", "likelihood"), "decode": ("encoder", "flow")}
 
 
 class _OneWay(nn.Module):
@@ -27,7 +32,7 @@ class _OneWay(nn.Module):
 
     def __init__(self, vae: VAE, direction: Direction) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae = _without(vae, _UNUSED[direction])
         self.direction = direction
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +65,17 @@ def export_program(vae: VAE, direction: Direction) -> ExportedProgram:
         raise InvalidInput(f"{direction!r} is no direction of a model: choose 'embed' or 'decode'")
     one_way = _OneWay(vae, direction).eval()
     with torch.no_grad():
-        return torch.export.export(one_way, (_example(vae, direction),), dynamic_shapes={"x": {0: Dim("n")}})
+        program = torch.export.export(one_way, (_example(vae, direction),), dynamic_shapes={"x": {0: Dim("n")}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names of folders on this machine
+    return program
+
+
+def _without(vae: VAE, unused: tuple[str, ...]) -> VAE:
+    """Return a model that shares its parts with ``vae`` but lacks those unused: they would travel in the file."""
+    part = copy.copy(vae)
+    part._modules = {name: module for name, module in vae._modules.items() if name not in unused}
+    return part
 
 
 def export_bytes(vae: VAE, direction: Direction, suffix: str) -> bytes:
@@ -89,19 +104,32 @@ def _onnx(vae: VAE, direction: Direction) -> bytes:
     if missing:
         raise MissingExtra(
             f"ONNX needs {' and '.join(missing)}, not installed here: nothing was exported. A .pt2 file needs neither. "
-            f"Install with: pip install {' '.join(_ONNX_PACKAGES)}"
+            "Install with: pip install 'cvae-dist[onnx]'"
         )
     names = ("x", "z") if direction == "embed" else ("z", "x")
-    with warnings.catch_warnings(action="ignore"):
+    with _quiet():
         program = torch.onnx.export(
             export_program(vae, direction), input_names=names[:1], output_names=names[1:], dynamo=True, verbose=False
         )
-    if program is None:
-        raise InvalidInput("this model could not be written as ONNX; export it as a .pt2 file")
+    assert program is not None  # as dynamo=True
     with tempfile.TemporaryDirectory(prefix="cvae-dist-") as folder:
         path = Path(folder) / "model.onnx"
         program.save(path)
         return path.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch's exporter tells of itself: operators of torchvision, calls that it will change."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _example(vae: VAE, direction: Direction) -> Tensor:
