@@ -47,5 +47,5 @@ bench-model: $(READY) ## what the model is worth: quality, likelihoods, speed, b
 	$(BIN)/python -m tests.bench.model
 
 clean: ## remove what the demo, the tests and the set-up made
-	rm -rf demo .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo .venv .venv-reference build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
