@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_BESIDE, _ABOVE_AND_BELOW = 2.3, 1.0  # inches for names and colour bar, for title and labels
+
+
 def compare_rows(
     originals: Floats,
     reconstructions: Floats,
@@ -47,8 +50,8 @@ def compare_rows(
     tiles = np.stack([above, below])
     image = as_images(tiles, item_shape)
     tall = 1.0 if image is None else image.shape[2] / image.shape[3]
-    width = max(6.0, 1.1 * len(above) + 1.6)
-    figure = blank_figure(width, 2 * tall * (width - 1.6) / len(above) + 1.2)
+    width = max(6.0, 1.1 * len(above) + _BESIDE)
+    figure = blank_figure(width, 2 * tall * (width - _BESIDE) / len(above) + _ABOVE_AND_BELOW)
     axes = figure.add_subplot()
     mappable = draw_tiles(axes, tiles, item_shape, (float(np.nanmin(above)), float(np.nanmax(above))))
     axes.axhline(1, color="white" if image is not None else "0.3", linewidth=3)
