@@ -54,4 +54,16 @@ def write_figure(figure: Figure, filename: str, storage_options: StorageOptions 
         raise InvalidInput(f"no picture was written to {filename}: its name must end in one of {', '.join(known)}")
     picture = io.BytesIO()
     figure.savefig(picture, format=suffix, dpi=DPI)
-    Location.of(filename, storage_options).write(picture.getvalue())
+    content = _compact(picture) if suffix == "png" else picture.getvalue()
+    Location.of(filename, storage_options).write(content)
+
+
+def _compact(picture: io.BytesIO) -> bytes:
+    """Return an opaque PNG without its transparency, and a grey one without its colours: half the bytes."""
+    image = required("PIL.Image").open(picture)
+    *colours, alpha = image.convert("RGBA").split()
+    if alpha.getextrema() != (255, 255):
+        return picture.getvalue()
+    compact = io.BytesIO()
+    image.convert("L" if colours[0] == colours[1] == colours[2] else "RGB").save(compact, "png", optimize=True)
+    return compact.getvalue()

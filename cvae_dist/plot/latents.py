@@ -123,7 +123,7 @@ def _draw_points(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> Sca
     order = np.random.default_rng(0).permutation(len(xy))
     style: dict[str, Any] = {
         "s": float(np.clip(40_000 / len(xy), 1.5, 36.0)),
-        "alpha": float(np.clip(30 / np.sqrt(len(xy)), 0.3, 0.9)),
+        "alpha": float(np.clip(60 / np.sqrt(len(xy)), 0.3, 0.9)),
         "linewidths": 0,
         "rasterized": True,
     }

@@ -1,6 +1,7 @@
 """Pictures: what is on them, checked through matplotlib's own objects, and the errors."""
 
 import importlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from cvae_dist import plot
 from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
 from cvae_dist.plot import verbs
+from cvae_dist.plot.figure import DPI
 from cvae_dist.plot.labels import Classes, classify
 from cvae_dist.plot.latents import PIXELS
 from cvae_dist.plot.palette import OTHER_COLOUR, PALETTE
@@ -198,6 +201,24 @@ class TestScatter:
     def test_unusable_input_is_refused(self, z: np.ndarray, labels: Any, message: str) -> None:
         with pytest.raises(InvalidInput, match=message):
             plot.scatter_latents(z, labels)
+
+
+def test_grey_pictures_are_stored_grey_and_coloured_ones_in_colour(tmp_path: Path) -> None:
+    figure = plot.compare_rows(np.zeros((2, 4)), np.ones((2, 4)), (2, 2))
+    figure.set_layout_engine("none")  # it moves things a little every time the figure is drawn
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    plot.write_figure(figure, str(tmp_path / "grey.png"))
+    plot.write_figure(plot.scatter_latents(np.eye(2), ["a", "b"]), str(tmp_path / "colour.png"))
+    with Image.open(tmp_path / "grey.png") as grey, Image.open(drawn) as before:
+        assert grey.mode == "L"
+        np.testing.assert_array_equal(np.asarray(grey), np.asarray(before)[..., 0])
+    with Image.open(tmp_path / "colour.png") as colour:
+        assert colour.mode == "RGB"
+    figure.patch.set_alpha(0)
+    plot.write_figure(figure, str(tmp_path / "clear.png"))
+    with Image.open(tmp_path / "clear.png") as clear:
+        assert clear.mode == "RGBA"
 
 
 class TestGrid:
