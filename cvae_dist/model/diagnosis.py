@@ -61,10 +61,15 @@ class Diagnosis:
         ]
         if varying.size:
             worst = varying[np.argsort(self.explained[varying])[:_WORST]]
-            named = ", ".join(f"{index} ({self.explained[index]:.0%})" for index in worst)
+            named = ", ".join(f"{index} ({_share(self.explained[index])})" for index in worst)
             lines.append(f"explained        {np.median(self.explained[varying]):.0%} of a feature's variance (median)")
             lines.append(f"worst features   {named}")
         return "\n".join(lines)
+
+
+def _share(explained: float) -> str:
+    """Return a share as a text; a feature that hardly ever varies can have one of minus thousands."""
+    return f"{explained:.0%}" if explained >= -1 else "below -100%"
 
 
 def diagnose(vae: VAE, rows: npt.NDArray[np.generic]) -> Diagnosis:

@@ -1,5 +1,6 @@
 """The diagnosis against scipy and scikit-learn, and its picture."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,11 @@ def test_text(model: CompressionVAE) -> None:
     assert f"active units     {found.active_units} of 3" in text
     assert f"{found.rate + found.distortion:.4g} nats" in text
     assert f"worst features   {np.nanargmin(found.explained)} (" in text
+
+
+def test_text_of_a_feature_that_hardly_ever_varies(model: CompressionVAE) -> None:
+    found = dataclasses.replace(model.diagnose(LINE), explained=np.array([0.5, -650.0, -0.25, 0.5, 0.5, np.nan]))
+    assert "worst features   1 (below -100%), 2 (-25%), " in str(found)
 
 
 def test_picture(model: CompressionVAE, tmp_path: Path) -> None:
