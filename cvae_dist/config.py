@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from cvae_dist.errors import InvalidInput
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
+ComputePrecision = Literal["float32", "bf16"]
 Precision = Literal["auto", "float32", "bf16"]
 LikelihoodName = Literal[
     "auto",

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,11 @@ import numpy.typing as npt
 import torch
 
 from cvae_dist.cluster import Job, Made, Span, StoreResult, reused_block, write_rows
+from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import Corrupt, InvalidInput
-from cvae_dist.events import OnEvent, ignore
+from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.directory import load_model, read_description
+from cvae_dist.model.networks import drawback, inference
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.layout import Block
@@ -40,6 +43,7 @@ def embed(
     latents: Url,
     *,
     batch_rows: int = 2048,
+    precision: ComputePrecision = "float32",
     overwrite: bool = False,
     storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
@@ -57,6 +61,9 @@ def embed(
         The Zarr group to write: ``latent (sample, latent)``, float32.
     batch_rows : int
         Rows that go through the network at once; does not change the result.
+    precision : {"float32", "bf16"}
+        Type that matrix products are computed in. bf16 is two to three times as fast on processors that have it, and
+        errs by about 1 % of the latents' spread.
     overwrite : bool
         Replace latents that were made otherwise.
     storage_options : Mapping, optional
@@ -73,15 +80,18 @@ def embed(
     Raises
     ------
     SourceNotFound, InvalidInput, Corrupt
-        There is no such store or model, they do not fit each other, or their bytes have changed.
+        There is no such store, model or precision, they do not fit each other, or their bytes have changed.
     SettingsChanged, OutputLocked, StorageFailed
         The output was made otherwise, is being written, or cannot be written. What was recorded is kept.
     """
+    if told := drawback(precision):
+        on_event(Event("embed", "note", message=told))
     network = _Network.of(model, storage_options)
     source = _Rows.of(store, storage_options, "rows", network.n_features, f"model {network.location}")
     main = ArrayLayout("latent", "<f4", ("sample", "latent"), (network.dim_latent,))
-    make = _MakeShard(source, network, _embed_rows, batch_rows)
-    return _write("latents", (main,), make, latents, overwrite, storage_options, client, on_event, "embed")
+    make = _MakeShard(source, network, functools.partial(_embed_rows, precision=precision), batch_rows)
+    settings = {} if precision == "float32" else {"precision": precision}
+    return _write("latents", (main,), make, latents, overwrite, storage_options, client, on_event, "embed", settings)
 
 
 def decode(
@@ -282,8 +292,8 @@ class _MakeShard:
         return Made({**self.compute(self.network.load(), rows, span, self.batch_rows), **columns})
 
 
-def _embed_rows(vae: VAE, rows: Block, span: Span, batch_rows: int) -> Mapping[str, Block]:
-    return {"latent": vae.embed_rows(rows, batch_rows)}
+def _embed_rows(vae: VAE, rows: Block, span: Span, batch_rows: int, precision: ComputePrecision) -> Mapping[str, Block]:
+    return {"latent": vae.embed_rows(rows, batch_rows, precision)}
 
 
 def _decode_rows(vae: VAE, latents: Block, span: Span, batch_rows: int) -> Mapping[str, Block]:
@@ -310,7 +320,7 @@ class _Sample:
     def __call__(self, span: Span, inputs: None) -> Made:
         vae = self.network.load()
         parts = []
-        with torch.inference_mode():
+        with inference():
             for latents, block in _noise(span, vae.dim_latent, self.seed):
                 parts.append(self._decode(vae, latents, block, span))
         return Made({"x": np.concatenate(parts)})
@@ -361,6 +371,7 @@ def _write(
     client: "Client | None",
     on_event: OnEvent,
     stage: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> StoreResult:
     store, _ = make.source.open()
     output = Location.of(out, storage_options)
@@ -373,7 +384,7 @@ def _write(
         kind=kind,
         layout=layout,
         rows=store.rows,
-        settings={"model": make.network.digest},
+        settings={"model": make.network.digest, **settings},
         lineage={
             "store": without_credentials(store.url),
             "store_fingerprint": store.fingerprint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
@@ -11,16 +12,19 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
 
+from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import lazy
 from cvae_dist.estimator.fitted import Fitted
 from cvae_dist.estimator.rows import as_invalid_input, checked_array, is_place, store_of
+from cvae_dist.model.networks import drawback
 from cvae_dist.model.sampling import posterior_spread
 from cvae_dist.store import RowStore
 
 if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
+_LOGGER = logging.getLogger(__name__)
 _BLOCK_BYTES = 32_000_000
 
 
@@ -28,10 +32,21 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
     """``embed`` and ``decode``, under scikit-learn's names too."""
 
     @overload
-    def embed(self, X: Any, batch_size: int = 2048, *, return_std: Literal[False] = False) -> Floats: ...
+    def embed(
+        self,
+        X: Any,
+        batch_size: int = 2048,
+        *,
+        return_std: Literal[False] = False,
+        precision: ComputePrecision = "float32",
+    ) -> Floats: ...
     @overload
-    def embed(self, X: Any, batch_size: int = 2048, *, return_std: Literal[True]) -> tuple[Floats, Floats]: ...
-    def embed(self, X: Any, batch_size: int = 2048, *, return_std: bool = False) -> Floats | tuple[Floats, Floats]:
+    def embed(
+        self, X: Any, batch_size: int = 2048, *, return_std: Literal[True], precision: ComputePrecision = "float32"
+    ) -> tuple[Floats, Floats]: ...
+    def embed(
+        self, X: Any, batch_size: int = 2048, *, return_std: bool = False, precision: ComputePrecision = "float32"
+    ) -> Floats | tuple[Floats, Floats]:
         """Return the latents of rows: the posterior means.
 
         Parameters
@@ -44,6 +59,9 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         return_std : bool
             Also return the standard deviations of the posteriors: how uncertain the encoding is. It is no measure of
             how unusual a row is, see :meth:`score_samples`. Behind a flow they are estimated from 64 draws.
+        precision : {"float32", "bf16"}
+            Type that matrix products are computed in. bf16 is two to three times as fast on processors that have it,
+            and errs by about 1 % of the latents' spread.
 
         Returns
         -------
@@ -54,20 +72,25 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         NotFitted
             The model is not trained.
         InvalidInput
-            The rows have another number of features, or values that are not finite numbers.
+            The rows have another number of features, or values that are not finite numbers, or there is no such
+            precision.
         """
         model = self._model()
+        if told := drawback(precision):
+            _LOGGER.warning(told)
+        mean_of, spread_of = (
+            partial(function, batch_rows=batch_size, precision=precision)
+            for function in (model.embed_rows, partial(posterior_spread, model))
+        )
 
         def of(rows: NDArray[Any]) -> Floats:
-            means = model.embed_rows(rows, batch_size)
-            return np.stack([means, posterior_spread(model, rows, batch_size)]) if return_std else means
+            return np.stack([mean_of(rows), spread_of(rows)]) if return_std else mean_of(rows)
 
         if lazy.is_labelled_or_lazy(X):
-            means = lazy.apply(X, model.embed_rows, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
+            means = lazy.apply(X, mean_of, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
             if not return_std:
                 return cast("Floats", means)
-            spread = partial(posterior_spread, model)
-            return means, lazy.apply(X, spread, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
+            return means, lazy.apply(X, spread_of, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
         if not is_place(X):
             result = of(self._rows(X))
         else:

@@ -1,21 +1,98 @@
 """Encoder and decoder: multilayer perceptrons with residual blocks where the latent is near."""
 
 import contextlib
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cvae_dist.errors import InvalidInput
 
 MAX_ABS_LOGVAR = 10.0
 _HEAD_GAIN = 0.1
 _HEAD_LOGVAR_BIAS = -1.0
 _BLOCK_GAIN = 0.1
 _ALIGNMENT = 4  # inputs
-_LINEAR_AND_SILU = 2  # of few inputs: exact costs nothing
+_LARGE = 2**16  # weights: a product of fewer is done before oneDNN has begun
+
+
+_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+_HAS_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_computing: ContextVar[torch.dtype | None] = ContextVar("computing", default=None)
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return what :func:`computing_in` takes.
+
+    Raises
+    ------
+    InvalidInput
+        There is no such precision.
+    """
+    if precision not in _DTYPES:
+        known = " and ".join(repr(name) for name in _DTYPES)
+        raise InvalidInput(f"precision={precision!r} is none to compute in: there are {known}")
+    return _DTYPES[precision]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor has bfloat16 arithmetic; others compute it by way of float32, and slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def drawback(precision: str) -> str:
+    """Return what should be said to whoever computes in ``precision`` here; empty where nothing is against it."""
+    if compute_dtype(precision) == torch.float32 or has_bfloat16(torch.device("cpu")):
+        return ""
+    return f"this processor has no bfloat16 arithmetic: precision={precision!r} is slower here than 'float32'"
+
+
+@contextlib.contextmanager
+def inference(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Compute in ``dtype``, see :func:`computing_in`, and keep nothing for gradients."""
+    with torch.inference_mode(), computing_in(dtype):
+        yield
+
+
+@contextlib.contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """Let wide layers compute in float32 or bfloat16, the fastest way, in this thread while the context lasts.
+
+    Without it they are what torch makes of them: traced, exported, vectorised like any other.
+    """
+    token = _computing.set(dtype)
+    try:
+        yield
+    finally:
+        _computing.reset(token)
+
+
+def _product(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return ``values @ weight.T + bias`` in the type that is asked for.
+
+    oneDNN is asked for large float32 products by name: torch leaves them to MKL, which takes twice as long on
+    processors of AMD. Whether a product is large does not depend on the rows, as their results must not.
+    """
+    dtype = _computing.get()
+    if dtype == torch.bfloat16:
+        return functional.linear(values.to(dtype), weight.to(dtype), bias.to(dtype))
+    if dtype is not None and weight.numel() >= _LARGE and not values.is_cuda and _HAS_ONEDNN:
+        return functional.linear(values.to_mkldnn(), weight, bias).to_dense()
+    return functional.linear(values, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in the type :func:`computing_in` names; its weights stay float32."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return (n, out_features) of (n, in_features)."""
+        return _product(values, self.weight, self.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -24,97 +101,54 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = nn.Linear(width, width)
-        self.outer = nn.Linear(width, width)
+        self.inner = Linear(width, width)
+        self.outer = Linear(width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return (n, width) of (n, width)."""
-        added: Tensor = self.outer(functional.silu(self.inner(self.norm(hidden))))
+        weight, bias = self.norm.weight.to(hidden.dtype), self.norm.bias.to(hidden.dtype)
+        normal = functional.layer_norm(hidden, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        added: Tensor = self.outer(functional.silu(self.inner(normal)))
         return hidden + added
 
 
-class Mixed(nn.Module):
-    """Layers that can compute in another type; inputs, outputs and weights stay float32.
-
-    Attributes
-    ----------
-    compute_dtype : torch.dtype or None
-        Type that matrix products are computed in; None: that of the weights.
-    """
-
-    compute_dtype: torch.dtype | None = None
-
-    def mixed(self, layers: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        """Return ``layers(values)`` in float32, computed in ``compute_dtype``."""
-        if self.compute_dtype is None:
-            return layers(values)
-        with torch.autocast(values.device.type, dtype=self.compute_dtype):
-            return layers(values).float()
+def _layers(widths: Sequence[int]) -> Iterator[nn.Module]:
+    """Yield Linear and SiLU for every pair of neighbouring ``widths``."""
+    for pair in itertools.pairwise(widths):
+        yield Linear(*pair)
+        yield nn.SiLU()
 
 
-class Layers(Mixed, nn.Sequential):
-    """Layers one after another; the first ``exact`` of them always compute in the type of their weights."""
-
-    exact: int = 0
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return (n, outputs of the last layer) of (n, inputs of the first)."""
-        layers = list(self)
-        hidden = _chain(layers[: self.exact], values)
-        return self.mixed(functools.partial(_chain, layers[self.exact :]), hidden)
-
-
-def _chain(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
-    for layer in layers:
-        values = layer(values)
-    return values
-
-
-def perceptron(widths: Sequence[int], blocks: int, blocks_after: int) -> Layers:
-    """Return Linear and SiLU for every pair of neighbouring ``widths``, and residual blocks after one such pair."""
-    pairs: list[list[nn.Module]] = [[nn.Linear(*pair), nn.SiLU()] for pair in itertools.pairwise(widths)]
-    if pairs:
-        width = widths[1:][blocks_after]
-        pairs[blocks_after].extend(ResidualBlock(width) for _ in range(blocks))
-    return Layers(*itertools.chain.from_iterable(pairs))
+def _blocks(width: int, count: int) -> Iterator[nn.Module]:
+    return (ResidualBlock(width) for _ in range(count))
 
 
 class Aligned(nn.Linear):
     """A linear layer, usually of few outputs, that treats every row of a batch alike, bit for bit.
 
     Where inputs are no multiple of 4, matrix kernels for few outputs add up the rest of a row in an order that
-    depends on its place in the batch; zeros that fill it up change nothing else.
+    depends on its place in the batch; zeros that fill it up change nothing else. It computes in float32.
     """
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (n, out_features) of (n, in_features)."""
-        fill = (0, -self.in_features % _ALIGNMENT)
-        return functional.linear(functional.pad(values, fill), functional.pad(self.weight, fill), self.bias)
+        return functional.linear(*_aligned(values, self.weight), self.bias)
 
 
-class Output(Mixed, Aligned):
-    """An aligned layer that can compute in another type."""
+class Output(nn.Linear):
+    """An aligned layer that computes in the type :func:`computing_in` names."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (n, out_features) of (n, in_features)."""
-        return self.mixed(super().forward, values)
+        return _product(*_aligned(values, self.weight), self.bias)
 
 
-@contextlib.contextmanager
-def computing_in(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Let the wide layers of ``module`` compute in ``dtype`` for as long as the context lasts.
-
-    It is the module that changes: two threads must not ask the same one for different types.
-    """
-    parts = [part for part in module.modules() if isinstance(part, Mixed)]
-    before = [part.compute_dtype for part in parts]
-    for part in parts:
-        part.compute_dtype = dtype
-    try:
-        yield
-    finally:
-        for part, former in zip(parts, before, strict=True):
-            part.compute_dtype = former
+def _aligned(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill the last dimension, which both share, up to a multiple of 4 with zeros."""
+    missing = -values.shape[-1] % _ALIGNMENT
+    if not missing:
+        return values, weight
+    return functional.pad(values, (0, missing)), functional.pad(weight, (0, missing))
 
 
 class Encoder(nn.Module):
@@ -126,7 +160,8 @@ class Encoder(nn.Module):
 
     def __init__(self, n_features: int, cells: Sequence[int], dim_latent: int, residual_blocks: int = 0) -> None:
         super().__init__()
-        self.body = perceptron([n_features, *cells], residual_blocks, blocks_after=-1)
+        blocks = _blocks(cells[-1], residual_blocks) if cells else ()
+        self.body = nn.Sequential(*_layers([n_features, *cells]), *blocks)
         self.head = Aligned([n_features, *cells][-1], 2 * dim_latent)
 
     def forward(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +171,7 @@ class Encoder(nn.Module):
     def hidden(self, standardised: Tensor) -> Tensor:
         """Return what the head, and a flow, read of rows (n, n_features): (n, cells[-1])."""
         hidden: Tensor = self.body(standardised)
-        return hidden
+        return hidden.float()
 
     def moments(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance, each (n, dim_latent), of :meth:`hidden`, (n, cells[-1])."""
@@ -156,14 +191,17 @@ class Decoder(nn.Module):
 
     def __init__(self, dim_latent: int, cells: Sequence[int], n_features: int, residual_blocks: int = 0) -> None:
         super().__init__()
-        self.body = perceptron([dim_latent, *cells], residual_blocks, blocks_after=0)
-        self.body.exact = _LINEAR_AND_SILU
+        self.body = nn.Sequential()
+        if cells:
+            # the latent's few digits are dear: its own layer computes in float32
+            first = (nn.Linear(dim_latent, cells[0]), nn.SiLU())
+            self.body.extend((*first, *_blocks(cells[0], residual_blocks), *_layers(cells)))
         self.output = Output([dim_latent, *cells][-1], n_features)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return (n, n_features) parameters of latents (n, dim_latent)."""
         result: Tensor = self.output(self.body(latent))
-        return result
+        return result.float()
 
     def initialise(self, generator: torch.Generator, bias: Tensor) -> None:
         """Draw He-normal weights; the output starts around ``bias``, the parameters of the mean row."""

@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import tiling
+from cvae_dist.model.networks import compute_dtype, inference
 from cvae_dist.model.vae import VAE
 
 Floats = npt.NDArray[np.float32]
@@ -75,7 +77,7 @@ def posterior_draws(
 ) -> Floats:
     """Return ``k`` draws of the posterior of each row, (n, k, dim_latent), of rows (n, n_features) in data units."""
     draws = np.empty((len(rows), k, vae.dim_latent), np.float32)
-    with torch.inference_mode():
+    with inference():
         for index in range(k):
             noise = standard_normal(len(rows), vae.dim_latent, random)
             pairs = zip(tiling.tiles(rows, batch_rows), tiling.tiles(noise, batch_rows), strict=True)
@@ -84,27 +86,31 @@ def posterior_draws(
     return draws
 
 
-def posterior_moments(vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048) -> tuple[Floats, Floats]:
+def posterior_moments(
+    vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048, precision: ComputePrecision = "float32"
+) -> tuple[Floats, Floats]:
     """Return mean and log-variance, each (n, dim_latent), of the posteriors' Gaussians (before a flow)."""
     moments = np.empty((2, len(rows), vae.dim_latent), np.float32)
-    with torch.inference_mode():
+    with inference(compute_dtype(precision)):
         for part, tile in tiling.tiles(rows, batch_rows):
             both = torch.stack(vae.encode(tile))
             moments[:, part] = both[:, : part.stop - part.start].numpy(force=True)
     return moments[0], moments[1]
 
 
-def posterior_spread(vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048) -> Floats:
+def posterior_spread(
+    vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048, precision: ComputePrecision = "float32"
+) -> Floats:
     """Return the posteriors' standard deviations, (n, dim_latent); behind a flow estimated from 64 draws.
 
     The draws are the same for all rows, so that a row's spread does not depend on its company.
     """
     if not vae.config.iaf_flow_length:
-        spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_rows)[1])
+        spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_rows, precision)[1])
         return spread
     random = np.random.RandomState(0)
     total = np.zeros((2, len(rows), vae.dim_latent))
-    with torch.inference_mode():
+    with inference(compute_dtype(precision)):
         for _ in range(_SPREAD_DRAWS):
             noise = torch.from_numpy(standard_normal(1, vae.dim_latent, random))
             for part, tile in tiling.tiles(rows, batch_rows):
@@ -119,7 +125,7 @@ def decode_draws(vae: VAE, latents: Floats, seed: int, batch_rows: int = 2048) -
     """Return one draw of p(x | z) for each latent: rows (n, n_features) in data units, the decoder's noise included."""
     generator = torch.Generator().manual_seed(seed)
     rows = np.empty((len(latents), vae.n_features), vae.scaling.restored_dtype)
-    with torch.inference_mode():
+    with inference():
         for part, tile in tiling.tiles(latents, batch_rows):
             rows[part] = vae.decode(tile, generator)[: part.stop - part.start].numpy(force=True)
     return rows

@@ -118,8 +118,8 @@ class Scaling(nn.Module):
 
         The difference is taken in float64 where a large offset would cost float32 its digits.
         """
-        rows = x.to(self._precision)
-        centered = rows - self.center.to(self._precision)
+        center = self.center.to(self._precision)
+        centered = x - center if x.dtype == self._precision else x.to(self._precision).sub_(center)
         return centered.mul_(self._inverse.to(self._precision)).to(torch.float32)
 
     def restore(self, standardised: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from cvae_dist.model import tiling
+from cvae_dist.model.networks import inference
 from cvae_dist.model.vae import VAE
 
 Rows = npt.NDArray[np.generic]
@@ -29,7 +30,7 @@ def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 
 def log_marginal(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> Scores:
     """Return the importance-weighted estimate of log p(x) (Burda et al. 2015) per row, (n,), from ``draws``."""
     result = np.full(len(rows), -np.inf)
-    with torch.inference_mode():
+    with inference():
         for draw in draws:
             for part, tile in tiling.tiles(rows, batch_rows):
                 noise = torch.from_numpy(draw).expand(len(tile), -1)

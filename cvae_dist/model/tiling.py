@@ -13,6 +13,8 @@ from cvae_dist.errors import InvalidInput
 # Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations
 # all values but those beyond the last full vector: 64 rows end on a vector whatever the width of a layer.
 _MULTIPLE = 64
+_FAST_BYTES = 4_000_000
+_FEWEST_FAST = 256  # fewer would read the weights more often than the rows
 
 
 def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
@@ -28,6 +30,11 @@ def tiles(rows: npt.NDArray[np.generic], batch_rows: int) -> Iterator[tuple[slic
     for start in range(0, len(rows), batch_rows):
         part = slice(start, min(start + batch_rows, len(rows)))
         yield part, tensor_of(_pad(rows[part]))
+
+
+def fast_rows(n_features: int, batch_rows: int) -> int:
+    """Return at most ``batch_rows`` rows of a tile: more than a few MB of float32 leave the cache for nothing."""
+    return min(batch_rows, max(_FEWEST_FAST, _FAST_BYTES // (4 * n_features)))
 
 
 def _pad(rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -7,12 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cvae_dist.config import ModelConfig
+from cvae_dist.config import ComputePrecision, ModelConfig
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import posterior, tiling
 from cvae_dist.model.flow import InverseAutoregressiveFlow, choose_flow_length
 from cvae_dist.model.likelihood import choose_likelihood, make_likelihood
-from cvae_dist.model.networks import Decoder, Encoder
+from cvae_dist.model.networks import Decoder, Encoder, compute_dtype, inference
 from cvae_dist.model.scaling import Scaling, choose_normalization
 from cvae_dist.store.moments import Moments
 
@@ -164,16 +164,19 @@ class VAE(nn.Module):
         pushed, log_determinant = self.flow(latent, hidden)
         return pushed, log_determinant
 
-    def embed_rows(self, rows: Rows, batch_rows: int = 2048) -> npt.NDArray[np.float32]:
-        """Return the latents, (n, dim_latent), of ``rows``, (n, n_features), any real dtype.
+    def embed_rows(
+        self, rows: Rows, batch_rows: int = 2048, precision: ComputePrecision = "float32"
+    ) -> npt.NDArray[np.float32]:
+        """Return the latents, (n, dim_latent) float32, of ``rows``, (n, n_features), any real dtype.
 
         A row's latent is the same, bit for bit, in whatever company and order it arrives (on one machine,
-        with one or two threads; with more the last bit may differ).
+        with one or two threads; with more the last bit may differ). With ``precision="bf16"`` it is faster and,
+        in the root mean square, within 1 % of the spread of the latents.
         """
         self._check_rows(rows)
         latents = np.empty((len(rows), self.dim_latent), np.float32)
-        with torch.inference_mode():
-            for part, tile in tiling.tiles(rows, batch_rows):
+        with inference(compute_dtype(precision)):
+            for part, tile in tiling.tiles(rows, tiling.fast_rows(self.n_features, batch_rows)):
                 latents[part] = self.embed(tile)[: part.stop - part.start].numpy(force=True)
         return latents
 
@@ -190,7 +193,7 @@ class VAE(nn.Module):
                 f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})"
             )
         rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
-        with torch.inference_mode():
+        with inference():
             for part, tile in tiling.tiles(latents.astype(np.float32, copy=False), batch_rows):
                 rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
         return rows
@@ -205,7 +208,7 @@ class VAE(nn.Module):
         self._check_rows(rows)
         draws = np.zeros((len(rows), self.dim_latent), np.float32) if noise is None else noise
         terms = np.empty((2, len(rows)), np.float32)
-        with torch.inference_mode():
+        with inference():
             for (part, tile), (_, draw) in zip(
                 tiling.tiles(rows, batch_rows), tiling.tiles(draws, batch_rows), strict=True
             ):

@@ -2,16 +2,13 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-from cvae_dist.config import Precision
-from cvae_dist.model.networks import computing_in
+from cvae_dist.config import ComputePrecision, Precision
+from cvae_dist.model.networks import compute_dtype, computing_in, has_bfloat16
 from cvae_dist.model.vae import VAE
-
-ComputePrecision = Literal["float32", "bf16"]
 
 _LEAST_WORK = 40_000_000  # multiply-adds of a step below which conversions eat what bfloat16 gains
 _LEAST_GAIN = 0.85  # of float32's time: less is not worth digits, and a busy machine may decide it otherwise
@@ -32,9 +29,9 @@ class Decision:
         return (self.reason,) if self.timed else ()
 
     @property
-    def compute_dtype(self) -> torch.dtype | None:
+    def compute_dtype(self) -> torch.dtype:
         """What :func:`~cvae_dist.model.networks.computing_in` takes."""
-        return torch.bfloat16 if self.value == "bf16" else None
+        return compute_dtype(self.value)
 
 
 def choose_precision(requested: Precision, vae: VAE, batch_size: int) -> Decision:
@@ -46,7 +43,7 @@ def choose_precision(requested: Precision, vae: VAE, batch_size: int) -> Decisio
         return Decision(requested, "as asked for")
     if _work(vae, batch_size) < _LEAST_WORK:
         return Decision("float32", "steps are small")
-    if not _supported(next(vae.parameters()).device):
+    if not has_bfloat16(next(vae.parameters()).device):
         return Decision("float32", "this processor has no bfloat16 arithmetic")
     exact, short = _times(vae, batch_size)
     value: ComputePrecision = "bf16" if short < _LEAST_GAIN * exact else "float32"
@@ -59,12 +56,6 @@ def _work(vae: VAE, batch_size: int) -> int:
     return sum(weight.numel() for weight in vae.parameters()) * batch_size
 
 
-def _supported(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def _times(vae: VAE, batch_size: int) -> tuple[float, float]:
     """Return the seconds of the fastest of a few steps in float32 and in bfloat16, taken in turn."""
     device = next(vae.parameters()).device
@@ -72,15 +63,15 @@ def _times(vae: VAE, batch_size: int) -> tuple[float, float]:
     noise = torch.zeros(batch_size, vae.dim_latent, device=device)
     exact, short = [], []
     for _ in range(_TIMED_STEPS):
-        exact.append(_seconds(vae, rows, noise, None))
+        exact.append(_seconds(vae, rows, noise, torch.float32))
         short.append(_seconds(vae, rows, noise, torch.bfloat16))
     vae.zero_grad()
     return min(exact), min(short)
 
 
-def _seconds(vae: nn.Module, rows: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype | None) -> float:
+def _seconds(vae: nn.Module, rows: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype) -> float:
     began = time.perf_counter()
-    with computing_in(vae, dtype):
+    with computing_in(dtype):
         reconstruction, kl = vae(rows, noise)
     (reconstruction.mean() + kl.mean()).backward()
     if rows.is_cuda:

@@ -62,8 +62,8 @@ class Trainer:
         May hold no rows; then the last averaged weights are the best.
     steps_per_epoch : int
         Steps of one pass over the training rows.
-    compute_dtype : torch.dtype or None
-        Type that the matrix products of a step are computed in; None: that of the weights.
+    compute_dtype : torch.dtype
+        Type that the matrix products of a step are computed in.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Trainer:
         config: TrainConfig,
         validation: Validation,
         steps_per_epoch: int,
-        compute_dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.vae = vae
         self.config = config
@@ -134,7 +134,7 @@ class Trainer:
             The 50th step whose gradient is not finite.
         """
         noise = self._noise(n_global)[torch.from_numpy(positions)]
-        with computing_in(self.vae, self._compute_dtype):
+        with computing_in(self._compute_dtype):
             reconstruction, kl = self.vae(rows, noise)
         weight = self.config.kl_weight * schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup)
         reconstruction, kl = reconstruction.sum(), kl.sum()

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cvae_dist.model.networks import inference
 from cvae_dist.model.tiling import tiles
 from cvae_dist.model.vae import VAE
 from cvae_dist.store.reader import Reader
@@ -43,7 +44,7 @@ class Validation:
     def terms(self, vae: VAE, weights: Mapping[str, Tensor]) -> tuple[float, float]:
         """Return mean reconstruction and KL per row, in nats, of ``vae`` with these ``weights``."""
         sums = torch.zeros(2, dtype=torch.float64)
-        with torch.inference_mode():
+        with inference():
             for (part, tile), (_, noise) in zip(
                 tiles(self.rows, _BATCH_ROWS), tiles(self.noise, _BATCH_ROWS), strict=True
             ):

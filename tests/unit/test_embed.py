@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from cvae_dist.embed import decode, embed, score
-from cvae_dist.errors import InvalidInput
+from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.events import Event
 from cvae_dist.ingest import ingest
+from cvae_dist.model import networks
+from cvae_dist.store import RowStore
 from cvae_dist.training.loop import train
 
 
@@ -46,6 +49,34 @@ def test_latents_of_another_model_are_not_decoded(made: Made, tmp_path: Path) ->
 def test_latents_of_another_width_are_not_decoded(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"has rows of 2 values, but model .*wider takes 3"):
         decode(made.latents, made.wider, tmp_path / "out")
+
+
+def test_the_precision_is_a_setting_of_the_latents(made: Made, tmp_path: Path) -> None:
+    short, exact = embed(made.rows, made.model, tmp_path / "short", precision="bf16"), RowStore.open(made.latents)
+    latents = RowStore.open(short.url)
+    assert latents.document["settings"] == exact.document["settings"] | {"precision": "bf16"}
+    assert "precision" not in exact.document["settings"], "latents of before the choice would no longer count as done"
+    difference = latents.read("latent", 0, 40) - exact.read("latent", 0, 40)
+    assert 0 < np.abs(difference).max() < 0.05
+    assert embed(made.rows, made.model, short.url, precision="bf16").nothing_to_do
+    assert embed(made.rows, made.model, made.latents, precision="float32").nothing_to_do
+    with pytest.raises(SettingsChanged, match="precision: 'bf16' there"):
+        embed(made.rows, made.model, short.url)
+    with pytest.raises(SettingsChanged, match="'bf16' asked for"):
+        embed(made.rows, made.model, made.latents, precision="bf16")
+
+
+def test_an_unknown_precision_is_refused_before_anything_is_written(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="'float32' and 'bf16'"):
+        embed(made.rows, made.model, tmp_path / "out", precision="half")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_speaks_against_a_precision_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "has_bfloat16", lambda device: False)
+    events: list[Event] = []
+    embed(made.rows, made.model, tmp_path / "out", precision="bf16", on_event=events.append)
+    assert [event.message for event in events if event.kind == "note"] == [networks.drawback("bf16")]
 
 
 @pytest.mark.parametrize("verb", [embed, score])

@@ -2,8 +2,10 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -190,6 +192,20 @@ class TestPosterior:
         z, spread = mixed.embed(MIXED, return_std=True)
         np.testing.assert_array_equal(z, mixed.embed(MIXED))
         np.testing.assert_allclose(spread, np.exp(posterior_moments(mixed.model_, MIXED)[1] / 2), rtol=1e-6)
+
+    def test_precision_is_one_of_all_that_embed_gives(self, mixed: CompressionVAE, tmp_path: Path) -> None:
+        z, spread = mixed.embed(MIXED, return_std=True, precision="bf16")
+        for short, exact in zip((z, spread), mixed.embed(MIXED, return_std=True), strict=True):
+            assert 0 < np.abs(short - exact).max() < 0.1
+        np.save(tmp_path / "rows.npy", MIXED)
+        np.testing.assert_array_equal(mixed.embed(tmp_path, precision="bf16"), z)
+        lazy = dask.array.from_array(MIXED, chunks=(30, -1))
+        for short, expected in zip(mixed.embed(lazy, return_std=True, precision="bf16"), (z, spread), strict=True):
+            np.testing.assert_array_equal(short.compute(), expected)
+
+    def test_an_unknown_precision_is_refused_at_once(self, mixed: CompressionVAE) -> None:
+        with pytest.raises(InvalidInput, match="precision='double'"):
+            mixed.embed(dask.array.from_array(MIXED), precision="double")  # type: ignore[call-overload]
 
     def test_spread_behind_a_flow_is_that_of_draws(self) -> None:
         model = CompressionVAE(MIXED, **QUICK | {"iaf_flow_length": 2}).train()

@@ -26,7 +26,7 @@ def vae() -> VAE:
 
 
 def time_steps(exact: float, short: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_supported", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "_times", lambda vae, batch_size: (exact, short))
 
 
@@ -46,7 +46,7 @@ def test_nothing_is_timed_where_there_is_nothing_to_choose(vae: VAE, monkeypatch
     assert choose_precision("bf16", vae, 256) == Decision("bf16", "as asked for")
     assert choose_precision("float32", vae, 256).value == "float32"
     assert choose_precision("auto", vae, 16) == Decision("float32", "steps are small")
-    monkeypatch.setattr(precision, "_supported", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     assert choose_precision("auto", vae, 256).value == "float32"
 
 
@@ -64,7 +64,7 @@ def test_timing_leaves_the_model_as_it_was(vae: VAE) -> None:
 def test_bf16_changes_digits_of_the_terms_but_not_their_type_or_meaning(vae: VAE) -> None:
     rows, noise = torch.from_numpy(ROWS), torch.zeros(600, 2)
     exact = vae(rows, noise)
-    with computing_in(vae, torch.bfloat16):
+    with computing_in(torch.bfloat16):
         short = vae(rows, noise)
     again = vae(rows, noise)
     for one, other, third in zip(exact, short, again, strict=True):

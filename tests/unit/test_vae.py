@@ -1,11 +1,20 @@
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from cvae_dist.config import ModelConfig, TrainConfig
+from cvae_dist.config import ComputePrecision, ModelConfig, TrainConfig
 from cvae_dist.errors import InvalidInput
+from cvae_dist.model import networks
+from cvae_dist.model.networks import computing_in
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments
+
+PRECISIONS: tuple[ComputePrecision, ...] = ("float32", "bf16")
+WIDE = {"cells_encoder": (256, 256), "residual_blocks": 1}  # enough weights for the products of large layers
 
 
 def build(rows: np.ndarray, seed: int = 0, **settings: object) -> VAE:
@@ -36,20 +45,83 @@ def rows() -> np.ndarray:
         {"dim_latent": 3, "cells_encoder": (37, 33), "iaf_flow_length": 5},
         {"dim_latent": 1, "cells_encoder": (35,)},
         {"dim_latent": 2, "cells_encoder": ()},
+        WIDE | {"dim_latent": 5},
     ],
-    ids=["plain", "odd widths and flow", "flow", "odd widths, few outputs", "one output", "no cells"],
+    ids=["plain", "odd widths and flow", "flow", "odd widths, few outputs", "one output", "no cells", "wide"],
 )
-def test_a_latent_does_not_depend_on_the_company_of_its_row(rows: np.ndarray, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_latent_does_not_depend_on_the_company_of_its_row(
+    rows: np.ndarray, settings: dict[str, object], precision: ComputePrecision
+) -> None:
     vae = build(rows, **settings)
     if vae.flow is not None:
         bend(vae)
-    whole = vae.embed_rows(rows)
+    embed = partial(vae.embed_rows, precision=precision)
+    whole = embed(rows)
     for size in (1, 7, 16, 100, 1000, 4096):
-        np.testing.assert_array_equal(vae.embed_rows(rows[:200], batch_rows=size), whole[:200])
+        np.testing.assert_array_equal(embed(rows[:200], size), whole[:200])
     for row in (0, 17, 2999):
-        np.testing.assert_array_equal(vae.embed_rows(rows[row : row + 1])[0], whole[row])
+        np.testing.assert_array_equal(embed(rows[row : row + 1])[0], whole[row])
     order = np.random.default_rng(1).permutation(len(rows))
-    np.testing.assert_array_equal(vae.embed_rows(rows[order]), whole[order])
+    np.testing.assert_array_equal(embed(rows[order]), whole[order])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_latent_does_not_depend_on_the_number_of_threads(rows: np.ndarray, precision: ComputePrecision) -> None:
+    vae = build(rows, **WIDE)
+    before = torch.get_num_threads()
+    latents = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        latents.append([vae.embed_rows(rows[:n], precision=precision) for n in (1, 500)])
+    torch.set_num_threads(before)
+    for one, two in zip(*latents, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_bf16_is_close_to_float32_and_not_the_same(rows: np.ndarray) -> None:
+    vae = build(rows, **WIDE, dim_latent=8, iaf_flow_length=5)
+    bend(vae)
+    exact, short = (vae.embed_rows(rows, precision=precision).astype(np.float64) for precision in PRECISIONS)
+    error = short - exact
+    assert 0 < np.abs(error).max() < 0.05
+    assert np.sqrt(np.square(error).mean()) < 0.01 * exact.std()
+
+
+def test_threads_may_embed_one_model_in_different_precisions(rows: np.ndarray) -> None:
+    vae = build(rows, **WIDE)
+    alone = [vae.embed_rows(rows, precision=precision) for precision in PRECISIONS]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda precision: vae.embed_rows(rows, 64, precision), PRECISIONS * 2))
+    for latents, expected in zip(together, alone * 2, strict=True):
+        np.testing.assert_array_equal(latents, expected)
+
+
+def test_an_unknown_precision_is_refused(rows: np.ndarray) -> None:
+    with pytest.raises(InvalidInput, match="precision='fp16' .* 'float32' and 'bf16'"):
+        build(rows).embed_rows(rows, precision="fp16")  # type: ignore[arg-type]
+
+
+def test_bf16_without_arithmetic_for_it_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "has_bfloat16", lambda device: False)
+    assert "slower here than 'float32'" in networks.drawback("bf16")
+    assert not networks.drawback("float32")
+    monkeypatch.setattr(networks, "has_bfloat16", lambda device: True)
+    assert not networks.drawback("bf16")
+
+
+def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.ndarray) -> None:
+    vae = build(rows, **WIDE)
+    x, noise = torch.from_numpy(rows[:64]), torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for context in (nullcontext(), computing_in(torch.float32)):
+        vae.zero_grad()
+        with context:
+            terms = vae(x, noise)
+        sum(terms).sum().backward()
+        gradients.append([weight.grad.clone() for weight in vae.parameters() if weight.grad is not None])
+    for plain, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
 
 
 def test_a_decoded_row_does_not_depend_on_its_company(rows: np.ndarray) -> None:
