@@ -260,7 +260,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     def _fit(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
         asked = {"initializer": self.initializer, "batch_size_test": self.batch_size_test}
         reference.note_without_effect({name: value for name, value in asked.items() if value is not None})
-        self.__dict__.pop("prior_", None)  # it belongs to the latents of an earlier model
+        self.__dict__.pop("priors_", None)  # they belong to the latents of an earlier model
         if lazy.is_labelled_or_lazy(X):
             with lazy.computed(X) as items:
                 return self._fit_array(items, config, overwrite, on_event)

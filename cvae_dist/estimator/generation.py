@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from cvae_dist.errors import InvalidInput
+from cvae_dist.errors import InvalidInput, NotFitted
+from cvae_dist.estimator import lazy
 from cvae_dist.estimator.fitted import ModelNotTrained
 from cvae_dist.estimator.inference import Inference
 from cvae_dist.model import sampling
+from cvae_dist.model.directory import is_finished, load_prior, save_prior
+from cvae_dist.model.prior import MAX_FITTED_ROWS, Prior, PriorName, check_name, fit_prior
 from cvae_dist.model.sampling import Interpolation
 
 RandomState = int | np.random.RandomState | None
@@ -22,14 +26,14 @@ class Generation(Inference):
     """What a generative model can do that an embedding cannot."""
 
     X: Any
-    prior_: sampling.Mixture
+    priors_: dict[PriorName, Prior]
 
     def sample(
         self,
         n: int = 1,
         temperature: float = 1.0,
         noise: bool = True,
-        prior: Literal["normal", "mixture"] = "normal",
+        prior: Literal["normal"] | PriorName = "normal",
         random_state: RandomState = None,
     ) -> Floats:
         """Return rows that never were.
@@ -43,9 +47,9 @@ class Generation(Inference):
         noise : bool
             Draw rows from the likelihood, as the data scatter; otherwise return its means, which are smoother and
             vary less than the data.
-        prior : {"normal", "mixture"}
-            N(0, I), or the mixture of :meth:`fit_prior`, which covers only where latents of rows lie. Without a call
-            of it, the mixture is fitted on the constructor's ``X``.
+        prior : {"normal", "mixture", "flow"}
+            N(0, I), or what :meth:`fit_prior` fitted, which covers only where latents of rows lie. Without a call
+            of it, it is fitted on the constructor's ``X``.
         random_state : int, RandomState or None
             None: other rows at every call.
 
@@ -57,30 +61,34 @@ class Generation(Inference):
         Raises
         ------
         NotFitted
-            There is no model, or no mixture and no ``X`` to fit it on.
+            There is no model, or the prior was not fitted and there is no ``X`` to fit it on.
         InvalidInput
             An argument is out of its range.
+        MissingExtra
+            The flow's package is not installed.
         """
         model = self._model()
         _check_draws(n, temperature)
-        if prior not in ("normal", "mixture"):
-            raise InvalidInput(f"prior={prior!r} is unknown: choose 'normal' or 'mixture'")
         random = check_random_state(random_state)
-        if prior == "mixture":
-            latents = self._mixture().draw(n, temperature, random)
-        else:
+        if prior == "normal":
             latents = np.float32(temperature) * sampling.standard_normal(n, model.dim_latent, random)
+        else:
+            latents = self._prior(prior).draw(n, temperature, random)
         if not noise:
             return cast("Floats", model.decode_rows(latents))
         return sampling.decode_draws(model, latents, int(random.randint(2**31)))
 
-    def fit_prior(self, X: Any = None, n_components: int = 10, random_state: RandomState = 0) -> Self:
-        """Fit a mixture of Gaussians to the latents of rows, for ``sample(prior="mixture")``.
+    def fit_prior(
+        self, X: Any = None, prior: PriorName = "mixture", n_components: int = 10, random_state: RandomState = 0
+    ) -> Self:
+        """Fit a prior to the latents of rows, for ``sample(prior=...)``; kept in ``logdir`` where there is one.
 
         Parameters
         ----------
-        X : (n, n_features) array or DataFrame, optional
-            Default: the constructor's.
+        X : array, DataFrame, path, URL or RowStore, optional
+            Rows as in the constructor, by default those; 20,000 of them at most are looked at.
+        prior : {"mixture", "flow"}
+            A mixture of Gaussians, or a neural spline flow, which takes seconds to fit and suits many rows.
         n_components : int
             Gaussians of the mixture; no more than rows.
         random_state : int, RandomState or None
@@ -88,15 +96,28 @@ class Generation(Inference):
         Returns
         -------
         CompressionVAE
-            Itself, with ``prior_``.
+            Itself, with the prior in ``priors_``.
+
+        Raises
+        ------
+        NotFitted
+            There is no model, or there are no rows.
+        InvalidInput
+            There is no such prior, or there are fewer than two rows.
+        MissingExtra
+            The flow's package is not installed.
         """
-        self._model()
+        model = self._model()
+        check_name(prior)
         rows = self.X if X is None else X
         if rows is None:
-            raise ModelNotTrained("there are no rows to fit the mixture on: call fit_prior(X) with some")
+            raise ModelNotTrained(f"there are no rows to fit the prior {prior!r} on: call fit_prior(X) with some")
         random = check_random_state(random_state)
-        latents = self.posterior_sample(rows, 1, random)[:, 0]
-        self.prior_ = sampling.Mixture.fit(latents, n_components, random)
+        latents = sampling.posterior_draws(model, self._some_rows(rows, MAX_FITTED_ROWS), 1, random)[:, 0]
+        fitted = fit_prior(prior, latents, random, n_components)
+        self.priors_ = {**getattr(self, "priors_", {}), prior: fitted}
+        if self._directory is not None and is_finished(self._place()):
+            save_prior(self._place(), prior, fitted, model)
         return self
 
     def posterior_sample(self, X: Any, k: int = 1, random_state: RandomState = None) -> NDArray[np.float32]:
@@ -104,10 +125,12 @@ class Generation(Inference):
 
         Parameters
         ----------
-        X : (n, n_features) array or DataFrame
+        X : array, DataFrame, path, URL or RowStore
+            Rows as for :meth:`embed`; lazy ones give lazy draws, with the dimension ``draw``.
         k : int
             Draws for each row.
         random_state : int, RandomState or None
+            The same int gives the same draws for the same rows in the same blocks.
 
         Returns
         -------
@@ -115,7 +138,9 @@ class Generation(Inference):
         """
         model = self._model()
         _check_draws(k, 1.0)
-        return sampling.posterior_draws(model, self._rows(X), k, check_random_state(random_state))
+        seed = int(check_random_state(random_state).randint(2**31))
+        draws = partial(sampling.posterior_draws_of_block, model, k=k, seed=seed)
+        return cast("NDArray[np.float32]", self._mapped(X, draws, lazy.DRAWS, (k, model.dim_latent), np.float32))
 
     def interpolate(self, a: ArrayLike, b: ArrayLike, n: int = 10, kind: Interpolation = "linear") -> Floats:
         """Return rows on the way from one row to another, through the latent space.
@@ -138,10 +163,24 @@ class Generation(Inference):
         ends = model.embed_rows(self._rows(np.stack([np.ravel(a), np.ravel(b)])))
         return cast("Floats", model.decode_rows(sampling.between(ends[0], ends[1], n, kind)))
 
-    def _mixture(self) -> sampling.Mixture:
-        if not hasattr(self, "prior_"):
-            self.fit_prior()
-        return self.prior_
+    def _prior(self, name: PriorName) -> Prior:
+        """Return a fitted prior: this object's, that beside the model, or one fitted now."""
+        check_name(name)
+        if name not in getattr(self, "priors_", {}):
+            stored = self._stored_prior(name)
+            if stored is None:
+                self.fit_prior(prior=name)
+            else:
+                self.priors_ = {**getattr(self, "priors_", {}), name: stored}
+        return self.priors_[name]
+
+    def _stored_prior(self, name: PriorName) -> Prior | None:
+        if self._directory is None:
+            return None
+        try:
+            return load_prior(self._place(), name)[0]
+        except NotFitted:
+            return None
 
 
 def _check_draws(n: int, temperature: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -20,6 +21,9 @@ from cvae_dist.estimator.rows import as_invalid_input, checked_array, is_place, 
 from cvae_dist.model.networks import drawback
 from cvae_dist.model.sampling import posterior_spread
 from cvae_dist.store import RowStore
+from cvae_dist.store.reader import RowReader
+from cvae_dist.training.loader import read_rows
+from cvae_dist.training.sampler import validation_rows
 
 if TYPE_CHECKING:
     Floats = NDArray[np.float32]
@@ -83,21 +87,10 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
             for function in (model.embed_rows, partial(posterior_spread, model))
         )
 
-        def of(rows: NDArray[Any]) -> Floats:
-            return np.stack([mean_of(rows), spread_of(rows)]) if return_std else mean_of(rows)
-
-        if lazy.is_labelled_or_lazy(X):
-            means = lazy.apply(X, mean_of, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
-            if not return_std:
-                return cast("Floats", means)
-            return means, lazy.apply(X, spread_of, lazy.ROWS, model.n_features, model.dim_latent, np.float32)
-        if not is_place(X):
-            result = of(self._rows(X))
-        else:
-            with store_of(X, None, self.storage_options) as store:
-                self._check_width(store)
-                result = np.concatenate([of(block) for block in _blocks(store)], axis=-2)
-        return (result[0], result[1]) if return_std else result
+        means = self._mapped(X, mean_of, lazy.ROWS, (model.dim_latent,), np.float32)
+        if not return_std:
+            return cast("Floats", means)
+        return means, self._mapped(X, spread_of, lazy.ROWS, (model.dim_latent,), np.float32)
 
     def decode(self, z: ArrayLike) -> NDArray[np.floating[Any]]:
         """Return the rows that latents stand for, in the data's units.
@@ -115,7 +108,7 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         model = self._model()
         if lazy.is_labelled_or_lazy(z):
             dtype = model.scaling.restored_dtype
-            rows = lazy.apply(z, model.decode_rows, lazy.LATENTS, model.dim_latent, model.n_features, dtype)
+            rows = lazy.apply(z, model.decode_rows, lazy.LATENTS, model.dim_latent, (model.n_features,), dtype)
             return cast("NDArray[np.floating[Any]]", rows)
         with as_invalid_input():
             latents = check_array(z, dtype=np.float32, input_name="z")
@@ -129,9 +122,29 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         """Return the rows that latents stand for; see :meth:`decode`."""
         return self.decode(X)
 
+    def _mapped(self, X: Any, function: lazy.Function, kind: lazy.Kind, sizes: tuple[int, ...], dtype: Any) -> Any:
+        """Return ``function`` of rows: lazily of lazy ones, of a store's a bounded number at a time."""
+        if lazy.is_labelled_or_lazy(X):
+            return lazy.apply(X, function, kind, self._model().n_features, sizes, dtype)
+        if not is_place(X):
+            return function(self._rows(X))
+        with store_of(X, None, self.storage_options) as store:
+            self._check_width(store)
+            return np.concatenate([function(block) for block in _blocks(store)])
+
     def _rows(self, X: Any) -> NDArray[Any]:
         """Return rows in memory, (n, n_features), of the kind the model was trained on."""
         return checked_array(self, X, reset=False)[0]
+
+    def _some_rows(self, X: Any, most: int) -> NDArray[Any]:
+        """Return :meth:`_rows` of rows wherever they are, but no more than ``most``, chosen by their numbers."""
+        if is_place(X):
+            with store_of(X, None, self.storage_options) as store:
+                self._check_width(store)
+                return read_rows(RowReader(store), validation_rows(store.rows, most, 0))
+        with lazy.computed(X) if lazy.is_labelled_or_lazy(X) else nullcontext(X) as items:
+            rows = self._rows(items)
+            return rows[validation_rows(len(rows), most, 0)]
 
     def _check_width(self, store: RowStore) -> None:
         if store.n_features != self._model().n_features:

@@ -24,16 +24,17 @@ _SAMPLE = "sample"
 
 @dataclass(frozen=True)
 class Kind:
-    """What goes in, under the names that stores use; the other kind comes out."""
+    """What goes in, under the name that stores use, and what comes out; all of it along ``sample``."""
 
     name: str
-    dim: str
     result_name: str
-    result_dim: str
+    result_dims: tuple[str, ...]
 
 
-ROWS = Kind("x", "feature", "latent", "latent")
-LATENTS = Kind("latent", "latent", "x", "feature")
+ROWS = Kind("x", "latent", ("latent",))
+LATENTS = Kind("latent", "x", ("feature",))
+DRAWS = Kind("x", "latent", ("draw", "latent"))
+SCORES = Kind("x", "score", ())
 
 
 def is_labelled_or_lazy(X: object) -> bool:
@@ -42,7 +43,7 @@ def is_labelled_or_lazy(X: object) -> bool:
     return package == "xarray" or (package == "dask" and module.startswith("array"))
 
 
-def apply(X: Any, function: Function, kind: Kind, width: int, result_width: int, dtype: DTypeLike) -> Any:
+def apply(X: Any, function: Function, kind: Kind, width: int, sizes: tuple[int, ...], dtype: DTypeLike) -> Any:
     """Return ``function`` of rows, block by block, as the kind of object that ``X`` is; nothing is computed now.
 
     Parameters
@@ -51,9 +52,11 @@ def apply(X: Any, function: Function, kind: Kind, width: int, result_width: int,
         Rows along the dimension ``sample``, or the first one; all others together are ``width`` values. Of a Dataset
         the variable that stores call so, or its only one.
     function : callable
-        (n, width) array -> (n, result_width) array, row by row.
+        (n, width) array -> (n, *sizes) array, row by row.
     kind : Kind
         Names of what goes in and what comes out.
+    sizes : tuple of int
+        Of what comes out for one row.
     dtype : dtype
         Of the result.
 
@@ -65,9 +68,9 @@ def apply(X: Any, function: Function, kind: Kind, width: int, result_width: int,
     block = _Block(function, width)
     if hasattr(X, "data_vars"):
         variable = X[_variable(X, kind)]
-        return apply(variable, function, kind, width, result_width, dtype).to_dataset(name=kind.result_name)
+        return apply(variable, function, kind, width, sizes, dtype).to_dataset(name=kind.result_name)
     if hasattr(X, "dims"):
-        return _of_labelled(X, block, kind, result_width, np.dtype(dtype))
+        return _of_labelled(X, block, kind, sizes, np.dtype(dtype))
     _check(X.shape, X.dtype, width)
     import dask.array
 
@@ -76,9 +79,10 @@ def apply(X: Any, function: Function, kind: Kind, width: int, result_width: int,
         block,
         whole,
         dtype=dtype,
-        chunks=(whole.chunks[0], (result_width,)),
-        drop_axis=list(range(2, X.ndim)),
-        meta=np.empty((0, 0), dtype),
+        chunks=(whole.chunks[0], *((size,) for size in sizes)),
+        drop_axis=list(range(1, X.ndim)),
+        new_axis=list(range(1, 1 + len(sizes))),
+        meta=np.empty((0,) * (1 + len(sizes)), dtype),
     )
 
 
@@ -120,7 +124,7 @@ class _Block:
         return self.function(native(rows))
 
 
-def _of_labelled(X: Any, block: _Block, kind: Kind, result_width: int, dtype: np.dtype[Any]) -> Any:
+def _of_labelled(X: Any, block: _Block, kind: Kind, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     import xarray
 
     sample = _sample(X)
@@ -130,11 +134,11 @@ def _of_labelled(X: Any, block: _Block, kind: Kind, result_width: int, dtype: np
         block,
         X if X.chunks is None else X.chunk(dict.fromkeys(others, -1)),
         input_core_dims=[others],
-        output_core_dims=[[kind.result_dim]],
-        exclude_dims={kind.result_dim} & set(others),
+        output_core_dims=[kind.result_dims],
+        exclude_dims=set(kind.result_dims) & set(others),
         dask="parallelized",
         output_dtypes=[dtype],
-        dask_gufunc_kwargs={"output_sizes": {kind.result_dim: result_width}},
+        dask_gufunc_kwargs={"output_sizes": dict(zip(kind.result_dims, sizes, strict=True))},
     )
     return result.rename(kind.result_name)
 

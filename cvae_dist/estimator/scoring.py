@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.estimator import lazy
 from cvae_dist.estimator.inference import Inference
 from cvae_dist.model import scoring
+from cvae_dist.model.scoring import Score
 
 _DEFAULT_DRAWS = {"elbo": 8, "reconstruction": 8, "iwae": 100}
 
@@ -20,7 +23,7 @@ class Scoring(Inference):
     def score_samples(
         self,
         X: Any,
-        kind: Literal["elbo", "reconstruction", "iwae"] = "elbo",
+        kind: Score = "elbo",
         k: int | None = None,
         random_state: int = 0,
     ) -> NDArray[np.float64]:
@@ -28,7 +31,8 @@ class Scoring(Inference):
 
         Parameters
         ----------
-        X : (n, n_features) array or DataFrame
+        X : array, DataFrame, path, URL or RowStore
+            Rows as for :meth:`embed`; lazy ones give lazy scores with their coordinates.
         kind : {"elbo", "reconstruction", "iwae"}
             ``elbo``: the lower bound of log p(x). ``reconstruction``: its first part, E[log p(x | z)]. With the
             Bernoulli likelihood both are given relative to the best any model could do for this very row, that is
@@ -47,7 +51,6 @@ class Scoring(Inference):
             (``kl_weight=0``) has no bound; its ``elbo`` is its reconstruction.
         """
         model = self._model()
-        rows = self._rows(X)
         if kind not in _DEFAULT_DRAWS:
             raise InvalidInput(f"kind={kind!r} is unknown: choose one of {', '.join(_DEFAULT_DRAWS)}")
         count = _DEFAULT_DRAWS[kind] if k is None else k
@@ -55,12 +58,8 @@ class Scoring(Inference):
             raise InvalidInput(f"k={k}: a score needs at least 1 draw of the latent")
         random = np.random.RandomState(random_state)
         draws = list(random.standard_normal((count, model.dim_latent)).astype(np.float32))
-        volume = scoring.log_volume(model)
-        if kind == "iwae":
-            return scoring.log_marginal(model, rows, draws) - volume
-        reconstruction, kl = scoring.elbo_terms(model, rows, draws)
-        loss = reconstruction + kl if kind == "elbo" else reconstruction
-        return scoring.entropy(model, rows) - loss - volume
+        scores = partial(scoring.log_likelihood, model, kind=kind, draws=draws)
+        return cast("NDArray[np.float64]", self._mapped(X, scores, lazy.SCORES, (), np.float64))
 
     def score(self, X: Any, y: object = None) -> float:
         """Return the mean of :meth:`score_samples`, for model selection by ``GridSearchCV``; ``y`` is ignored."""

@@ -1,15 +1,18 @@
-"""A model on disk: ``config.json`` and ``model.safetensors`` in a directory, without pickle."""
+"""A model on disk, without pickle: ``config.json`` and ``model.safetensors`` in a directory, and priors beside them."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import safetensors.numpy
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from cvae_dist.config import ModelConfig, make_config
-from cvae_dist.errors import Corrupt, SourceNotFound
+from cvae_dist.errors import Corrupt, NotFitted, SourceNotFound
+from cvae_dist.model import prior
+from cvae_dist.model.prior import Prior, PriorName
 from cvae_dist.model.scaling import Scaling
 from cvae_dist.model.vae import VAE
 from cvae_dist.store.lineage import digest_bytes
@@ -19,6 +22,7 @@ _FORMAT = "cvae-dist model"
 _VERSION = 1
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_PRIORS = "priors"
 
 Url = str | Location
 
@@ -26,7 +30,7 @@ Url = str | Location
 def save_model(url: Url, vae: VAE, lineage: Mapping[str, Any], storage_options: StorageOptions | None = None) -> str:
     """Write the model and return its digest. Without ``config.json``, written last, there is no model."""
     place = Location.of(url, storage_options)
-    weights = safetensors.torch.save({name: value.contiguous() for name, value in vae.state_dict().items()})
+    weights = _bytes(vae)
     config = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -90,8 +94,51 @@ def is_finished(place: Location) -> bool:
 
 def delete_model(place: Location) -> None:
     """Delete the model's own files, ``config.json`` first, so that the rest is never taken for a model."""
-    (place / _CONFIG).delete()
-    (place / _WEIGHTS).delete()
+    for name in (_CONFIG, _WEIGHTS, _PRIORS):
+        (place / name).delete()
+
+
+def save_prior(place: Location, name: PriorName, prior: Prior, vae: VAE) -> None:
+    """Write a prior fitted to the latents of ``vae`` beside the model at ``place``; an earlier one is replaced."""
+    arrays = safetensors.numpy.save(prior.arrays())
+    description = {"model": digest_bytes(_bytes(vae)), "digest": digest_bytes(arrays)}
+    (place / _PRIORS / f"{name}.safetensors").write(arrays)
+    (place / _PRIORS / f"{name}.json").write(json.dumps(description).encode() + b"\n")
+
+
+def load_prior(place: Location, name: PriorName) -> tuple[Prior, str]:
+    """Load a prior of the model at ``place``, and its digest.
+
+    Raises
+    ------
+    NotFitted
+        No such prior was fitted to the latents of this model.
+    Corrupt
+        The files are not what :func:`save_prior` wrote.
+    MissingExtra
+        The flow's package is not installed.
+    """
+    prior.check_name(name)
+    remedy = f"fit it with fit_prior (cvae-dist fit-prior STORE {place} --prior {name})"
+    try:
+        text = (place / _PRIORS / f"{name}.json").read()
+        arrays = (place / _PRIORS / f"{name}.safetensors").read()
+    except FileNotFoundError:
+        raise NotFitted(f"no prior {name!r} was fitted to the latents of the model {place}; {remedy}") from None
+    try:
+        model, digest = (json.loads(text)[key] for key in ("model", "digest"))
+        if model != read_description(place)["digest"]:
+            raise NotFitted(f"the prior {name!r} of {place} belongs to an earlier model; {remedy}")
+        if digest_bytes(arrays) != digest:
+            raise Corrupt(f"the prior {name!r} of {place} does not match its digest; {remedy}")
+        return prior.restored(name, safetensors.numpy.load(arrays)), digest
+    except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise Corrupt(f"the prior {name!r} of {place} cannot be rebuilt ({error}); {remedy}") from None
+
+
+def _bytes(vae: VAE) -> bytes:
+    data: bytes = safetensors.torch.save({name: value.contiguous() for name, value in vae.state_dict().items()})
+    return data
 
 
 def _absence(place: Location) -> str:

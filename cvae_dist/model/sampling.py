@@ -1,7 +1,7 @@
 """Latents that are drawn: from a prior, from the posterior of given rows, or between two others."""
 
-from dataclasses import dataclass
-from typing import Literal, Self
+import hashlib
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,52 +26,6 @@ def standard_normal(n: int, dim_latent: int, random: np.random.RandomState) -> F
     return draws
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture of Gaussians fitted to the latents of rows: a prior that knows where latents really lie.
-
-    Attributes
-    ----------
-    weights : (k,) float64 array
-        They sum to 1.
-    means : (k, dim_latent) float64 array
-    factors : (k, dim_latent, dim_latent) float64 array
-        Lower Cholesky factors of the covariances.
-    """
-
-    weights: npt.NDArray[np.float64]
-    means: npt.NDArray[np.float64]
-    factors: npt.NDArray[np.float64]
-
-    @classmethod
-    def fit(cls, latents: Floats, n_components: int, random: np.random.RandomState) -> Self:
-        """Fit by expectation maximisation; no more components than rows.
-
-        Raises
-        ------
-        InvalidInput
-            There are no components asked for, or fewer than two latents.
-        """
-        from sklearn.mixture import GaussianMixture  # here, as only this needs it
-
-        if n_components < 1 or len(latents) < 2:
-            raise InvalidInput(
-                f"a mixture of {n_components} components cannot be fitted to {len(latents)} latents: "
-                "ask for at least 1 component and give at least 2 rows"
-            )
-        mixture = GaussianMixture(min(n_components, len(latents)), random_state=random)
-        mixture.fit(latents.astype(np.float64))
-        return cls(mixture.weights_, mixture.means_, np.linalg.cholesky(mixture.covariances_))
-
-    def draw(self, n: int, temperature: float, random: np.random.RandomState) -> Floats:
-        """Return (n, dim_latent) draws; ``temperature`` scales the spread around each component's mean."""
-        component = random.choice(len(self.weights), size=n, p=self.weights)
-        noise = random.standard_normal((n, self.means.shape[1]))
-        spread = np.einsum("nij,nj->ni", self.factors[component], noise)
-        draws: Floats = (self.means[component] + temperature * spread).astype(np.float32)
-        return draws
-
-
 def posterior_draws(
     vae: VAE, rows: npt.NDArray[np.generic], k: int, random: np.random.RandomState, batch_rows: int = 2048
 ) -> Floats:
@@ -84,6 +38,12 @@ def posterior_draws(
             for (part, tile), (_, drawn) in pairs:
                 draws[part, index] = vae.draw(tile, drawn)[: part.stop - part.start].numpy(force=True)
     return draws
+
+
+def posterior_draws_of_block(vae: VAE, rows: npt.NDArray[np.generic], k: int, seed: int) -> Floats:
+    """Return :func:`posterior_draws` that depend on ``seed`` and on these rows alone, wherever they are computed."""
+    digest = hashlib.blake2b(np.ascontiguousarray(rows).data, digest_size=16, key=str(seed).encode()).digest()
+    return posterior_draws(vae, rows, k, np.random.RandomState(np.frombuffer(digest, np.uint32)))
 
 
 def posterior_moments(

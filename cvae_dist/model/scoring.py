@@ -1,6 +1,7 @@
 """How probable rows are under a model, per row and in nats: bounds and estimates of log p(x)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,19 @@ from cvae_dist.model.vae import VAE
 Rows = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
+Score = Literal["elbo", "reconstruction", "iwae"]
+
+
+def log_likelihood(vae: VAE, rows: Rows, kind: Score, draws: Sequence[Floats]) -> Scores:
+    """Return how probable rows are, (n,), in nats and as a density over the data's units; higher is more normal.
+
+    ``elbo`` and ``reconstruction`` are relative to the :func:`entropy` of the row, ``iwae`` is not.
+    """
+    if kind == "iwae":
+        return log_marginal(vae, rows, draws) - log_volume(vae)
+    reconstruction, kl = elbo_terms(vae, rows, draws)
+    loss = reconstruction + kl if kind == "elbo" else reconstruction
+    return entropy(vae, rows) - loss - log_volume(vae)
 
 
 def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> tuple[Scores, Scores]:

@@ -1,0 +1,167 @@
+"""Priors fitted to latents: densities, draws, what they gain on held-out latents, and where they are kept."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.mixture import GaussianMixture
+
+from cvae_dist.errors import Corrupt, InvalidInput, MissingExtra, NotFitted
+from cvae_dist.estimator import CompressionVAE
+from cvae_dist.model import prior
+from cvae_dist.model.directory import load_prior
+from cvae_dist.model.prior import Flow, Mixture, fit_prior, restored
+from cvae_dist.store import Location
+
+DIGITS = load_digits().data.astype(np.float32)
+QUICK: dict[str, Any] = {"num_steps": 20, "cells_encoder": (32,)}
+NAMES: list[Any] = ["mixture", "flow"]
+
+
+@pytest.fixture(scope="module")
+def latents() -> np.ndarray:
+    """Draws of the posteriors of digits, (1797, 4): islands, not one normal."""
+    model = CompressionVAE(DIGITS, dim_latent=4, num_steps=500).train()
+    return model.posterior_sample(DIGITS, random_state=0)[:, 0]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def fitted(request: pytest.FixtureRequest, latents: np.ndarray) -> Any:
+    return fit_prior(request.param, latents[300:], np.random.RandomState(0))
+
+
+def test_held_out_latents_are_more_probable_than_under_one_normal(fitted: Any, latents: np.ndarray) -> None:
+    held_out, seen = latents[:300], latents[300:]
+    best_normal = stats.multivariate_normal(seen.mean(axis=0), np.cov(seen.T))
+    for normal in (stats.multivariate_normal(np.zeros(4)), best_normal):
+        gain = fitted.log_density(held_out) - normal.logpdf(held_out)
+        assert gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_density_integrates_to_one(name: Any, latents: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prior, "_MAX_STEPS", 200)
+    fitted = fit_prior(name, latents[:, :2], np.random.RandomState(0))
+    axis = np.linspace(-12, 12, 601)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
+    assert np.exp(fitted.log_density(grid)).sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=2e-3)
+
+
+def test_draws_have_the_density_and_repeat(fitted: Any, latents: np.ndarray) -> None:
+    drawn = fitted.draw(4000, 1.0, np.random.RandomState(1))
+    assert drawn.dtype == np.float32
+    np.testing.assert_array_equal(drawn, fitted.draw(4000, 1.0, np.random.RandomState(1)))
+    entropy = -fitted.log_density(drawn)
+    fresh = -fitted.log_density(latents[300:])
+    assert entropy.mean() == pytest.approx(fresh.mean(), abs=0.3)
+    np.testing.assert_allclose(drawn.mean(axis=0), latents.mean(axis=0), atol=0.15)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(latents.T), atol=0.35)
+    cold = fitted.draw(4000, 0.3, np.random.RandomState(1))
+    assert -fitted.log_density(cold).mean() < entropy.mean()
+
+
+def test_arrays_restore_it(fitted: Any, latents: np.ndarray) -> None:
+    again = restored("flow" if isinstance(fitted, Flow) else "mixture", fitted.arrays())
+    np.testing.assert_array_equal(again.log_density(latents), fitted.log_density(latents))
+    noise = np.random.RandomState(1), np.random.RandomState(1)
+    np.testing.assert_array_equal(again.draw(9, 1.0, noise[0]), fitted.draw(9, 1.0, noise[1]))
+
+
+def test_fits_repeat_and_leave_the_global_generator_alone(latents: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prior, "_MAX_STEPS", 60)
+    for name in NAMES:
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        one, other = (fit_prior(name, latents[:100], np.random.RandomState(0)) for _ in range(2))
+        np.testing.assert_array_equal(one.log_density(latents), other.log_density(latents))
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mixture_is_scikit_learns(latents: np.ndarray) -> None:
+    mixture = Mixture.fit(latents, 4, np.random.RandomState(0))
+    theirs = GaussianMixture(4, random_state=np.random.RandomState(0)).fit(latents.astype(np.float64))
+    np.testing.assert_allclose(mixture.factors @ mixture.factors.transpose(0, 2, 1), theirs.covariances_)
+    np.testing.assert_allclose(mixture.log_density(latents), theirs.score_samples(latents.astype(np.float64)))
+    still = mixture.draw(10, 0.0, np.random.RandomState(0))
+    assert all(np.isclose(row, mixture.means, atol=1e-6).all(axis=1).any() for row in still)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_flow_of_other_widths(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prior, "_MAX_STEPS", 400)
+    random = np.random.RandomState(0)
+    skewed = np.exp(random.normal(size=(2000, dim))).astype(np.float32) * 100
+    flow = Flow.fit(skewed, random)
+    exact = stats.lognorm.logpdf(skewed[:200] / 100, 1).sum(axis=1) - dim * math.log(100)
+    assert flow.log_density(skewed[:200]).mean() == pytest.approx(exact.mean(), abs=0.15 * dim)
+    np.testing.assert_allclose(np.median(flow.draw(4000, 1.0, random), axis=0), 100, rtol=0.2)
+
+
+class TestOfAModel:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_kept_beside_it_and_found_again(self, name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(prior, "_MAX_STEPS", 60)
+        model = CompressionVAE(DIGITS[:200], logdir=tmp_path / "model", **QUICK).train().fit_prior(prior=name)
+        restored = CompressionVAE(logdir=tmp_path / "model")
+        rows = restored.sample(5, prior=name, random_state=0)
+        np.testing.assert_array_equal(rows, model.sample(5, prior=name, random_state=0))
+        assert not np.array_equal(rows, model.sample(5, random_state=0))
+        assert {path.suffix for path in (tmp_path / "model" / "priors").iterdir()} == {".json", ".safetensors"}
+
+    def test_of_an_earlier_model_it_is_gone(self, tmp_path: Path) -> None:
+        model = CompressionVAE(DIGITS[:200], logdir=tmp_path, **QUICK).train().fit_prior()
+        model.train(num_steps=30)
+        assert not (tmp_path / "priors").exists()
+        assert not hasattr(model, "priors_")
+        with pytest.raises(NotFitted, match=r"fit_prior \(cvae-dist fit-prior STORE .* --prior mixture\)"):
+            load_prior(Location.of(str(tmp_path)), "mixture")
+
+    def test_of_another_model_it_is_refused(self, tmp_path: Path) -> None:
+        for steps, name in ((20, "one"), (30, "other")):
+            CompressionVAE(DIGITS[:200], logdir=tmp_path / name, **QUICK | {"num_steps": steps}).train().fit_prior()
+        (tmp_path / "one" / "priors").rename(tmp_path / "kept")
+        (tmp_path / "other" / "priors").rename(tmp_path / "one" / "priors")
+        with pytest.raises(NotFitted, match="belongs to an earlier model"):
+            load_prior(Location.of(str(tmp_path / "one")), "mixture")
+        with pytest.raises(NotFitted, match="no rows to fit"):
+            CompressionVAE(logdir=tmp_path / "one").sample(3, prior="mixture")
+
+    def test_damaged_it_is_refused(self, tmp_path: Path) -> None:
+        CompressionVAE(DIGITS[:200], logdir=tmp_path, **QUICK).train().fit_prior()
+        file = tmp_path / "priors" / "mixture.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        with pytest.raises(Corrupt, match="does not match its digest"):
+            CompressionVAE(logdir=tmp_path).sample(3, prior="mixture")
+        (tmp_path / "priors" / "mixture.json").write_text("{")
+        with pytest.raises(Corrupt, match="cannot be rebuilt"):
+            CompressionVAE(logdir=tmp_path).sample(3, prior="mixture")
+
+    def test_refusals(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = CompressionVAE(DIGITS[:200], **QUICK).train()
+        for call in (model.sample, model.fit_prior):
+            with pytest.raises(InvalidInput, match="prior='flaw' is unknown"):
+                call(prior="flaw")  # type: ignore[operator]
+        with pytest.raises(InvalidInput, match="1 latents: give at least 2 rows"):
+            model.fit_prior(DIGITS[:1])
+        with pytest.raises(InvalidInput, match="0 components"):
+            model.fit_prior(n_components=0)
+        model.X = None
+        with pytest.raises(NotFitted, match="fit_prior"):
+            model.sample(3, prior="mixture")
+        monkeypatch.setitem(sys.modules, "zuko.flows", None)
+        with pytest.raises(MissingExtra, match=r"pip install 'cvae-dist\[flow\]'"):
+            model.fit_prior(DIGITS, prior="flow")
+
+    def test_of_many_rows_a_share_is_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+        fit = Mixture.fit
+        monkeypatch.setattr(prior.Mixture, "fit", lambda z, *rest: (seen.append(len(z)), fit(z, *rest))[1])
+        monkeypatch.setattr("cvae_dist.estimator.generation.MAX_FITTED_ROWS", 50)
+        CompressionVAE(DIGITS[:200], **QUICK).train().fit_prior()
+        assert seen == [50]
