@@ -5,7 +5,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -27,9 +29,9 @@ class Row(NamedTuple):
         return self.value <= self.bar if self.lower else self.value >= self.bar
 
 
-def alternate(repeats: int, *runs: Callable[[], float]) -> list[list[float]]:
+def alternate(repeats: int, *runs: Callable[[], T]) -> list[list[T]]:
     """Run A, B, A, B, ... and return what each returned, so that drift of the machine hits all alike."""
-    results: list[list[float]] = [[] for _ in runs]
+    results: list[list[T]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, result in zip(runs, results, strict=True):
             result.append(run())
