@@ -38,7 +38,17 @@ class NotFitted(CvaeDistError, ValueError):
 
 
 class TrainingDiverged(CvaeDistError, ArithmeticError):
-    """The loss became non-finite too often."""
+    """The loss ran away or became non-finite, at low learning rates too.
+
+    Attributes
+    ----------
+    trained : cvae_dist.training.loop.Trained or None
+        What was good before; None where nothing was.
+    """
+
+    def __init__(self, message: str, trained: object = None) -> None:
+        super().__init__(message)
+        self.trained = trained
 
 
 class MissingExtra(CvaeDistError, ImportError):

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from cvae_dist.config import LikelihoodName, Precision, TrainConfig, make_config
-from cvae_dist.errors import InvalidInput
+from cvae_dist.errors import InvalidInput, TrainingDiverged
 from cvae_dist.estimator import lazy, reference
 from cvae_dist.estimator.exporting import Exporting
 from cvae_dist.estimator.generation import Generation
@@ -22,7 +22,7 @@ from cvae_dist.estimator.scoring import Scoring
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Moments, RowStore
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
-from cvae_dist.training.loop import fit, train
+from cvae_dist.training.loop import Trained, fit, train
 
 if TYPE_CHECKING:
     Rows = ArrayLike | str | os.PathLike[str] | RowStore
@@ -43,8 +43,8 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         computed once, into a temporary file; or a store made by ``ingest``. ``fit(X)`` takes them as well.
     X_valid : array or DataFrame, optional
         Rows to validate on; without them a share of X is held out.
-    train_valid_split : float
-        Share of X to train on.
+    train_valid_split : float, optional
+        Share of X to train on. Default: 0.9; 1 below 1,000 rows of no more features than ``dim_latent``.
     dim_latent : int
         Number of latent dimensions.
     iaf_flow_length : int, optional
@@ -109,7 +109,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         self,
         X: Rows | None = None,
         X_valid: ArrayLike | None = None,
-        train_valid_split: float = 0.9,
+        train_valid_split: float | None = None,
         dim_latent: int = 2,
         iaf_flow_length: int | None = None,
         cells_encoder: Sequence[int] | None = None,
@@ -214,6 +214,8 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
             ``logdir`` was begun or finished with other settings (but for a larger ``num_steps``) or on other rows.
         KeyboardInterrupt
             The training was interrupted. With ``logdir`` it is saved, and goes on when called again.
+        TrainingDiverged
+            The loss ran away or was not finite, at low learning rates too; the last good weights are the model.
         """
         if self.X is None:
             raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
@@ -290,12 +292,17 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         on_event: OnEvent,
     ) -> None:
         valid = None if self.X_valid is None else ArrayRows(self._rows(self.X_valid))
-        self._trained = fit(
-            reader, moments, item_shape, config, self._place() if self._directory else None, on_event,
-            overwrite=overwrite, validation=valid, earlier=getattr(self, "_trained", None),
-        )  # fmt: skip
-        self.model_, self.history_ = self._trained.vae, self._trained.history
         self.item_shape_ = item_shape
+        try:
+            self._trained = fit(
+                reader, moments, item_shape, config, self._place() if self._directory else None, on_event,
+                overwrite=overwrite, validation=valid, earlier=getattr(self, "_trained", None),
+            )  # fmt: skip
+        except TrainingDiverged as error:
+            if isinstance(error.trained, Trained):
+                self.model_, self.history_ = error.trained.vae, error.trained.history
+            raise
+        self.model_, self.history_ = self._trained.vae, self._trained.history
         if self._directory is not None:
             self._keep_feature_names()
 

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
-from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.errors import InvalidInput, SettingsChanged, TrainingDiverged
 from cvae_dist.events import Event, Kind, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
 from cvae_dist.model.tiling import tensor_of
@@ -36,7 +36,7 @@ _CHECKPOINTS, _HISTORY, _LOGS = "checkpoints", "history.jsonl", "logs"
 _SECONDS_BETWEEN_EVENTS = 0.5
 _SHARED_WORK = 30_000_000  # multiply-adds of a step from which a second thread gains more than it waits
 
-StoppedBecause = Literal["finished", "no improvement", "interrupted", "already finished"]
+StoppedBecause = Literal["finished", "no improvement", "interrupted", "diverged", "already finished"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def train(
     SettingsChanged
         ``model`` was begun or finished with other settings (but for a larger ``num_steps``) or on other rows.
     TrainingDiverged
-        The loss was not finite in 50 steps.
+        The loss ran away or was not finite, at a thousandth of the learning rate too. The last good weights are kept.
     Corrupt
         The rows or the checkpoints are damaged.
     OutputLocked
@@ -174,6 +174,8 @@ def fit(
     ------
     KeyboardInterrupt
         The training was interrupted; with a ``directory`` it goes on when called again.
+    TrainingDiverged
+        As for :func:`train`; what was good before, if anything, is its ``trained``.
     """
     if validation is not None:
         config = config.model_copy(update={"train_valid_split": 1.0})
@@ -262,6 +264,8 @@ def _already_finished(place: Location, data: _Data, config: TrainConfig, on_even
     else:
         decided, _ = _decide(data, config)
         _require_same(place, lineage.get("made_with", {}), _made_with(data, decided))
+        if figures["stopped_because"] == "diverged":
+            raise _diverged(decided, figures["steps"], f"{place} holds the last good weights")
         message = f"already trained: {place} has all its {figures['steps']} steps; --overwrite trains anew"
     on_event(Event(_STAGE, "done", figures["steps"], figures["steps"], "steps", message, _known(figures)))
     return TrainResult(**figures | {"stopped_because": "already finished", "model": str(place)})
@@ -319,11 +323,29 @@ def _run(
     if stopped != "interrupted":
         trainer.use_best_weights()
         if place and checkpoints:
-            delete_model(place)  # until the longer one is whole there is none; its checkpoints are
-            save_model(place, vae, _lineage(data, config, len(excluded), result, trainer.begun))
+            if trainer.good_step is not None or not trainer.diverged:
+                delete_model(place)  # until the longer one is whole there is none; its checkpoints are
+                save_model(place, vae, _lineage(data, config, len(excluded), result, trainer.begun))
             checkpoints.clear()
     vae.requires_grad_(False).eval()
-    return result, Trained(vae, history.records, trainer.step, trainer.seconds, _made_with(data, config))
+    trained = Trained(vae, history.records, trainer.step, trainer.seconds, _made_with(data, config))
+    if trainer.diverged and trainer.good_step is None:
+        raise _diverged(config, trainer.step, "No weights were worth keeping")
+    if trainer.diverged:
+        kept = f"{place or 'the model'} holds the last good weights, of step {trainer.good_step}"
+        raise _diverged(config, trainer.step, kept, trained)
+    return result, trained
+
+
+def _diverged(config: TrainConfig, step: int, kept: str, trained: Trained | None = None) -> TrainingDiverged:
+    rate = cast(float, config.learning_rate)
+    return TrainingDiverged(
+        f"the training diverged by step {step}: the loss ran away or was not finite, with learning rate {rate:.3g} and "
+        f"three times with a tenth of the one before. {kept}. Look for rows of extreme values "
+        f"(likelihood='student_t' suits heavy tails) and at kl_weight={config.kl_weight:.3g} and "
+        f"grad_clip={config.grad_clip:.3g}; then train anew with --overwrite, and --learning-rate {rate / 1e4:.1g}",
+        trained,
+    )
 
 
 def _recorded(state: Mapping[str, Any] | None, earlier: Trained | None) -> list[Record]:
@@ -396,17 +418,22 @@ class _Run:
 
     def _step(self, batch: Batch) -> None:
         trainer = self._trainer
+        retreats = trainer.retreats
         trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global)
         self._rows_since_told += batch.n_global
         self._rows_since_record += batch.n_global
         if trainer.test_is_due:
             self._record()
+        if trainer.retreats > retreats:
+            self._tell("note", f"diverged; going on from step {trainer.good_step or 0}'s weights, {_SLOWER}")
         if trainer.step % trainer.config.checkpoint_every == 0 and not trainer.finished:
             self._save()
         if time.monotonic() - self._told >= _SECONDS_BETWEEN_EVENTS:
             self._progress()
 
     def _reason_to_stop(self) -> StoppedBecause | None:
+        if self._trainer.diverged:
+            return "diverged"
         if self._trainer.finished:
             return "finished"
         if self._trainer.hopeless:
@@ -444,10 +471,12 @@ class _Run:
         self._on_event(Event(_STAGE, kind, trainer.step, trainer.num_steps, "steps", message, values or {}))
 
 
+_SLOWER = "with a tenth of the learning rate"
 _ENDINGS: dict[StoppedBecause, str] = {
     "finished": "trained {step} steps",
     "no improvement": "trained {step} steps: validation has stopped improving",
     "interrupted": "interrupted after step {step}, which is saved; the same command goes on from there",
+    "diverged": "stopped at step {step}: the training diverges",
 }
 
 

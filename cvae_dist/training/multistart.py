@@ -17,7 +17,7 @@ from cvae_dist.config import TrainConfig
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE
 from cvae_dist.training import schedule
-from cvae_dist.training.optimizer import assign
+from cvae_dist.training.optimizer import assign, clone
 
 MAX_LANDMARKS = 1000
 _MOST_ROWS, _MOST_FEATURES, _MOST_DIMENSIONS = 20_000, 16, 2
@@ -31,6 +31,7 @@ _LOGVAR, _WIDTH_SHARE = -6.0, 0.1  # a posterior narrow enough not to blur the c
 _SCALE_RATE = 10  # of the rate, for the likelihood's own parameters: sigma must follow the residual
 _KL_WARMUP = 0.2
 _DRAWS = 32
+_STEPS_BETWEEN_TESTS = 100
 _CHOOSING_SHARE = 5
 _DENSE_LINK = 1e-6  # keeps the graph of a heat kernel in one piece
 
@@ -79,8 +80,7 @@ def choose_start(
     if warm:
         targets = torch.from_numpy(np.stack(list(candidates.values())))
         starts.regress(x, targets, generator)
-    starts.maximise_elbo(x, generator)
-    losses = starts.losses(tensor_of(held_out), generator)
+    losses = starts.maximise_elbo(x, tensor_of(held_out), generator)
     best = int(losses.argmin())
     assign(dict(vae.named_parameters()), starts.weights(best))
     told = ", ".join(f"{name} {loss:.4g}" for name, loss in zip(names, losses.tolist(), strict=True))
@@ -122,10 +122,16 @@ class _Together:
             losses: Tensor = torch.vmap(loss, (0, None, 0))(weights, x[chosen], targets[:, chosen])
             return losses.sum()
 
-        self._descend(total, len(x), _REGRESSION_STEPS, _REGRESSION_RATE, generator)
+        for _ in self._descend(total, len(x), _REGRESSION_STEPS, _REGRESSION_RATE, generator):
+            pass
 
-    def maximise_elbo(self, x: Tensor, generator: torch.Generator) -> None:
-        """Train all starts as the training itself will."""
+    def maximise_elbo(self, x: Tensor, held_out: Tensor, generator: torch.Generator) -> Tensor:
+        """Train all starts as the training itself will, each to where it is best; return their losses, (count,).
+
+        The best is by the mean -ELBO of the rows ``held_out``, all by the same draws: few rows are soon overfitted.
+        """
+        draws = torch.randn((_DRAWS, len(held_out), self._vae.dim_latent), generator=generator)
+        best = _Best(self._losses(held_out, draws), self._stacked)
 
         def total(chosen: Tensor, step: int) -> Tensor:
             noise = torch.randn((len(chosen), self._vae.dim_latent), generator=generator)
@@ -133,12 +139,14 @@ class _Together:
             weight = schedule.kl_weight(step, _ELBO_STEPS, _KL_WARMUP)
             return (reconstruction + weight * kl).mean(dim=1).sum()
 
-        self._descend(total, len(x), _ELBO_STEPS, _ELBO_RATE, generator)
+        for step in self._descend(total, len(x), _ELBO_STEPS, _ELBO_RATE, generator):
+            if step % _STEPS_BETWEEN_TESTS == 0:
+                best.update(self._losses(held_out, draws), self._stacked)
+        assign(self._stacked, best.weights)
+        return best.losses
 
-    def losses(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mean -ELBO of every start on ``x``, (count,), each by the same draws."""
-        with torch.inference_mode():
-            draws = [torch.randn((len(x), self._vae.dim_latent), generator=generator) for _ in range(_DRAWS)]
+    def _losses(self, x: Tensor, draws: Tensor) -> Tensor:
+        with torch.no_grad():
             terms = [torch.stack(self._terms(x, noise)).sum(dim=0).mean(dim=1) for noise in draws]
             return torch.nan_to_num(torch.stack(terms).mean(dim=0), nan=torch.inf)
 
@@ -156,7 +164,8 @@ class _Together:
 
     def _descend(
         self, loss: Callable[[Tensor, int], Tensor], n_rows: int, steps: int, rate: float, generator: torch.Generator
-    ) -> None:
+    ) -> Iterator[int]:
+        """Yield the number of steps done after every step."""
         scales = {f"likelihood.{name}" for name, _ in self._vae.likelihood.named_parameters()}
         groups = [
             {"params": [value for name, value in self._stacked.items() if (name in scales) == fast], "fast": fast}
@@ -170,6 +179,21 @@ class _Together:
             adam.zero_grad()
             loss(chosen, step).backward()  # type: ignore[no-untyped-call]
             adam.step()
+            yield step + 1
+
+
+class _Best:
+    """The best weights so far of every start, stacked, and their losses, (count,)."""
+
+    def __init__(self, losses: Tensor, stacked: Weights) -> None:
+        self.losses = losses
+        self.weights = clone(stacked)
+
+    def update(self, losses: Tensor, stacked: Weights) -> None:
+        better = losses < self.losses
+        self.losses = torch.where(better, losses, self.losses)
+        for name, value in stacked.items():
+            self.weights[name][better] = value.detach()[better]
 
 
 class _Regression(torch.nn.Module):

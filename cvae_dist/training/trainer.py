@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.errors import TrainingDiverged
 from cvae_dist.model.networks import computing_in
 from cvae_dist.model.vae import VAE
 from cvae_dist.training import schedule
@@ -20,6 +19,9 @@ from cvae_dist.training.optimizer import Optimizer, assign, clone
 from cvae_dist.training.validation import Validation
 
 _MAX_SKIPPED = 50
+_MAX_RETREATS = 3
+_RETREAT_FACTOR = 10
+_RUNAWAY = 1000  # times the first loss, which knows nothing of the rows yet
 
 
 @dataclass
@@ -64,6 +66,15 @@ class Trainer:
         Steps of one pass over the training rows.
     compute_dtype : torch.dtype
         Type that the matrix products of a step are computed in.
+
+    Attributes
+    ----------
+    good_step : int or None
+        Step of the last weights worth going back to; None before the first test.
+    retreats : int
+        How often the training diverged and went back to them, each time with a tenth of the learning rate.
+    diverged : bool
+        Whether it diverged once more after the last of three retreats; then it must stop.
     """
 
     def __init__(
@@ -79,7 +90,7 @@ class Trainer:
         self.validation = validation
         self.steps_per_epoch = steps_per_epoch
         self._compute_dtype = compute_dtype
-        self.step = self.begun = 0
+        self.step = self.begun = self._optimizer_begun = 0
         self.num_steps = cast(int, config.num_steps)
         self.seconds = 0.0
         self._batch_size = cast(int, config.batch_size)
@@ -93,6 +104,11 @@ class Trainer:
         self.best_loss = math.inf
         self._best_step = 0
         self._tests_since_best = 0
+        self._first_loss = math.nan
+        self._skipped_before = 0
+        self.good_step: int | None = None
+        self.retreats = 0
+        self.diverged = False
 
     @property
     def position(self) -> tuple[int, int]:
@@ -113,8 +129,9 @@ class Trainer:
 
     @property
     def best_weights(self) -> dict[str, Tensor]:
-        """Averaged parameters of the best validation, or the latest where nothing validates."""
-        return self._best_weights if len(self.validation) else self._optimizer.average
+        """Averaged parameters of the best validation, or the latest good ones where nothing validates."""
+        kept = len(self.validation) or self.diverged
+        return self._best_weights if kept else self._optimizer.average
 
     def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int) -> None:
         """Do one step on this process's share of a global batch.
@@ -127,11 +144,6 @@ class Trainer:
             Place of each row in the global batch; decides its noise.
         n_global : int
             Rows of the global batch: the gradient is that of their mean.
-
-        Raises
-        ------
-        TrainingDiverged
-            The 50th step whose gradient is not finite.
         """
         noise = self._noise(n_global)[torch.from_numpy(positions)]
         with computing_in(self._compute_dtype):
@@ -140,15 +152,18 @@ class Trainer:
         reconstruction, kl = reconstruction.sum(), kl.sum()
         if self._optimizer.step((reconstruction + weight * kl) / n_global, self.learning_rate):
             self._sums.add(reconstruction.item(), kl.item(), len(rows))
-        elif self._optimizer.skipped >= _MAX_SKIPPED:
-            raise self._diverged()
+        if math.isnan(self._first_loss):
+            self._first_loss = (reconstruction.item() + kl.item()) / len(rows)
         self.step += 1
+        if self._optimizer.skipped >= _MAX_SKIPPED:
+            self._retreat()
 
     @property
     def learning_rate(self) -> float:
         """Rate of the step that comes next."""
         falls = self.config.lr_scheduling
-        return schedule.learning_rate(self.step, self.num_steps, self._peak_rate, self.begun, falls)
+        peak = self._peak_rate / _RETREAT_FACTOR**self.retreats
+        return schedule.learning_rate(self.step, self.num_steps, peak, self._optimizer_begun, falls)
 
     @property
     def loss(self) -> float:
@@ -168,14 +183,35 @@ class Trainer:
             **self._sums.means(),
             "learning_rate": self.learning_rate,
             "kl_weight": self.config.kl_weight * schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup),
-            "skipped_steps": self._optimizer.skipped,
+            "skipped_steps": self._skipped_before + self._optimizer.skipped,
         }
-        if len(self.validation):
-            record |= self._validate()
         self._last_loss = self.loss
+        if self._has_run_away:
+            self._retreat()
+        elif len(self.validation):
+            record |= self._validate()
+        else:
+            self._keep()
         self._sums = _Sums()
         self._next_test = self._test_after(self.step)
         return record
+
+    @property
+    def _has_run_away(self) -> bool:
+        """Whether the training loss since the last test is far beyond that of weights that know nothing."""
+        return self._sums.loss > _RUNAWAY * (abs(self._first_loss) + self.vae.n_features)
+
+    def _retreat(self) -> None:
+        """Go back to the last good weights with a tenth of the learning rate; give up where that did not help."""
+        if self.retreats == _MAX_RETREATS:
+            self.diverged = True
+            return
+        self.retreats += 1
+        self._skipped_before += self._optimizer.skipped
+        assign(dict(self.vae.named_parameters()), self._best_weights)
+        self._optimizer = Optimizer(self.vae, cast(float, self.config.ema_decay), self.config.grad_clip)
+        self._optimizer_begun, self._sums = self.step, _Sums()
+        self._best_step, self._tests_since_best = self.step, 0
 
     def _validate(self) -> Record:
         reconstruction, kl = self.validation.terms(self.vae, self._optimizer.average)
@@ -183,8 +219,13 @@ class Trainer:
         self._tests_since_best += 1
         if loss < self.best_loss:
             self.best_loss, self._best_step, self._tests_since_best = loss, self.step, 0
-            self._best_weights = clone(self._optimizer.average)
+            self._keep()
         return {"validation_loss": loss, "validation_reconstruction": reconstruction, "validation_kl": kl}
+
+    def _keep(self) -> None:
+        self._best_weights = clone(self._optimizer.average)
+        if self._optimizer.updates:
+            self.good_step = self.step
 
     def _test_after(self, step: int) -> int:
         return schedule.next_test(step, len(self.validation) / self._batch_size, self.config.test_every)
@@ -194,18 +235,16 @@ class Trainer:
         self._generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()))
         return torch.randn((n_global, self.vae.dim_latent), generator=self._generator)
 
-    def _diverged(self) -> TrainingDiverged:
-        return TrainingDiverged(
-            f"{_MAX_SKIPPED} of {self.step + 1} steps had a gradient that is not finite (learning rate "
-            f"{self.learning_rate:.3g}); they were left out and the weights before them are intact. Train "
-            f"anew with --overwrite and a lower --learning-rate, such as {self._peak_rate / 10:.2g}"
-        )
-
     def state(self) -> dict[str, Any]:
         """Return everything :meth:`restore` needs, as tensors, numbers, strings and containers of them."""
         return {
             "step": self.step,
             "begun": self.begun,
+            "optimizer_begun": self._optimizer_begun,
+            "first_loss": self._first_loss,
+            "skipped_before": self._skipped_before,
+            "good_step": self.good_step,
+            "retreats": self.retreats,
             "seconds": self.seconds,
             "last_loss": self._last_loss,
             "next_test": self._next_test,
@@ -224,6 +263,11 @@ class Trainer:
         """Go on from :meth:`state` of a trainer with the same arguments."""
         self.step = state["step"]
         self.begun = state["begun"]
+        self._optimizer_begun = state["optimizer_begun"]
+        self._first_loss = state["first_loss"]
+        self._skipped_before = state["skipped_before"]
+        self.good_step = state["good_step"]
+        self.retreats = state["retreats"]
         self.seconds = state["seconds"]
         self._last_loss = state["last_loss"]
         self._next_test = state["next_test"]
@@ -237,7 +281,7 @@ class Trainer:
 
     def go_on_from(self, step: int, weights: Mapping[str, Tensor], best_loss: float) -> None:
         """Begin at ``step`` with the best weights of a finished training, and a fresh optimiser."""
-        self.step = self.begun = self._best_step = step
+        self.step = self.begun = self._optimizer_begun = self._best_step = self.good_step = step
         self.best_loss = best_loss
         self._next_test = self._test_after(step)
         self._best_weights = clone(weights)

@@ -63,6 +63,7 @@ def test_automatic_training_settings() -> None:
 
 def test_given_values_are_kept() -> None:
     given = TrainConfig(cells_encoder=(7,), batch_size=9, num_steps=11, learning_rate=0.1, ema_decay=0.0)
+    given = given.model_copy(update={"train_valid_split": 0.8})
     assert given.resolve(1000, 10) == given.model_copy(update={"residual_blocks": 0})
 
 
@@ -86,3 +87,22 @@ def test_a_loss_names_its_likelihood() -> None:
         make_config(TrainConfig, {"loss": "bce", "likelihood": "gaussian"})
     with pytest.raises(InvalidInput, match="loss='hinge' .*loss='bce' is likelihood='bernoulli' and loss='mse'"):
         make_config(TrainConfig, {"loss": "hinge"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "given", "expected", "held_out"),
+    [
+        (100, 1, None, 1.0, 0),
+        (999, 2, None, 1.0, 0),
+        (1000, 1, None, 0.9, 100),
+        (100, 3, None, 0.9, 10),
+        (5, 3, None, 0.9, 0),
+        (100, 1, 0.9, 0.9, 10),
+        (1, 1, 0.5, 0.5, 0),
+    ],
+)
+def test_few_rows_that_a_latent_can_hold_are_all_trained_on_unless_asked_otherwise(
+    rows: int, features: int, given: float | None, expected: float, held_out: int
+) -> None:
+    config = TrainConfig(train_valid_split=given).resolve(rows, features)
+    assert (config.train_valid_split, config.validation_count(rows)) == (expected, held_out)
