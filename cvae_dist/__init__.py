@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cvae_dist.ingest import ingest
     from cvae_dist.model.directory import load_model
     from cvae_dist.pipeline import run
+    from cvae_dist.prior import fit_prior
     from cvae_dist.store import RowStore
     from cvae_dist.training.loop import train
     from cvae_dist.verify import info, verify
@@ -34,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "decode",
     "embed",
+    "fit_prior",
     "info",
     "ingest",
     "load_model",
@@ -53,6 +55,7 @@ _HOME = {
     "TrainConfig": "cvae_dist.config",
     "decode": "cvae_dist.embed",
     "embed": "cvae_dist.embed",
+    "fit_prior": "cvae_dist.prior",
     "info": "cvae_dist.verify",
     "ingest": "cvae_dist.ingest",
     "load_model": "cvae_dist.model.directory",

@@ -2,12 +2,13 @@
 
 import functools
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,9 @@ from cvae_dist.cluster import Job, Made, Span, StoreResult, reused_block, write_
 from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import Corrupt, InvalidInput
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.model.directory import load_model, read_description
+from cvae_dist.model.directory import load_model, load_prior, read_description
 from cvae_dist.model.networks import drawback, inference
+from cvae_dist.model.prior import Prior, PriorName
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.layout import Block
@@ -148,7 +150,9 @@ def sample(
     n: int,
     *,
     seed: int = 0,
+    temperature: float = 1.0,
     noise: bool = True,
+    prior: Literal["normal"] | PriorName = "normal",
     overwrite: bool = False,
     storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
@@ -162,14 +166,28 @@ def sample(
         Number of rows, at least 1.
     seed : int
         Row ``i`` depends on ``seed`` and ``i`` alone.
+    temperature : float
+        Scales the spread of the latents: 1 as trained, less for more typical rows.
     noise : bool
         Draw from the likelihood, as the data does; False gives the mean row of each latent.
+    prior : {"normal", "mixture", "flow"}
+        N(0, I), or what :func:`~cvae_dist.prior.fit_prior` fitted to the latents of this model.
 
     See :func:`embed` for the others.
+
+    Raises
+    ------
+    NotFitted, MissingExtra
+        The prior was not fitted to the latents of this model, or its package is not installed.
     """
     if n < 1:
         raise InvalidInput(f"n={n} asks for no rows; use 1 or more")
+    if not 0 <= temperature < math.inf:
+        raise InvalidInput(f"temperature={temperature!r} is no factor of a spread: give a finite number >= 0")
     network = _Network.of(model, storage_options)
+    fitted = None if prior == "normal" else _Prior(network.location, prior, load_prior(network.location, prior)[1])
+    chosen: dict[str, str | float] = {"prior": fitted.digest} if fitted else {}
+    chosen |= {"temperature": temperature} if temperature != 1 else {}
     layout = Layout.of((_row_layout(network),))
     output = Location.of(out, storage_options)
     output.require_apart(network.location)
@@ -177,9 +195,9 @@ def sample(
         kind="rows",
         layout=layout,
         rows=n,
-        settings={"model": network.digest, "seed": seed, "noise": noise},
+        settings={"model": network.digest, "seed": seed, "noise": noise, **chosen},
         lineage={"model": without_credentials(str(network.location))},
-        make=_Sample(network, seed, noise),
+        make=_Sample(network, seed, noise, temperature, fitted),
         inputs=lambda span: None,
         identity=lambda span: "",
         task_bytes=layout.shard_bytes,
@@ -301,7 +319,7 @@ def _decode_rows(vae: VAE, latents: Block, span: Span, batch_rows: int) -> Mappi
 
 
 def _score_rows(vae: VAE, rows: Block, span: Span, batch_rows: int) -> Mapping[str, Block]:
-    noise = np.concatenate([part for part, _ in _noise(span, vae.dim_latent, seed=0)])
+    noise = np.concatenate([_standard_normal(0, block, vae.dim_latent)[part] for part, block in _noise_blocks(span)])
     reconstruction, kl = vae.score_rows(rows, noise, batch_rows)
     error = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), batch_rows):
@@ -312,36 +330,63 @@ def _score_rows(vae: VAE, rows: Block, span: Span, batch_rows: int) -> Mapping[s
 
 
 @dataclass(frozen=True)
+class _Prior:
+    """A fitted prior by name, loaded once per process where it is drawn from."""
+
+    model: Location
+    name: PriorName
+    digest: str
+
+    def load(self) -> Prior:
+        """Return the prior of this process."""
+        return _load_prior(self)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_prior(asked: _Prior) -> Prior:
+    prior, digest = load_prior(asked.model, asked.name)
+    if digest != asked.digest:
+        raise Corrupt(
+            f"the prior {asked.name!r} of {asked.model} was fitted anew meanwhile. "
+            "Nothing was published; run the same command again, with --overwrite if rows were written before"
+        )
+    return prior
+
+
+@dataclass(frozen=True)
 class _Sample:
     network: _Network
     seed: int
     noise: bool
+    temperature: float
+    prior: _Prior | None
 
     def __call__(self, span: Span, inputs: None) -> Made:
         vae = self.network.load()
-        parts = []
         with inference():
-            for latents, block in _noise(span, vae.dim_latent, self.seed):
-                parts.append(self._decode(vae, latents, block, span))
+            parts = [self._rows(vae, block)[part] for part, block in _noise_blocks(span)]
         return Made({"x": np.concatenate(parts)})
 
-    def _decode(self, vae: VAE, latents: npt.NDArray[np.float32], block: int, span: Span) -> Block:
-        """Decode the rows of one noise block; the whole block is drawn so that a row does not depend on the span."""
+    def _rows(self, vae: VAE, block: int) -> Block:
+        """Draw the rows of a whole noise block, so that a row does not depend on the span."""
+        latents = self._latents(vae.dim_latent, block)
         if not self.noise:
             return vae.decode_rows(latents)
-        first = block * _NOISE_ROWS
-        whole = _standard_normal(self.seed, block, vae.dim_latent)
         generator = torch.Generator().manual_seed(_mix(self.seed, block, "likelihood"))
-        rows = vae.decode(torch.from_numpy(whole), generator).numpy().astype(vae.scaling.restored_dtype)
-        return rows[max(0, span.start - first) : span.stop - first]
+        return vae.decode(torch.from_numpy(latents), generator).numpy().astype(vae.scaling.restored_dtype)
+
+    def _latents(self, dim_latent: int, block: int) -> npt.NDArray[np.float32]:
+        if self.prior is None:
+            return np.float32(self.temperature) * _standard_normal(self.seed, block, dim_latent)
+        random = np.random.RandomState(_mix(self.seed, block, "latent") % 2**32)
+        return self.prior.load().draw(_NOISE_ROWS, self.temperature, random)
 
 
-def _noise(span: Span, dim_latent: int, seed: int) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
-    """Yield (standard normal rows, number of their block) covering a span; row ``i`` depends on ``i`` alone."""
+def _noise_blocks(span: Span) -> Iterator[tuple[slice, int]]:
+    """Yield the blocks that cover a span: the part of each that lies in it, and its number."""
     for block in range(span.start // _NOISE_ROWS, -(-span.stop // _NOISE_ROWS)):
         first = block * _NOISE_ROWS
-        rows = _standard_normal(seed, block, dim_latent)
-        yield rows[max(0, span.start - first) : span.stop - first], block
+        yield slice(max(0, span.start - first), span.stop - first), block
 
 
 def _standard_normal(seed: int, block: int, dim_latent: int) -> npt.NDArray[np.float32]:

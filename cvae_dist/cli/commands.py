@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from cvae_dist.cli.options import Count, Distributed, Local, OnCluster, Output, Overwrite
 from cvae_dist.cli.parser import app
-from cvae_dist.cli.results import described, ran, trained, verified, wrote_rows
+from cvae_dist.cli.results import described, fitted, ran, trained, verified, wrote_rows
 from cvae_dist.config import ComputePrecision, TrainConfig
 
 
@@ -190,6 +190,39 @@ def score(
 
 
 @app.command
+def fit_prior(
+    store: str,
+    model: str,
+    /,
+    *,
+    prior: Literal["mixture", "flow"] = "mixture",
+    n_components: Count = 10,
+    seed: int = 0,
+    shared: Local = Output(),
+) -> None:
+    """Fit a prior to the latents of a store's rows, for sample to draw from. It is kept in the model.
+
+    Parameters
+    ----------
+    store
+        Zarr store made by ingest.
+    model
+        Directory of a trained model.
+    prior
+        A mixture of Gaussians, or a neural spline flow (needs the extra `flow`).
+    n_components
+        Gaussians of the mixture.
+    seed
+        Seed of the fit: the same seed gives the same prior.
+    """
+    from cvae_dist.prior import fit_prior
+
+    options: dict[str, Any] = {"prior": prior, "n_components": n_components, "seed": seed}
+    with shared.report() as report:
+        fitted(report, fit_prior(store, model, storage_options=shared.storage_options, on_event=report, **options))
+
+
+@app.command
 def sample(
     model: str,
     out: str,
@@ -197,7 +230,9 @@ def sample(
     *,
     n: Annotated[Count, Parameter(name=["--n", "-n"])],
     seed: int = 0,
+    temperature: float = 1.0,
     noise: bool = True,
+    prior: Literal["normal", "mixture", "flow"] = "normal",
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),
 ) -> None:
@@ -213,14 +248,19 @@ def sample(
         Number of rows.
     seed
         Seed of the draw: the same seed gives the same rows.
+    temperature
+        Scales the spread of the latents: below 1 for more typical rows.
     noise
         Draw from the likelihood, as the data does; without it, the mean row of each latent.
+    prior
+        Where latents are drawn: N(0, I), or what fit-prior fitted.
     overwrite
         Replace rows that were made otherwise.
     """
     from cvae_dist.embed import sample
 
-    _map_rows(sample, (model, out, n), shared, seed=seed, noise=noise, overwrite=overwrite)
+    options = {"seed": seed, "temperature": temperature, "noise": noise, "prior": prior}
+    _map_rows(sample, (model, out, n), shared, overwrite=overwrite, **options)
 
 
 def _map_rows(verb: Callable[..., Any], locations: tuple[Any, ...], shared: Distributed, **options: Any) -> None:

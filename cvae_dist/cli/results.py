@@ -10,6 +10,7 @@ from cvae_dist.report import Report, duration, figure
 if TYPE_CHECKING:
     from cvae_dist.cluster import StoreResult
     from cvae_dist.pipeline import PipelineResult, StageResult
+    from cvae_dist.prior import PriorResult
     from cvae_dist.quality import Quality
     from cvae_dist.training.loop import TrainResult
     from cvae_dist.verify import VerifyResult
@@ -37,6 +38,13 @@ def trained(report: Report, result: "TrainResult") -> None:
     loss = result.validation_loss
     line += f", validation -ELBO {loss:.4g} nats per row" if loss is not None and math.isfinite(loss) else ""
     report.result(line, {"stage": "train", **asdict(result)})
+
+
+def fitted(report: Report, result: "PriorResult") -> None:
+    """Say which prior was fitted, and what it gains."""
+    line = f"fit-prior: fitted {result.prior!r} to the latents of {result.rows:,} rows of {result.model}: "
+    line += f"{result.log_density:.4g} nats per latent, N(0, I) {result.log_density_of_normal:.4g}"
+    report.result(line, {"stage": "fit-prior", **asdict(result)})
 
 
 def drew(report: Report, stage: str, filename: str) -> None:

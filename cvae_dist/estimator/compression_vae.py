@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -41,14 +42,15 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         remembered as the items' shape; a tree of .npy files, which is first written to a store beside
         ``logdir``, named like it with ``.rows.zarr``; a Dask array, DataArray or Dataset, whose blocks are
         computed once, into a temporary file; or a store made by ``ingest``. ``fit(X)`` takes them as well.
-    X_valid : array or DataFrame, optional
-        Rows to validate on; without them a share of X is held out.
+    X_valid : array, DataFrame, path, URL or RowStore, optional
+        Rows to validate on, as for X; 10,000 of them at most are looked at. Without them a share of X is held out.
     train_valid_split : float, optional
         Share of X to train on. Default: 0.9; 1 below 1,000 rows of no more features than ``dim_latent``.
     dim_latent : int
         Number of latent dimensions.
     iaf_flow_length : int, optional
-        Steps of the inverse autoregressive flow of the posterior; 0: a Gaussian. Default: from ``dim_latent``.
+        Steps of the inverse autoregressive flow of the posterior; 0: a Gaussian. Default: 5 for a Bernoulli
+        likelihood and more than 2 latent dimensions, else 0.
     cells_encoder : sequence of int, optional
         Width of every encoder layer; the decoder mirrors it. Default: from the data.
     initializer, batch_size_test : optional
@@ -108,7 +110,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     def __init__(
         self,
         X: Rows | None = None,
-        X_valid: ArrayLike | None = None,
+        X_valid: Rows | None = None,
         train_valid_split: float | None = None,
         dim_latent: int = 2,
         iaf_flow_length: int | None = None,
@@ -291,13 +293,14 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         overwrite: bool,
         on_event: OnEvent,
     ) -> None:
-        valid = None if self.X_valid is None else ArrayRows(self._rows(self.X_valid))
+        directory = self._place() if self._directory is not None else None
         self.item_shape_ = item_shape
         try:
-            self._trained = fit(
-                reader, moments, item_shape, config, self._place() if self._directory else None, on_event,
-                overwrite=overwrite, validation=valid, earlier=getattr(self, "_trained", None),
-            )  # fmt: skip
+            with self._validation_rows() as valid:
+                self._trained = fit(
+                    reader, moments, item_shape, config, directory, on_event,
+                    overwrite=overwrite, validation=valid, earlier=getattr(self, "_trained", None),
+                )  # fmt: skip
         except TrainingDiverged as error:
             if isinstance(error.trained, Trained):
                 self.model_, self.history_ = error.trained.vae, error.trained.history
@@ -305,6 +308,19 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         self.model_, self.history_ = self._trained.vae, self._trained.history
         if self._directory is not None:
             self._keep_feature_names()
+
+    @contextmanager
+    def _validation_rows(self) -> Iterator[Reader | None]:
+        """Give the rows of ``X_valid``, wherever they are."""
+        if self.X_valid is None:
+            yield None
+        elif is_place(self.X_valid):
+            with store_of(self.X_valid, None, self.storage_options) as store:
+                self._check_width(store)
+                yield RowReader(store)
+        else:
+            with self._in_memory(self.X_valid) as rows:
+                yield ArrayRows(rows)
 
     def _train(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> None:
         """Train by the verb, which keeps the store's fingerprint in the model's lineage."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -142,15 +142,20 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
             with store_of(X, None, self.storage_options) as store:
                 self._check_width(store)
                 return read_rows(RowReader(store), validation_rows(store.rows, most, 0))
-        with lazy.computed(X) if lazy.is_labelled_or_lazy(X) else nullcontext(X) as items:
-            rows = self._rows(items)
+        with self._in_memory(X) as rows:
             return rows[validation_rows(len(rows), most, 0)]
 
+    @contextmanager
+    def _in_memory(self, X: Any) -> Iterator[NDArray[Any]]:
+        """Give :meth:`_rows` of rows that are no place, lazy ones computed."""
+        with lazy.computed(X) if lazy.is_labelled_or_lazy(X) else nullcontext(X) as items:
+            yield self._rows(items)
+
     def _check_width(self, store: RowStore) -> None:
-        if store.n_features != self._model().n_features:
+        if store.n_features != self.n_features_in_:
             raise InvalidInput(
                 f"{store.url} has {store.n_features} features, but {type(self).__name__} is expecting "
-                f"{self._model().n_features} features as input: embed rows of the kind it was trained on"
+                f"{self.n_features_in_} features as input: give rows of the kind it is trained on"
             )
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _REFERENCE_SHAPE = (28, 28)
+_DIAGNOSED_ROWS = 20_000
 
 
 class Pictures(Inference):
@@ -153,8 +154,8 @@ class Pictures(Inference):
 
         Parameters
         ----------
-        X : (n, n_features) array or DataFrame
-            Rows that were not trained on tell more.
+        X : array, DataFrame, path, URL or RowStore
+            Rows as for :meth:`embed`; 20,000 of them at most are looked at. Rows that were not trained on tell more.
         filename : str, optional
             Also draw KL per dimension and explained variance per feature, and write the picture there.
 
@@ -163,7 +164,7 @@ class Pictures(Inference):
         Diagnosis
             Its figures are attributes; ``print`` shows them.
         """
-        result = diagnosis.diagnose(self._model(), self._rows(X))
+        result = diagnosis.diagnose(self._model(), self._some_rows(X, _DIAGNOSED_ROWS))
         if filename is not None:
             active = result.latent_variance > diagnosis.ACTIVE_VARIANCE
             title = f"{result.rate:.3g} nats of rate, {result.distortion:.4g} of distortion per row"

@@ -163,6 +163,12 @@ def check_name(name: str) -> None:
         raise InvalidInput(f"prior={name!r} is unknown: choose 'normal', or a fitted one, 'mixture' or 'flow'")
 
 
+def normal_log_density(latents: Floats) -> float:
+    """Return the mean log density of latents under N(0, I), in nats."""
+    squares = np.square(latents, dtype=np.float64).sum(axis=1).mean()
+    return float(-0.5 * (squares + latents.shape[1] * math.log(2 * math.pi)))
+
+
 def _spline_flow(dim_latent: int, architecture: dict[str, Any]) -> nn.Module:
     try:
         from zuko.flows import NSF

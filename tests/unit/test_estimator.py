@@ -21,6 +21,7 @@ from cvae_dist.config import TrainConfig
 from cvae_dist.errors import Corrupt, InvalidInput, NotFitted, SettingsChanged, SourceNotFound
 from cvae_dist.estimator import CompressionVAE
 from cvae_dist.ingest import ingest
+from cvae_dist.store import RowStore
 from cvae_dist.store.lineage import digest_bytes
 
 DIGITS = load_digits()
@@ -210,8 +211,41 @@ class TestRows:
         plain = CompressionVAE(url, **QUICK).train()
         assert model.history_[-1]["validation_loss"] != plain.history_[-1]["validation_loss"]
 
+    def test_validation_rows_may_be_a_store_or_files(self, tree: Path, tmp_path: Path) -> None:
+        url = str(tmp_path / "rows.zarr")
+        ingest(str(tree), url)
+        expected = CompressionVAE(X[:100], X, **QUICK).train().history_[-1]["validation_loss"]
+        for valid in (url, RowStore.open(url), tree, pd.DataFrame(X)):
+            model = CompressionVAE(X[:100], valid, **QUICK).train()
+            assert model.history_[-1]["validation_loss"] == pytest.approx(expected, rel=1e-6)
+        with pytest.raises(InvalidInput, match="64 features.* 5 features"):
+            CompressionVAE(X[:, :5], url, **QUICK).train()
+
+    def test_all_that_looks_at_rows_takes_stores_and_files(
+        self, fitted: CompressionVAE, tree: Path, tmp_path: Path
+    ) -> None:
+        url = str(tmp_path / "rows.zarr")
+        ingest(str(tree), url)
+        for rows in (url, RowStore.open(url), tree):
+            np.testing.assert_array_equal(fitted.score_samples(rows), fitted.score_samples(X))
+            assert fitted.score(rows) == fitted.score(X)
+            np.testing.assert_array_equal(fitted.embed(rows, return_std=True), fitted.embed(X, return_std=True))
+            draws = fitted.posterior_sample(rows, 2, random_state=0)
+            np.testing.assert_array_equal(draws, fitted.posterior_sample(X, 2, random_state=0))
+            assert str(fitted.diagnose(rows)) == str(fitted.diagnose(X))
+        model = clone(fitted).fit(X)
+        stored, given = (model.fit_prior(rows).sample(3, prior="mixture", random_state=0) for rows in (url, X))
+        np.testing.assert_array_equal(stored, given)
+
 
 class TestModelDirectory:
+    def test_storage_options_reach_it(self, tmp_path: Path) -> None:
+        options = {"path": str(tmp_path), "target_protocol": "file", "target_options": {"auto_mkdir": True}}
+        trained = CompressionVAE(X, logdir="dir://model", storage_options=options, **QUICK).train()
+        assert (tmp_path / "model" / "model.safetensors").exists()
+        restored = CompressionVAE(logdir="dir://model", storage_options=options)
+        np.testing.assert_array_equal(restored.embed(X), trained.embed(X))
+
     def test_restored_without_data_also_after_a_move(self, tmp_path: Path) -> None:
         trained = CompressionVAE(DIGITS.images[:100], logdir=tmp_path / "model", **QUICK).train()
         shutil.move(tmp_path / "model", tmp_path / "moved")

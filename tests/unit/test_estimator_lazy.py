@@ -97,6 +97,58 @@ def test_datasets(model: CompressionVAE) -> None:
         model.embed(xr.Dataset({"a": rows, "b": rows}))
 
 
+SCORES: dict[str, Any] = {
+    "elbo": (lambda model, rows: model.score_samples(rows), "score", ()),
+    "iwae": (lambda model, rows: model.score_samples(rows, "iwae", k=3), "score", ()),
+    "spread": (lambda model, rows: model.embed(rows, return_std=True)[1], "latent", ("latent",)),
+    "draws": (lambda model, rows: model.posterior_sample(rows, 3, random_state=0), "latent", ("draw", "latent")),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_and_draws_are_lazy_too(model: CompressionVAE, name: str) -> None:
+    call, result_name, dims = SCORES[name]
+    counted = Counted((100, 64))
+    with dask.config.set(scheduler=refuse):
+        bare, labels = call(model, counted.rows), call(model, labelled(counted.rows))
+        variables = call(model, dataset(counted.rows))
+    assert counted.blocks == 0
+    expected = call(model, X)
+    assert (bare.shape, bare.dtype) == (expected.shape, expected.dtype)
+    np.testing.assert_array_equal(bare.compute(), expected)
+    assert (labels.name, labels.dims) == (result_name, ("sample", *dims))
+    assert list(variables.data_vars) == [result_name]
+    xr.testing.assert_equal(labels.coords.to_dataset(), labelled(X).coords.to_dataset())
+    np.testing.assert_array_equal(labels.values, expected)
+    np.testing.assert_array_equal(variables[result_name].values, expected)
+
+
+def test_scores_do_not_depend_on_the_blocks(model: CompressionVAE) -> None:
+    for kind in ("elbo", "reconstruction", "iwae"):
+        blocks = model.score_samples(da.from_array(X, chunks=(7, 64)), kind)
+        np.testing.assert_array_equal(blocks.compute(), model.score_samples(X, kind))
+
+
+def test_draws_of_lazy_rows_repeat_and_differ_between_blocks(model: CompressionVAE) -> None:
+    twice = np.concatenate([X[:50], X[50:100][::-1], X[:50]])
+    draws = model.posterior_sample(da.from_array(twice, chunks=(50, 64)), random_state=0)
+    one, other = draws.compute(), draws.compute()
+    np.testing.assert_array_equal(one, other)
+    offsets = one[:, 0] - model.embed(twice)
+    assert not np.allclose(offsets[:50], offsets[50:100][::-1])
+
+
+def test_what_looks_at_rows_computes_them_once(model: CompressionVAE) -> None:
+    counted = Counted((30, 64))
+    assert str(model.diagnose(labelled(counted.rows))) == str(model.diagnose(X))
+    assert counted.blocks == 4
+    model.fit_prior(dataset(counted.rows))
+    assert counted.blocks == 8
+    valid = CompressionVAE(X, labelled(counted.rows), **QUICK).train().history_[-1]["validation_loss"]
+    assert valid == CompressionVAE(X, X, **QUICK).train().history_[-1]["validation_loss"]
+    assert counted.blocks == 12
+
+
 def test_slices_compute_only_their_blocks(model: CompressionVAE) -> None:
     counted = Counted((10, 64))
     z = model.embed(labelled(counted.rows))

@@ -12,12 +12,16 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture
 
-from cvae_dist.errors import Corrupt, InvalidInput, MissingExtra, NotFitted
+from cvae_dist.embed import _mix, sample
+from cvae_dist.errors import Corrupt, InvalidInput, MissingExtra, NotFitted, SettingsChanged
 from cvae_dist.estimator import CompressionVAE
+from cvae_dist.ingest import ingest
 from cvae_dist.model import prior
 from cvae_dist.model.directory import load_prior
 from cvae_dist.model.prior import Flow, Mixture, fit_prior, restored
-from cvae_dist.store import Location
+from cvae_dist.prior import fit_prior as fit_prior_of_rows
+from cvae_dist.store import Location, RowStore
+from cvae_dist.training.loop import train
 
 DIGITS = load_digits().data.astype(np.float32)
 QUICK: dict[str, Any] = {"num_steps": 20, "cells_encoder": (32,)}
@@ -165,3 +169,66 @@ class TestOfAModel:
         monkeypatch.setattr("cvae_dist.estimator.generation.MAX_FITTED_ROWS", 50)
         CompressionVAE(DIGITS[:200], **QUICK).train().fit_prior()
         assert seen == [50]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("verbs")
+    (root / "tree").mkdir()
+    np.save(root / "tree" / "rows.npy", DIGITS[:200])
+    ingest(root / "tree", root / "rows.zarr")
+    train(str(root / "rows.zarr"), str(root / "model"), tb_logging=False, **QUICK)
+    return root
+
+
+class TestVerbs:
+    def test_sample_draws_from_what_was_fitted(self, place: Path) -> None:
+        rows, model = place / "rows.zarr", str(place / "model")
+        with pytest.raises(NotFitted, match="fit it with fit_prior"):
+            sample(model, place / "none.zarr", 10, prior="mixture")
+        result = fit_prior_of_rows(rows, model, n_components=2)
+        assert result.rows == 200
+        assert result.log_density > result.log_density_of_normal
+        asked: dict[str, Any] = {"prior": "mixture", "seed": 3, "temperature": 0.5, "noise": False}
+        block = load_prior(Location.of(model), "mixture")[0].draw(
+            1024, 0.5, np.random.RandomState(_mix(3, 0, "latent") % 2**32)
+        )
+        expected = CompressionVAE(logdir=model).decode(block)
+        for n, name in ((10, "ten.zarr"), (1500, "many.zarr")):
+            sample(model, place / name, n, **asked)
+            np.testing.assert_array_equal(RowStore.open(str(place / name)).read("x", 0, 10), expected[:10])
+        assert sample(model, place / "ten.zarr", 10, **asked).nothing_to_do
+        fit_prior_of_rows(rows, model, n_components=3)
+        with pytest.raises(SettingsChanged, match="prior"):
+            sample(model, place / "ten.zarr", 10, **asked)
+
+    def test_verb_and_estimator_fit_the_same(self, place: Path) -> None:
+        fit_prior_of_rows(place / "rows.zarr", place / "model")
+        by_verb = load_prior(Location.of(str(place / "model")), "mixture")[1]
+        CompressionVAE(logdir=place / "model").fit_prior(place / "rows.zarr")
+        assert load_prior(Location.of(str(place / "model")), "mixture")[1] == by_verb
+
+    def test_temperature_of_the_normal(self, place: Path) -> None:
+        sample(place / "model", place / "cold.zarr", 3, temperature=0, noise=False)
+        cold = RowStore.open(str(place / "cold.zarr")).read("x", 0, 3)
+        np.testing.assert_array_equal(cold, CompressionVAE(logdir=place / "model").decode(np.zeros((3, 2))))
+
+    def test_refusals(self, place: Path) -> None:
+        with pytest.raises(InvalidInput, match="temperature=-1"):
+            sample(place / "model", place / "x.zarr", 3, temperature=-1)
+        with pytest.raises(InvalidInput, match="prior='flaw' is unknown"):
+            sample(place / "model", place / "x.zarr", 3, prior="flaw")  # type: ignore[arg-type]
+        (place / "narrow").mkdir()
+        np.save(place / "narrow" / "rows.npy", DIGITS[:9, :5])
+        ingest(place / "narrow", place / "narrow.zarr")
+        with pytest.raises(InvalidInput, match="rows of 5 values, but model .* takes 64"):
+            fit_prior_of_rows(place / "narrow.zarr", place / "model")
+
+    def test_command_line(self, place: Path, cvae_dist: Any) -> None:
+        done = cvae_dist("fit-prior", str(place / "rows.zarr"), str(place / "model"), "--n-components", "2")
+        assert "fit-prior: fitted 'mixture' to the latents of 200 rows" in done.stdout
+        done = cvae_dist("sample", str(place / "model"), "new.zarr", "-n", "5", "--prior", "mixture")
+        assert done.stdout.startswith("sample: wrote 5 rows")
+        done = cvae_dist("sample", str(place / "model"), "other.zarr", "-n", "5", "--prior", "flow")
+        assert done.returncode == 1
+        assert "--prior flow" in done.stderr
