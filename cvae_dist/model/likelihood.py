@@ -99,7 +99,7 @@ class _Location(_Likelihood):
         return output
 
     def _scaled(self, output: Tensor, standardised: Tensor) -> Tensor:
-        return (standardised - output) * (self.active / self.sigma)
+        return (output - standardised) * (self.active / self.sigma)
 
     def _log_scale(self) -> Tensor:
         """Return the log-scales summed over the features, ()."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.model.tiling import keep_freed_memory
 
 MAX_ABS_LOGVAR = 10.0
 _HEAD_GAIN = 0.1
@@ -56,6 +57,7 @@ def drawback(precision: str) -> str:
 @contextlib.contextmanager
 def inference(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Compute in ``dtype``, see :func:`computing_in`, and keep nothing for gradients."""
+    keep_freed_memory()
     with torch.inference_mode(), computing_in(dtype):
         yield
 

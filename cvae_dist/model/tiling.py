@@ -1,5 +1,6 @@
 """Numpy rows as tensors, in tiles whose size does not change what a row becomes."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,20 @@ from cvae_dist.errors import InvalidInput
 # Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations
 # all values but those beyond the last full vector: 64 rows end on a vector whatever the width of a layer.
 _MULTIPLE = 64
-_FAST_BYTES = 4_000_000
+_LEARNED_BYTES = 31 * 2**20
+_FAST_BYTES = 8_000_000
 _FEWEST_FAST = 256  # fewer would read the weights more often than the rows
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let this process keep what a tile or a training step frees for the next one.
+
+    By default glibc returns it to the system and has every page of it zeroed anew, which can take a quarter of the
+    time. What it keeps is twice the largest block that it mapped and got back, up to 32 MB (mallopt(3)); this block is
+    never written, so it takes no memory itself.
+    """
+    torch.empty(_LEARNED_BYTES, dtype=torch.uint8)
 
 
 def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
@@ -34,7 +47,7 @@ def tiles(rows: npt.NDArray[np.generic], batch_rows: int) -> Iterator[tuple[slic
 
 def fast_rows(n_features: int, batch_rows: int) -> int:
     """Return at most ``batch_rows`` rows of a tile: more than a few MB of float32 leave the cache for nothing."""
-    return min(batch_rows, max(_FEWEST_FAST, _FAST_BYTES // (4 * n_features)))
+    return min(batch_rows, max(_FEWEST_FAST, _FAST_BYTES // (4 * n_features) // _MULTIPLE * _MULTIPLE))
 
 
 def _pad(rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

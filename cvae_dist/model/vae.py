@@ -87,20 +87,20 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance, each (n, dim_latent), of rows in data units: the posterior before the flow."""
-        return self.encoder.moments(self._hidden(self.scaling(x)))
+        return self.encoder.moments(self._hidden_of(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the latents, (n, dim_latent) float32, of rows (n, n_features) in data units.
 
         The mean of the posterior; with a flow, what the flow makes of the mean of its Gaussian.
         """
-        hidden = self._hidden(self.scaling(x))
+        hidden = self._hidden_of(x)
         mean, _ = self.encoder.moments(hidden)
         return self._flow(mean, hidden)[0]
 
     def draw(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return what standard normal ``noise``, (n, dim_latent), becomes: one draw of the posterior of each row."""
-        hidden = self._hidden(self.scaling(x))
+        hidden = self._hidden_of(x)
         mean, logvar = self.encoder.moments(hidden)
         return self._flow(posterior.draw(mean, logvar, noise) if self._is_variational else mean, hidden)[0]
 
@@ -157,6 +157,10 @@ class VAE(nn.Module):
 
     def _hidden(self, standardised: Tensor) -> Tensor:
         return self.encoder.hidden(standardised.clamp(-_MAX_INPUT, _MAX_INPUT))
+
+    def _hidden_of(self, x: Tensor) -> Tensor:
+        """Return :meth:`_hidden` of rows in data units, without a second array as wide as they are."""
+        return self.encoder.hidden(self.scaling(x).clamp_(-_MAX_INPUT, _MAX_INPUT))
 
     def _flow(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         if self.flow is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cvae_dist.config import TrainConfig
 from cvae_dist.model.networks import computing_in
+from cvae_dist.model.tiling import keep_freed_memory
 from cvae_dist.model.vae import VAE
 from cvae_dist.training import schedule
 from cvae_dist.training.history import Record
@@ -85,6 +86,7 @@ class Trainer:
         steps_per_epoch: int,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
+        keep_freed_memory()
         self.vae = vae
         self.config = config
         self.validation = validation
