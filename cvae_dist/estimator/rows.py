@@ -31,7 +31,7 @@ def checked_array(estimator: object, X: Any, *, reset: bool) -> tuple[NDArray[An
 
     ``reset`` makes the width and the names of the features those of the ``estimator``; otherwise they must agree.
     """
-    with as_invalid_input():
+    with as_invalid_input(), np.errstate(invalid="ignore"):  # its sum of the largest floats is inf - inf
         items = X if hasattr(X, "shape") else np.asarray(X)
         item_shape = tuple(items.shape[1:]) if len(items.shape) > 2 else None
         flat = items if item_shape is None else np.reshape(items, (len(items), math.prod(item_shape)))

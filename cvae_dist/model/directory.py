@@ -144,6 +144,8 @@ def _bytes(vae: VAE) -> bytes:
 def _absence(place: Location) -> str:
     if (place / "checkpoints").exists():
         return f"the training of {place} is not finished (it has checkpoints only); run the same command again"
+    if (place / "params.json").exists() and (place / "checkpoint").exists():
+        return f"{place} was written by CompressionVAE, whose models cannot be read; train one on the same rows"
     if place.exists():
         return f"{place} is not a model: it has no {_CONFIG}; give the directory that `train` wrote"
     return f"there is no model at {place}; train one first, or mend the path"
