@@ -411,7 +411,7 @@ class _Run:
         if stopped == "interrupted":
             self._save()
         figures = {"loss": trainer.loss, "validation_loss": trainer.best_loss, "seconds": trainer.seconds}
-        self._tell("done", _ENDINGS[stopped].format(step=trainer.step), _known(figures))
+        self._tell("done", _ENDINGS[stopped].format(step=trainer.step, good=trainer.good_step), _known(figures))
         validation = trainer.best_loss if math.isfinite(trainer.best_loss) else None
         epochs = trainer.step / trainer.steps_per_epoch
         return TrainResult(trainer.step, epochs, trainer.loss, validation, stopped, trainer.seconds, model)
@@ -474,7 +474,7 @@ class _Run:
 _SLOWER = "with a tenth of the learning rate"
 _ENDINGS: dict[StoppedBecause, str] = {
     "finished": "trained {step} steps",
-    "no improvement": "trained {step} steps: validation has stopped improving",
+    "no improvement": "trained {step} steps: validation has stopped improving; the weights of step {good} are kept",
     "interrupted": "interrupted after step {step}, which is saved; the same command goes on from there",
     "diverged": "stopped at step {step}: the training diverges",
 }
