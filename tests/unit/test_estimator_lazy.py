@@ -130,12 +130,12 @@ def test_scores_do_not_depend_on_the_blocks(model: CompressionVAE) -> None:
 
 
 def test_draws_of_lazy_rows_repeat_and_differ_between_blocks(model: CompressionVAE) -> None:
-    twice = np.concatenate([X[:50], X[50:100][::-1], X[:50]])
-    draws = model.posterior_sample(da.from_array(twice, chunks=(50, 64)), random_state=0)
+    draws = model.posterior_sample(da.from_array(X, chunks=(50, 64)), random_state=0)
     one, other = draws.compute(), draws.compute()
     np.testing.assert_array_equal(one, other)
-    offsets = one[:, 0] - model.embed(twice)
-    assert not np.allclose(offsets[:50], offsets[50:100][::-1])
+    mean, spread = model.embed(X, return_std=True)
+    noise = (one[:, 0] - mean) / spread
+    assert not np.allclose(noise[:50], noise[50:], atol=1e-2)
 
 
 def test_what_looks_at_rows_computes_them_once(model: CompressionVAE) -> None:
