@@ -32,8 +32,8 @@ def log_likelihood(vae: VAE, rows: Rows, kind: Score, draws: Sequence[Floats]) -
 def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> tuple[Scores, Scores]:
     """Return reconstruction, -log p(x | z), and KL per row, each (n,), averaged over ``draws``.
 
-    ``draws`` are standard normal, (dim_latent,) each, and the same for all rows: a row's terms then depend neither
-    on its company nor on its place.
+    ``draws`` are standard normal: (dim_latent,) each, the same for all rows, so that a row's terms depend neither on
+    its company nor on its place; or (n, dim_latent) each, which makes the mean over many rows more precise.
     """
     total = np.zeros((2, len(rows)))
     for draw in draws:
@@ -42,12 +42,12 @@ def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 
 
 
 def log_marginal(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> Scores:
-    """Return the importance-weighted estimate of log p(x) (Burda et al. 2015) per row, (n,), from ``draws``."""
+    """Return the importance-weighted estimate of log p(x) (Burda et al. 2015) per row, (n,); see :func:`elbo_terms`."""
     result = np.full(len(rows), -np.inf)
     with inference():
         for draw in draws:
-            for part, tile in tiling.tiles(rows, batch_rows):
-                noise = torch.from_numpy(draw).expand(len(tile), -1)
+            noises = tiling.tiles(np.broadcast_to(draw, (len(rows), vae.dim_latent)), batch_rows)
+            for (part, tile), (_, noise) in zip(tiling.tiles(rows, batch_rows), noises, strict=True):
                 weights = vae.log_weights(tile, noise)[: part.stop - part.start].numpy(force=True)
                 result[part] = np.logaddexp(result[part], weights)
     estimate: Scores = result - np.log(len(draws))

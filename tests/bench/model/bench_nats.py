@@ -78,7 +78,7 @@ def _paper() -> Iterator[Row]:
     )
     vae = fit(Binarised(data.train), Moments.of(binarise(data.train, random)), (28, 28), config).vae
     test = binarise(data.test, np.random.default_rng(_TEST_SEED))
-    draws = list(random.standard_normal((_DRAWS, 50), np.float32))
+    draws = [random.standard_normal((len(test), 50), np.float32) for _ in range(_DRAWS)]
     with torch.inference_mode():
         nll = -float(scoring.log_marginal(vae, test, draws).mean())
     yield Row(
