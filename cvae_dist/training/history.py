@@ -35,8 +35,12 @@ class History:
 
     @classmethod
     def read(cls, place: Location) -> Self:
-        """Return what a finished training recorded."""
-        return cls(place, [json.loads(line) for line in place.read().splitlines()])
+        """Return what a finished training recorded: nothing where its model was copied without the file."""
+        try:
+            lines = place.read().splitlines()
+        except FileNotFoundError:
+            lines = []
+        return cls(place, [json.loads(line) for line in lines])
 
     def append(self, record: Record) -> None:
         """Add a record and write the file."""

@@ -149,6 +149,7 @@ class Trained(NamedTuple):
     history: list[Record]
     steps: int
     seconds: float
+    best_loss: float
     made_with: Mapping[str, Any]
 
 
@@ -223,7 +224,8 @@ def _require_ours(place: Location) -> None:
         read_description(place)
         return
     checkpoints = Checkpoints(place / _CHECKPOINTS)
-    if not checkpoints.begun and (checkpoints.foreign() or (place / "model.safetensors").exists()):
+    ours = checkpoints.begun or (place / _HISTORY).exists()  # a killed run may have left weights alone beside it
+    if (checkpoints.foreign() and not checkpoints.begun) or ((place / "model.safetensors").exists() and not ours):
         raise InvalidInput(
             f"{place} holds files that cvae-dist did not write where a training keeps its own. "
             "Nothing was changed; name another directory for the model"
@@ -234,7 +236,8 @@ def _finished(place: Location) -> Trained:
     """Return the finished training at ``place``, without what a longer one has recorded since."""
     figures = read_description(place)["lineage"]["figures"]
     history = [record for record in History.read(place / _HISTORY).records if record["step"] <= figures["steps"]]
-    return Trained(load_model(place), history, figures["steps"], figures["seconds"], _made_with_at(place))
+    best_loss = math.inf if figures["validation_loss"] is None else figures["validation_loss"]
+    return Trained(load_model(place), history, figures["steps"], figures["seconds"], best_loss, _made_with_at(place))
 
 
 def _made_with_at(place: Location) -> Mapping[str, Any]:
@@ -265,7 +268,7 @@ def _already_finished(place: Location, data: _Data, config: TrainConfig, on_even
         decided, _ = _decide(data, config)
         _require_same(place, lineage.get("made_with", {}), _made_with(data, decided))
         if figures["stopped_because"] == "diverged":
-            raise _diverged(decided, figures["steps"], f"{place} holds the last good weights")
+            raise _diverged(decided, figures["steps"], f"{place} holds the last good weights", _finished(place))
         message = f"already trained: {place} has all its {figures['steps']} steps; --overwrite trains anew"
     on_event(Event(_STAGE, "done", figures["steps"], figures["steps"], "steps", message, _known(figures)))
     return TrainResult(**figures | {"stopped_because": "already finished", "model": str(place)})
@@ -283,6 +286,8 @@ def _run(
     config, reasons = _decide(data, config)
     checkpoints = Checkpoints(place / _CHECKPOINTS) if place else None
     state = checkpoints.load() if checkpoints else None
+    if state and earlier and state["made_with"] == earlier.made_with:
+        state = None  # its own last checkpoint: it was killed just after its end
     if place and checkpoints:
         if state:
             _require_same(place, state["made_with"], _made_with(data, config))
@@ -307,7 +312,7 @@ def _run(
         if state:
             trainer.restore(state["trainer"])
         elif earlier:
-            trainer.go_on_from(earlier.steps, dict(earlier.vae.named_parameters()), _best_loss(earlier.history))
+            trainer.go_on_from(earlier.steps, dict(earlier.vae.named_parameters()), earlier.best_loss)
             trainer.seconds = earlier.seconds
         made = {
             "made_with": _made_with(data, config),
@@ -328,11 +333,12 @@ def _run(
                 save_model(place, vae, _lineage(data, config, len(excluded), result, trainer.begun))
             checkpoints.clear()
     vae.requires_grad_(False).eval()
-    trained = Trained(vae, history.records, trainer.step, trainer.seconds, _made_with(data, config))
+    made_with = _made_with(data, config)
+    trained = Trained(vae, history.records, trainer.step, trainer.seconds, trainer.best_loss, made_with)
     if trainer.diverged and trainer.good_step is None:
         raise _diverged(config, trainer.step, "No weights were worth keeping")
     if trainer.diverged:
-        kept = f"{place or 'the model'} holds the last good weights, of step {trainer.good_step}"
+        kept = f"{place or 'The model'} holds the last good weights, of step {trainer.good_step}"
         raise _diverged(config, trainer.step, kept, trained)
     return result, trained
 
@@ -354,10 +360,6 @@ def _recorded(state: Mapping[str, Any] | None, earlier: Trained | None) -> list[
         records: list[Record] = state["history"]
         return records
     return earlier.history if earlier else []
-
-
-def _best_loss(history: list[Record]) -> float:
-    return min((record["validation_loss"] for record in history if "validation_loss" in record), default=math.inf)
 
 
 class _Run:

@@ -69,7 +69,7 @@ def choose_start(
     """
     if not len(held_out):
         chooses = np.arange(len(rows)) % _CHOOSING_SHARE == 0
-        rows, held_out = rows[~chooses], rows[chooses]
+        rows, held_out = rows[~chooses] if len(rows) > 1 else rows, rows[chooses]
     generator = torch.Generator().manual_seed(config.seed)
     x = tensor_of(rows)
     standardised = vae.scaling(x)
@@ -220,8 +220,8 @@ def _coordinates(rows: Coordinates, dim: int) -> Iterator[tuple[str, Coordinates
         for name, find in _METHODS.items():
             try:
                 found = find(rows, dim)
-            except (ValueError, RuntimeError, np.linalg.LinAlgError):
-                continue  # too few or too many equal rows for this method
+            except (TypeError, ValueError, RuntimeError, np.linalg.LinAlgError):
+                continue  # too few or too many equal rows for this method (TypeError: fewer than eigenvectors)
             if found.shape == (len(rows), dim) and np.isfinite(found).all():
                 yield name, _gaussianise(found)
 

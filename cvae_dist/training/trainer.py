@@ -154,7 +154,7 @@ class Trainer:
         reconstruction, kl = reconstruction.sum(), kl.sum()
         if self._optimizer.step((reconstruction + weight * kl) / n_global, self.learning_rate):
             self._sums.add(reconstruction.item(), kl.item(), len(rows))
-        if math.isnan(self._first_loss):
+        if not math.isfinite(self._first_loss):
             self._first_loss = (reconstruction.item() + kl.item()) / len(rows)
         self.step += 1
         if self._optimizer.skipped >= _MAX_SKIPPED:

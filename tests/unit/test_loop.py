@@ -278,8 +278,24 @@ class TestFinishedTrainingsGoOn:
         monkeypatch.undo()
         assert [record["step"] for record in fit_digits(tmp_path, num_steps=100)[1]] == [20, 40, 60, 80, 100]
 
+    def test_killed_just_after_its_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("cvae_dist.training.loop.Checkpoints.clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit_digits(tmp_path)
+        monkeypatch.undo()
+        assert (tmp_path / "checkpoints").exists()
+        assert fit_digits(tmp_path, num_steps=80)[1][-1]["step"] == 80
+        assert not (tmp_path / "checkpoints").exists()
+
     def test_a_start_that_is_not_surpassed_stays(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before, _ = fit_digits(tmp_path)
+        (tmp_path / "history.jsonl").unlink()  # as where the model was copied without it
+        vae, history = fit_digits(tmp_path)
+        assert_same_weights(vae, before)
+        assert history == []
         monkeypatch.setattr(Validation, "terms", lambda *_: (1e9, 0.0))
         assert_same_weights(fit_digits(tmp_path, num_steps=100)[0], before)
 
@@ -312,6 +328,12 @@ def test_overwrite_begins_anew(undisturbed: tuple[VAE, Any], tmp_path: Path) -> 
     trained = fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), overwrite=True)
     assert_same_weights(trained.vae, undisturbed[0])
     assert len(trained.history) == 3
+
+
+def test_weights_left_alone_by_a_kill_are_replaced(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:
+    fit_digits(tmp_path)
+    (tmp_path / "config.json").unlink()  # it is written last and deleted first
+    assert_same_weights(fit_digits(tmp_path)[0], undisturbed[0])
 
 
 def test_a_finished_fit_is_loaded(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:
@@ -399,6 +421,21 @@ def test_a_training_that_backs_off_is_resumed_bit_for_bit(tmp_path: Path, monkey
         assert [record.get(name) for record in history] == [record.get(name) for record in expected]
 
 
+def test_a_first_loss_that_is_infinite_is_no_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = VAE.forward
+    calls = 0
+
+    def overflowing(self: VAE, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        reconstruction, kl = forward(self, *arguments)
+        return reconstruction * (math.inf if calls == 1 else 1e9 if calls > 40 else 1), kl
+
+    monkeypatch.setattr(VAE, "forward", overflowing)
+    with pytest.raises(TrainingDiverged, match="of step 40"):
+        fit_digits(num_steps=300, train_valid_split=1.0)
+
+
 def fit_spoilt_digits(directory: Path | None, on_event: Any = ignore) -> Any:
     """Train on rows of which some, that do not validate, are no numbers; their statistics do not show it."""
     rows = DIGITS[:300].copy()
@@ -420,9 +457,10 @@ def test_a_training_that_diverges_for_good_keeps_the_last_good_weights(tmp_path:
     assert_same_weights(good, trained.vae)
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]
     assert not (tmp_path / "checkpoints").exists()
-    with pytest.raises(TrainingDiverged, match="holds the last good weights"):
+    with pytest.raises(TrainingDiverged, match="holds the last good weights") as told_again:
         fit_spoilt_digits(tmp_path)
-    assert_same_weights(load_model(str(tmp_path)), good)
+    assert isinstance(told_again.value.trained, Trained)
+    assert_same_weights(told_again.value.trained.vae, good)
     with pytest.raises(TrainingDiverged) as again:
         fit_spoilt_digits(None)
     assert isinstance(again.value.trained, Trained)
@@ -523,8 +561,9 @@ def test_second_training_of_one_model_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-def test_files_of_somebody_else_are_left_alone(tmp_path: Path, store: str) -> None:
-    mine = tmp_path / "project" / "checkpoints" / "mine"
+@pytest.mark.parametrize("name", ["checkpoints/mine", "model.safetensors"])
+def test_files_of_somebody_else_are_left_alone(name: str, tmp_path: Path, store: str) -> None:
+    mine = tmp_path / "project" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("x")
     for overwrite in (False, True):

@@ -71,10 +71,13 @@ def test_starts_that_overfit_a_few_rows_are_taken_from_before(monkeypatch: pytes
     assert sum(terms.mean() for terms in vae.score_rows(rows[40:])) < ignorant + 1
 
 
-def test_rows_without_a_neighbourhood_graph_still_have_random_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n_rows", "dim_latent"), [(1, 1), (6, 1), (20, 24)])
+def test_too_few_rows_for_a_graph_or_its_eigenvectors_still_have_random_starts(
+    n_rows: int, dim_latent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(multistart, "_ELBO_STEPS", 2)
-    rows = s_curve(6, 0)[0]
-    vae, config = build(rows)
+    rows = s_curve(n_rows, 0)[0]
+    vae, config = build(rows, dim_latent=dim_latent)
     assert "random" in choose_start(vae, config, rows, rows[:0])
 
 
