@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cvae_dist.model import networks
 from cvae_dist.model.scaling import Choice
 
 CONTEXT_WIDTH = 64
@@ -67,18 +68,21 @@ class AutoregressiveStep(nn.Module):
         self.register_buffer("_hidden_mask", hidden_mask.to(torch.float32), persistent=False)
         self.register_buffer("_output_mask", output_mask.repeat(2, 1).to(torch.float32), persistent=False)
 
-    def shift_and_log_scale(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return shift and log-scale, each (n, dim_latent), of latents (n, dim_latent) in contexts (n, dim_context)."""
+    def shift_and_log_scale(self, latent: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shift and log-scale, each (n, dim_latent).
+
+        ``latent`` is (n, dim_latent), ``told`` what ``self.context`` makes of the contexts, (n, width).
+        """
         seen = functional.linear(latent, self.latent.weight * self._hidden_mask, self.latent.bias)
-        hidden = functional.silu(seen + self.context(context))
+        hidden = functional.silu(seen + told)
         output = functional.linear(hidden, self.output.weight * self._output_mask, self.output.bias)
         shift, raw = output.to(latent.dtype).chunk(2, dim=-1)
         return shift, _MAX_LOG_SCALE * torch.tanh(raw / _MAX_LOG_SCALE)
 
-    def forward(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``latent * scale + shift``, (n, dim_latent), and the log-determinant of its Jacobian, (n,)."""
-        shift, log_scale = self.shift_and_log_scale(latent, context)
-        return torch.addcmul(shift, latent, log_scale.exp()), log_scale.sum(dim=-1)
+    def forward(self, latent: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``latent * scale + shift`` and the log-scale, each (n, dim_latent)."""
+        shift, log_scale = self.shift_and_log_scale(latent, told)
+        return torch.addcmul(shift, latent, log_scale.exp()), log_scale
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw normal weights of variance 1 / (inputs seen), and of nearly nothing for the last layer."""
@@ -124,23 +128,35 @@ class InverseAutoregressiveFlow(nn.Module):
         log_determinant : Tensor, shape (n,)
             Of the Jacobian, in nats.
         """
-        context = functional.silu(self.context(hidden))
         total = torch.zeros_like(latent[..., 0])
-        for step in self.steps:
-            latent, log_determinant = step(latent, context)
-            total = total + log_determinant
+        for step, told in zip(self.steps, self._told(hidden), strict=True):
+            latent, log_scale = step(latent, told)
+            total = total + log_scale.sum(dim=-1)
         return latent, total
+
+    def push(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """Return the latent of :meth:`forward` alone."""
+        for step, told in zip(self.steps, self._told(hidden), strict=True):
+            latent, _ = step(latent, told)
+        return latent
+
+    def _told(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Return what every step hears of the encoder, each (n, width): one product for all of them."""
+        weight = torch.cat([step.context.weight for step in self.steps])
+        product = functional.linear if torch.is_grad_enabled() else networks.product  # what learns stays float32
+        context = functional.silu(product(hidden, self.context.weight, self.context.bias))
+        told = product(context, weight, torch.zeros_like(weight[:, 0]))
+        return told.to(hidden.dtype).chunk(len(self.steps), dim=-1)
 
     def inverse(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return what :meth:`forward` makes ``latent`` of, and the log-determinant there; dim_latent passes a step."""
-        context = functional.silu(self.context(hidden))
         total = torch.zeros_like(latent[..., 0])
-        for step in reversed(self.steps):
+        for step, told in zip(reversed(self.steps), reversed(self._told(hidden)), strict=True):
             before = latent
             for _ in range(latent.shape[-1]):  # every pass settles one more coordinate
-                shift, log_scale = step.shift_and_log_scale(before, context)
+                shift, log_scale = step.shift_and_log_scale(before, told)
                 before = (latent - shift) * torch.exp(-log_scale)
-            total = total + step.shift_and_log_scale(before, context)[1].sum(dim=-1)
+            total = total + step.shift_and_log_scale(before, told)[1].sum(dim=-1)
             latent = before
         return latent, total
 

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,14 @@ _HEAD_LOGVAR_BIAS = -1.0
 _BLOCK_GAIN = 0.1
 _ALIGNMENT = 4  # inputs
 _LARGE = 2**16  # weights: a product of fewer is done before oneDNN has begun
+_LARGE_FUSED = 2**13  # the same where it needs no change of layout
 
+Activation = Literal["none", "swish"]  # as oneDNN calls them; swish is SiLU
 
 _DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 _HAS_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_HAS_FUSED = _HAS_ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_FUSED_BFLOAT16 = _HAS_FUSED and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 _computing: ContextVar[torch.dtype | None] = ContextVar("computing", default=None)
 
 
@@ -75,13 +80,29 @@ def computing_in(dtype: torch.dtype) -> Iterator[None]:
         _computing.reset(token)
 
 
-def _product(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return ``values @ weight.T + bias`` in the type that is asked for.
+def product(values: Tensor, weight: Tensor, bias: Tensor, activation: Activation = "none") -> Tensor:
+    """Return ``activation(values @ weight.T + bias)`` in the type that is asked for.
 
     oneDNN is asked for large float32 products by name: torch leaves them to MKL, which takes twice as long on
     processors of AMD. Whether a product is large does not depend on the rows, as their results must not.
     """
     dtype = _computing.get()
+    if dtype is not None and not torch.is_grad_enabled():
+        if values.is_cpu and _is_fused(weight, dtype):
+            values, weight, bias = values.to(dtype), weight.to(dtype), bias.to(dtype)
+            fused: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, activation, [], "")
+            return fused
+        values, weight = _aligned(values, weight)
+    result = _differentiable(values, weight, bias, dtype)
+    return functional.silu(result) if activation == "swish" else result
+
+
+def _is_fused(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether one call of oneDNN does product and activation: faster, but without a gradient."""
+    return _HAS_FUSED_BFLOAT16 if dtype == torch.bfloat16 else _HAS_FUSED and weight.numel() >= _LARGE_FUSED
+
+
+def _differentiable(values: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype == torch.bfloat16:
         return functional.linear(values.to(dtype), weight.to(dtype), bias.to(dtype))
     if dtype is not None and weight.numel() >= _LARGE and not values.is_cuda and _HAS_ONEDNN:
@@ -89,12 +110,32 @@ def _product(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.linear(values, weight, bias)
 
 
+def _aligned(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill the last dimension, which both share, up to a multiple of 4 with zeros: every row is then treated alike.
+
+    Where inputs are no multiple of 4, matrix kernels for few outputs add up the rest of a row in an order that
+    depends on its place in the batch; zeros that fill it up change nothing else.
+    """
+    missing = -values.shape[-1] % _ALIGNMENT
+    if not missing:
+        return values, weight
+    return functional.pad(values, (0, missing)), functional.pad(weight, (0, missing))
+
+
 class Linear(nn.Linear):
     """A linear layer that computes in the type :func:`computing_in` names; its weights stay float32."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (n, out_features) of (n, in_features)."""
-        return _product(values, self.weight, self.bias)
+        return product(values, self.weight, self.bias)
+
+
+class Activated(nn.Linear):
+    """A :class:`Linear` and the SiLU that follows it."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return (n, out_features) of (n, in_features)."""
+        return product(values, self.weight, self.bias, "swish")
 
 
 class ResidualBlock(nn.Module):
@@ -103,54 +144,34 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = Linear(width, width)
+        self.inner = Activated(width, width)
         self.outer = Linear(width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return (n, width) of (n, width)."""
         weight, bias = self.norm.weight.to(hidden.dtype), self.norm.bias.to(hidden.dtype)
         normal = functional.layer_norm(hidden, self.norm.normalized_shape, weight, bias, self.norm.eps)
-        added: Tensor = self.outer(functional.silu(self.inner(normal)))
+        added: Tensor = self.outer(self.inner(normal))
         return hidden + added
 
 
 def _layers(widths: Sequence[int]) -> Iterator[nn.Module]:
-    """Yield Linear and SiLU for every pair of neighbouring ``widths``."""
+    """Yield a layer for every pair of neighbouring ``widths``, and what keeps the names of those that follow."""
     for pair in itertools.pairwise(widths):
-        yield Linear(*pair)
-        yield nn.SiLU()
+        yield Activated(*pair)
+        yield nn.Identity()
 
 
 def _blocks(width: int, count: int) -> Iterator[nn.Module]:
     return (ResidualBlock(width) for _ in range(count))
 
 
-class Aligned(nn.Linear):
-    """A linear layer, usually of few outputs, that treats every row of a batch alike, bit for bit.
-
-    Where inputs are no multiple of 4, matrix kernels for few outputs add up the rest of a row in an order that
-    depends on its place in the batch; zeros that fill it up change nothing else. It computes in float32.
-    """
+class Exact(nn.Linear):
+    """A linear layer that computes in float32 whatever :func:`computing_in` names."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (n, out_features) of (n, in_features)."""
         return functional.linear(*_aligned(values, self.weight), self.bias)
-
-
-class Output(nn.Linear):
-    """An aligned layer that computes in the type :func:`computing_in` names."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return (n, out_features) of (n, in_features)."""
-        return _product(*_aligned(values, self.weight), self.bias)
-
-
-def _aligned(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill the last dimension, which both share, up to a multiple of 4 with zeros."""
-    missing = -values.shape[-1] % _ALIGNMENT
-    if not missing:
-        return values, weight
-    return functional.pad(values, (0, missing)), functional.pad(weight, (0, missing))
 
 
 class Encoder(nn.Module):
@@ -164,7 +185,7 @@ class Encoder(nn.Module):
         super().__init__()
         blocks = _blocks(cells[-1], residual_blocks) if cells else ()
         self.body = nn.Sequential(*_layers([n_features, *cells]), *blocks)
-        self.head = Aligned([n_features, *cells][-1], 2 * dim_latent)
+        self.head = Exact([n_features, *cells][-1], 2 * dim_latent)
 
     def forward(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance, each (n, dim_latent), of rows (n, n_features)."""
@@ -196,9 +217,9 @@ class Decoder(nn.Module):
         self.body = nn.Sequential()
         if cells:
             # the latent's few digits are dear: its own layer computes in float32
-            first = (nn.Linear(dim_latent, cells[0]), nn.SiLU())
+            first = (Exact(dim_latent, cells[0]), nn.SiLU())
             self.body.extend((*first, *_blocks(cells[0], residual_blocks), *_layers(cells)))
-        self.output = Output([dim_latent, *cells][-1], n_features)
+        self.output = Linear([dim_latent, *cells][-1], n_features)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return (n, n_features) parameters of latents (n, dim_latent)."""

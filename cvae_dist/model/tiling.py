@@ -1,7 +1,8 @@
 """Numpy rows as tensors, in tiles whose size does not change what a row becomes."""
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 from cvae_dist.errors import InvalidInput
 
 # Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations
-# all values but those beyond the last full vector: 64 rows end on a vector whatever the width of a layer.
-_MULTIPLE = 64
+# all values but those beyond the last two full vectors of bfloat16.
+_FEWEST = 16
+_VECTORS = 64  # values; as many rows end on them whatever the width of a layer
 _LEARNED_BYTES = 31 * 2**20
 _FAST_BYTES = 8_000_000
 _FEWEST_FAST = 256  # fewer would read the weights more often than the rows
@@ -36,22 +38,27 @@ def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
-def tiles(rows: npt.NDArray[np.generic], batch_rows: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows covered, tile); the last tile is padded with zero rows to a multiple of 64."""
+def padded_to(widths: Iterable[int]) -> int:
+    """Return of what number of rows a tile must be a multiple where values are (n, width) for each of ``widths``."""
+    return max(_FEWEST, _VECTORS // math.gcd(_VECTORS, *widths))
+
+
+def tiles(rows: npt.NDArray[np.generic], batch_rows: int, multiple: int = _VECTORS) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows covered, tile); the last tile is padded with zero rows to a ``multiple``, see :func:`padded_to`."""
     if batch_rows < 1:
         raise InvalidInput(f"batches of {batch_rows} rows hold nothing; use 1 or more")
     for start in range(0, len(rows), batch_rows):
         part = slice(start, min(start + batch_rows, len(rows)))
-        yield part, tensor_of(_pad(rows[part]))
+        yield part, tensor_of(_pad(rows[part], multiple))
 
 
 def fast_rows(n_features: int, batch_rows: int) -> int:
     """Return at most ``batch_rows`` rows of a tile: more than a few MB of float32 leave the cache for nothing."""
-    return min(batch_rows, max(_FEWEST_FAST, _FAST_BYTES // (4 * n_features) // _MULTIPLE * _MULTIPLE))
+    return min(batch_rows, max(_FEWEST_FAST, _FAST_BYTES // (4 * n_features) // _VECTORS * _VECTORS))
 
 
-def _pad(rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    missing = -len(rows) % _MULTIPLE
+def _pad(rows: npt.NDArray[np.generic], multiple: int) -> npt.NDArray[np.generic]:
+    missing = -len(rows) % multiple
     if not missing:
         return rows
     return np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)])

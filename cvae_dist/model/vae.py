@@ -96,13 +96,14 @@ class VAE(nn.Module):
         """
         hidden = self._hidden_of(x)
         mean, _ = self.encoder.moments(hidden)
-        return self._flow(mean, hidden)[0]
+        return mean if self.flow is None else self.flow.push(mean, hidden)
 
     def draw(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return what standard normal ``noise``, (n, dim_latent), becomes: one draw of the posterior of each row."""
         hidden = self._hidden_of(x)
         mean, logvar = self.encoder.moments(hidden)
-        return self._flow(posterior.draw(mean, logvar, noise) if self._is_variational else mean, hidden)[0]
+        drawn = posterior.draw(mean, logvar, noise) if self._is_variational else mean
+        return drawn if self.flow is None else self.flow.push(drawn, hidden)
 
     def decode(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return rows in data units, (n, n_features): the mean row, or a draw where a generator is given."""
@@ -179,8 +180,9 @@ class VAE(nn.Module):
         """
         self._check_rows(rows)
         latents = np.empty((len(rows), self.dim_latent), np.float32)
+        multiple = tiling.padded_to((*self._widths, self.dim_latent))
         with inference(compute_dtype(precision)):
-            for part, tile in tiling.tiles(rows, tiling.fast_rows(self.n_features, batch_rows)):
+            for part, tile in tiling.tiles(rows, tiling.fast_rows(self.n_features, batch_rows), multiple):
                 latents[part] = self.embed(tile)[: part.stop - part.start].numpy(force=True)
         return latents
 
@@ -197,8 +199,9 @@ class VAE(nn.Module):
                 f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})"
             )
         rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
+        multiple = tiling.padded_to(self._widths)
         with inference():
-            for part, tile in tiling.tiles(latents.astype(np.float32, copy=False), batch_rows):
+            for part, tile in tiling.tiles(latents.astype(np.float32, copy=False), batch_rows, multiple):
                 rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
         return rows
 
@@ -219,6 +222,11 @@ class VAE(nn.Module):
                 both = torch.stack(self(tile, draw))
                 terms[:, part] = both[:, : part.stop - part.start].numpy(force=True)
         return terms[0], terms[1]
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Of rows and hidden layers."""
+        return (self.n_features, *(self.config.cells_encoder or ()))
 
     def _check_rows(self, rows: Rows) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:

@@ -58,11 +58,15 @@ def test_a_coordinate_depends_on_those_before_it_and_on_the_context(descending: 
     step = AutoregressiveStep(5, 4, descending=descending)
     step.initialise(torch.Generator().manual_seed(0))
     latent, context = torch.randn(2, 1, 5).unbind()[0], torch.ones(1, 4)
-    both = torch.cat(torch.autograd.functional.jacobian(lambda z: step.shift_and_log_scale(z, context), latent))
+    both = torch.cat(
+        torch.autograd.functional.jacobian(lambda z: step.shift_and_log_scale(z, step.context(context)), latent)
+    )
     depends = both.reshape(2, 5, 5).ne(0).all(dim=0)
     expected = torch.ones(5, 5).triu(1) if descending else torch.ones(5, 5).tril(-1)
     torch.testing.assert_close(depends, expected.bool())
-    of_context = torch.autograd.functional.jacobian(lambda c: step.shift_and_log_scale(latent, c)[0], context)
+    of_context = torch.autograd.functional.jacobian(
+        lambda c: step.shift_and_log_scale(latent, step.context(c))[0], context
+    )
     assert of_context.ne(0).all(), "a coordinate that does not see the context"
 
 
@@ -102,6 +106,11 @@ def test_latent_determinant_and_divergence_equal_those_of_zuko(dim: int) -> None
     divergence = posterior.flow_correction(latent, pushed, log_determinant)
     by_densities = -total + 0.5 * (expected.square() - latent.square()).sum(dim=-1)
     torch.testing.assert_close(divergence, by_densities, rtol=0, atol=1e-6)
+
+
+def test_the_latent_alone_is_that_of_both() -> None:
+    flow, (latent, hidden) = random_flow(5), draws(5)
+    torch.testing.assert_close(flow.push(latent, hidden), flow(latent, hidden)[0], rtol=0, atol=0)
 
 
 def test_a_new_flow_is_nearly_the_identity() -> None:

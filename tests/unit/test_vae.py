@@ -36,19 +36,20 @@ def rows() -> np.ndarray:
     return np.random.default_rng(0).normal(3, 2, (3000, 50)).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"dim_latent": 16, "cells_encoder": (96, 33), "iaf_flow_length": 5},
-        {"dim_latent": 3, "cells_encoder": (64, 48), "iaf_flow_length": 5},
-        {"dim_latent": 3, "cells_encoder": (37, 33), "iaf_flow_length": 5},
-        {"dim_latent": 1, "cells_encoder": (35,)},
-        {"dim_latent": 2, "cells_encoder": ()},
-        WIDE | {"dim_latent": 5},
-    ],
-    ids=["plain", "odd widths and flow", "flow", "odd widths, few outputs", "one output", "no cells", "wide"],
-)
+SHAPES = {
+    "plain": {},
+    "odd widths and flow": {"dim_latent": 16, "cells_encoder": (96, 33), "iaf_flow_length": 5},
+    "flow": {"dim_latent": 3, "cells_encoder": (64, 48), "iaf_flow_length": 5},
+    "even widths, flow in two dimensions": {"dim_latent": 2, "cells_encoder": (512, 128), "iaf_flow_length": 5},
+    "odd widths, few outputs": {"dim_latent": 3, "cells_encoder": (37, 33), "iaf_flow_length": 5},
+    "few and odd": {"dim_latent": 5, "cells_encoder": (33, 6, 5), "residual_blocks": 1},
+    "one output": {"dim_latent": 1, "cells_encoder": (35,)},
+    "no cells": {"dim_latent": 2, "cells_encoder": ()},
+    "wide": WIDE | {"dim_latent": 5},
+}
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_latent_does_not_depend_on_the_company_of_its_row(
     rows: np.ndarray, settings: dict[str, object], precision: ComputePrecision
@@ -124,11 +125,28 @@ def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.nd
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
 
 
-def test_a_decoded_row_does_not_depend_on_its_company(rows: np.ndarray) -> None:
-    vae = build(rows)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_without_fused_products_latents_are_close_and_depend_on_no_company_either(
+    rows: np.ndarray, precision: ComputePrecision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = build(rows, dim_latent=5, cells_encoder=(256, 256, 5), residual_blocks=1, iaf_flow_length=5)
+    fused = vae.embed_rows(rows, precision=precision)
+    for name in ("_HAS_FUSED", "_HAS_FUSED_BFLOAT16"):
+        monkeypatch.setattr(networks, name, False)
+    plain = vae.embed_rows(rows, precision=precision)
+    tolerance = {"float32": 1e-5, "bf16": 2e-2}[precision]
+    np.testing.assert_allclose(fused, plain, rtol=0, atol=tolerance)
+    assert not np.array_equal(fused, plain), "both computed alike: this tests nothing"
+    np.testing.assert_array_equal(vae.embed_rows(rows[61:94], precision=precision), plain[61:94])
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_a_decoded_row_does_not_depend_on_its_company(rows: np.ndarray, settings: dict[str, object]) -> None:
+    vae = build(rows, **settings)
     latents = vae.embed_rows(rows)
     whole = vae.decode_rows(latents)
     np.testing.assert_array_equal(vae.decode_rows(latents[5:6]), whole[5:6])
+    np.testing.assert_array_equal(vae.decode_rows(latents[61:94]), whole[61:94])
     np.testing.assert_array_equal(vae.decode_rows(latents, batch_rows=100), whole)
 
 
