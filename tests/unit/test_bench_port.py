@@ -1,6 +1,7 @@
 """The yardstick is the reference's model: a wrong one would make every comparison with it worthless."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,6 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.bench.model.port import Port, default_cells
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads would wait for each other in layers as small as these, for minutes on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_port(n_features: int, dim_latent: int, flow: int = 3) -> Port:
