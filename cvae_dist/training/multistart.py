@@ -65,11 +65,12 @@ def choose_start(
     rows : numpy.ndarray, shape (n, n_features)
         Training rows in data units, a thousand at most.
     held_out : numpy.ndarray, shape (m, n_features)
-        Rows that choose; where there are none every fifth of ``rows`` does.
+        Rows that choose, a thousand of them at most; where there are none every fifth of ``rows`` does.
     """
     if not len(held_out):
         chooses = np.arange(len(rows)) % _CHOOSING_SHARE == 0
         rows, held_out = rows[~chooses] if len(rows) > 1 else rows, rows[chooses]
+    held_out = held_out[np.linspace(0, len(held_out) - 1, min(len(held_out), MAX_LANDMARKS), dtype=int)]
     generator = torch.Generator().manual_seed(config.seed)
     x = tensor_of(rows)
     standardised = vae.scaling(x)
