@@ -284,15 +284,9 @@ def _run(
 ) -> tuple[TrainResult, Trained]:
     """Train from the last checkpoint, an earlier end or the start, to the end or an interruption."""
     config, reasons = _decide(data, config)
+    made_with = _made_with(data, config)
     checkpoints = Checkpoints(place / _CHECKPOINTS) if place else None
-    state = checkpoints.load() if checkpoints else None
-    if state and earlier and state["made_with"] == earlier.made_with:
-        state = None  # its own last checkpoint: it was killed just after its end
-    if place and checkpoints:
-        if state:
-            _require_same(place, state["made_with"], _made_with(data, config))
-        place.sweep_partial()
-        checkpoints.sweep()
+    state = _last_state(place, checkpoints, made_with, earlier) if place and checkpoints else None
     validation, excluded = _validation(data, config)
     sampler = Sampler(**state["sampler"]) if state else _plan(data.reader, config, len(excluded))
     vae = VAE.of(config, data.moments, data.reader.dtype, config.seed)
@@ -314,12 +308,7 @@ def _run(
         elif earlier:
             trainer.go_on_from(earlier.steps, dict(earlier.vae.named_parameters()), earlier.best_loss)
             trainer.seconds = earlier.seconds
-        made = {
-            "made_with": _made_with(data, config),
-            "sampler": asdict(sampler),
-            "start": start,
-            "precision": precision.value,
-        }
+        made = {"made_with": made_with, "sampler": asdict(sampler), "start": start, "precision": precision.value}
         run = _Run(trainer, history, scalars, checkpoints, made, interruption, on_event)
         notes = (*reasons, *precision.notes, *([start] if start else []))
         run.start(notes, loader.variance_inflation, keep=not state and (precision.timed or bool(start)))
@@ -333,14 +322,31 @@ def _run(
                 save_model(place, vae, _lineage(data, config, len(excluded), result, trainer.begun))
             checkpoints.clear()
     vae.requires_grad_(False).eval()
-    made_with = _made_with(data, config)
     trained = Trained(vae, history.records, trainer.step, trainer.seconds, trainer.best_loss, made_with)
-    if trainer.diverged and trainer.good_step is None:
-        raise _diverged(config, trainer.step, "No weights were worth keeping")
     if trainer.diverged:
-        kept = f"{place or 'The model'} holds the last good weights, of step {trainer.good_step}"
-        raise _diverged(config, trainer.step, kept, trained)
+        raise _given_up(trained, config, trainer.good_step, place)
     return result, trained
+
+
+def _last_state(
+    place: Location, checkpoints: Checkpoints, made_with: Mapping[str, Any], earlier: Trained | None
+) -> dict[str, Any] | None:
+    """Return what the last checkpoint of this training holds, and delete what a killed one left half-written."""
+    state = checkpoints.load()
+    if state and earlier and state["made_with"] == earlier.made_with:
+        state = None  # that of the earlier training, which was killed just after its end
+    if state:
+        _require_same(place, state["made_with"], made_with)
+    place.sweep_partial()
+    checkpoints.sweep()
+    return state
+
+
+def _given_up(trained: Trained, config: TrainConfig, good_step: int | None, place: Location | None) -> TrainingDiverged:
+    if good_step is None:
+        return _diverged(config, trained.steps, "No weights were worth keeping")
+    kept = f"{place or 'The model'} holds the last good weights, of step {good_step}"
+    return _diverged(config, trained.steps, kept, trained)
 
 
 def _diverged(config: TrainConfig, step: int, kept: str, trained: Trained | None = None) -> TrainingDiverged:

@@ -225,7 +225,7 @@ class Trainer:
         return {"validation_loss": loss, "validation_reconstruction": reconstruction, "validation_kl": kl}
 
     def _keep(self) -> None:
-        self._best_weights = clone(self._optimizer.average)
+        assign(self._best_weights, self._optimizer.average)
         if self._optimizer.updates:
             self.good_step = self.step
 

@@ -88,7 +88,7 @@ def test_a_diverged_estimator_can_be_used_where_something_was_good(monkeypatch: 
 
     monkeypatch.setattr("cvae_dist.training.loop._SECONDS_BETWEEN_EVENTS", 0)
     model.X = rows
-    with pytest.raises(TrainingDiverged, match=r"the model holds the last good weights, of step \d+"):
+    with pytest.raises(TrainingDiverged, match=r"The model holds the last good weights, of step \d+"):
         model.train(on_event=spoil)
     assert np.isfinite(model.embed(PLENTY)).all()
     assert np.isfinite(model.history_[-1]["loss"])
