@@ -83,8 +83,8 @@ def train(
     """Train a model on the rows of a store; run again, it goes on from the last checkpoint.
 
     A finished model goes on where only ``num_steps`` is larger than it was: from its best weights and at its last
-    step, with a fresh optimiser and the learning rate that the longer training has there, after a new warm-up. That
-    is not, to the bit, the model of a training that was longer from the start.
+    step, with a fresh optimiser and the learning rate and KL weight that the longer training has there, after a new
+    warm-up of the rate. That is not, to the bit, the model of a training that was longer from the start.
 
     Parameters
     ----------
@@ -257,6 +257,7 @@ def _already_finished(place: Location, data: _Data, config: TrainConfig, on_even
     """Return the result of the finished training at ``place``, or refuse when it was another one."""
     lineage = read_description(place)["lineage"]
     figures = lineage["figures"]
+    decided, _ = _decide(data, config)
     if _has_grown(data, lineage):
         asked = config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS), exclude_unset=True)
         _require_same(place, lineage["made_with"], {name: value for name, value in asked.items() if value is not None})
@@ -265,11 +266,10 @@ def _already_finished(place: Location, data: _Data, config: TrainConfig, on_even
             "--overwrite trains anew on all of them"
         )
     else:
-        decided, _ = _decide(data, config)
         _require_same(place, lineage.get("made_with", {}), _made_with(data, decided))
-        if figures["stopped_because"] == "diverged":
-            raise _diverged(decided, figures["steps"], f"{place} holds the last good weights", _finished(place))
         message = f"already trained: {place} has all its {figures['steps']} steps; --overwrite trains anew"
+    if figures["stopped_because"] == "diverged":
+        raise _diverged(decided, figures["steps"], f"{place} holds the last good weights", _finished(place))
     on_event(Event(_STAGE, "done", figures["steps"], figures["steps"], "steps", message, _known(figures)))
     return TrainResult(**figures | {"stopped_because": "already finished", "model": str(place)})
 

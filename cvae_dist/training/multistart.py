@@ -90,11 +90,11 @@ def choose_start(
 
 def _initial_weights(vae: VAE, count: int, seed: int) -> list[Weights]:
     """Return ``count`` sets of initial weights, the last that of ``vae`` itself; ``vae`` ends with it."""
-    own = {name: value.detach().clone() for name, value in vae.named_parameters()}
+    own = clone(dict(vae.named_parameters()))
     others = []
     for number in range(1, count):
         vae.initialise(torch.Generator().manual_seed(seed + number))
-        others.append({name: value.detach().clone() for name, value in vae.named_parameters()})
+        others.append(clone(dict(vae.named_parameters())))
     assign(dict(vae.named_parameters()), own)
     return [*others, own]
 

@@ -1,6 +1,6 @@
 """One update of the weights: adaptive clipping, AdamW, and the running average of the weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Optimizer:
         self._ema_decay = ema_decay
         self._grad_clip = grad_clip
         self._running_norm = 0.0
-        self.average = {name: value.detach().clone() for name, value in module.named_parameters()}
+        self.average = clone(dict(module.named_parameters()))
         self.updates = 0
         self.skipped = 0
 
@@ -89,6 +89,6 @@ def assign(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
             value.copy_(source[name])
 
 
-def clone(weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def clone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies of weights that later updates leave alone."""
-    return {name: value.detach().clone() for name, value in dict(weights).items()}
+    return {name: value.detach().clone() for name, value in weights.items()}

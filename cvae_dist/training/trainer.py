@@ -22,7 +22,7 @@ from cvae_dist.training.validation import Validation
 _MAX_SKIPPED = 50
 _MAX_RETREATS = 3
 _RETREAT_FACTOR = 10
-_RUNAWAY = 1000  # times the first loss, which knows nothing of the rows yet
+_RUNAWAY = 1000  # times the loss of the first weights
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Trainer:
 
     @property
     def _has_run_away(self) -> bool:
-        """Whether the training loss since the last test is far beyond that of weights that know nothing."""
+        """Whether the training loss since the last test is far beyond that of the first weights."""
         return self._sums.loss > _RUNAWAY * (abs(self._first_loss) + self.vae.n_features)
 
     def _retreat(self) -> None:

@@ -436,6 +436,29 @@ def test_a_first_loss_that_is_infinite_is_no_yardstick(monkeypatch: pytest.Monke
         fit_digits(num_steps=300, train_valid_split=1.0)
 
 
+def test_a_diverged_training_has_not_finished_where_its_store_has_grown(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = VAE.forward
+    calls = 0
+
+    def breaking(self: VAE, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        reconstruction, kl = forward(self, *arguments)
+        return reconstruction * (math.nan if calls > 40 else 1), kl
+
+    settings = QUICK | {"num_steps": 300, "train_valid_split": 1.0}
+    monkeypatch.setattr(VAE, "forward", breaking)
+    with pytest.raises(TrainingDiverged, match="holds the last good weights"):
+        train(store, str(tmp_path / "model"), **settings)
+    monkeypatch.undo()
+    np.save(tmp_path / "tree" / "more.npy", DIGITS[300:400].reshape(-1, 8, 8).astype(np.uint8))
+    ingest(str(tmp_path / "tree"), store)
+    with pytest.raises(TrainingDiverged, match="holds the last good weights"):
+        train(store, str(tmp_path / "model"), **settings)
+
+
 def fit_spoilt_digits(directory: Path | None, on_event: Any = ignore) -> Any:
     """Train on rows of which some, that do not validate, are no numbers; their statistics do not show it."""
     rows = DIGITS[:300].copy()
