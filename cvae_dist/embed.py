@@ -21,6 +21,7 @@ from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.directory import load_model, load_prior, read_description
 from cvae_dist.model.networks import drawback, inference
 from cvae_dist.model.prior import Prior, PriorName
+from cvae_dist.model.scoring import entropy, log_volume
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.layout import Block
@@ -127,15 +128,19 @@ def score(
     client: "Client | None" = None,
     on_event: OnEvent = ignore,
 ) -> StoreResult:
-    """Write ``negative_elbo`` (nats) and ``reconstruction_error`` (mean squared error) of every row.
+    """Write ``score`` and ``negative_elbo`` (nats) and ``reconstruction_error`` (mean squared error) of every row.
 
-    The negative ELBO is estimated with one draw of the latent that depends on the number of the row alone. The
-    reconstruction error is that of the decoded posterior mean, in squared units of the data. High values of either
-    mark rows unlike those the model was trained on. See :func:`embed` for the parameters.
+    The negative ELBO is estimated with one draw of the latent that depends on the number of the row alone. The score
+    is what :meth:`~cvae_dist.CompressionVAE.score_samples` returns, from that draw: minus the negative ELBO, as a
+    density over the data's units, or with the Bernoulli likelihood relative to the row's own entropy, without which
+    dark, empty rows look normal. The reconstruction error is that of the decoded posterior mean, in squared units of
+    the data. A low score and a high error mark rows unlike those the model was trained on. See :func:`embed` for the
+    parameters.
     """
     network = _Network.of(model, storage_options)
     source = _Rows.of(store, storage_options, "rows", network.n_features, f"model {network.location}")
     names = {
+        "score": "how normal the row is, nats",
         "negative_elbo": "negative evidence lower bound, nats",
         "reconstruction_error": "mean squared error",
     }
@@ -186,7 +191,7 @@ def sample(
         raise InvalidInput(f"temperature={temperature!r} is no factor of a spread: give a finite number >= 0")
     network = _Network.of(model, storage_options)
     fitted = None if prior == "normal" else _Prior(network.location, prior, load_prior(network.location, prior)[1])
-    chosen: dict[str, str | float] = {"prior": fitted.digest} if fitted else {}
+    chosen: dict[str, str | float] = {"prior": fitted.name, "prior_digest": fitted.digest} if fitted else {}
     chosen |= {"temperature": temperature} if temperature != 1 else {}
     layout = Layout.of((_row_layout(network),))
     output = Location.of(out, storage_options)
@@ -326,7 +331,9 @@ def _score_rows(vae: VAE, rows: Block, span: Span, batch_rows: int) -> Mapping[s
         part = slice(start, start + batch_rows)
         decoded = vae.decode_rows(vae.embed_rows(rows[part], batch_rows), batch_rows, np.float64)
         error[part] = np.square(decoded - rows[part]).mean(axis=1)
-    return {"negative_elbo": reconstruction + kl, "reconstruction_error": error}
+    loss = reconstruction + kl
+    normality = entropy(vae, rows, batch_rows) - loss - log_volume(vae)
+    return {"score": normality.astype(np.float32), "negative_elbo": loss, "reconstruction_error": error}
 
 
 @dataclass(frozen=True)

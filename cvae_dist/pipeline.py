@@ -54,6 +54,7 @@ VERBS: Mapping[str, Verb] = {
     "embed": Verb("cvae_dist.embed", "embed", ("store", "model"), "latents"),
     "decode": Verb("cvae_dist.embed", "decode", ("latents", "model"), "out"),
     "score": Verb("cvae_dist.embed", "score", ("store", "model"), "out"),
+    "fit-prior": Verb("cvae_dist.prior", "fit_prior", ("store",), "model"),
     "sample": Verb("cvae_dist.embed", "sample", ("model",), "out"),
     "verify": Verb("cvae_dist.verify", "verify", ("url",), "url"),
     "plot latents": Verb("cvae_dist.plot", "plot_latents", ("latents",), "filename"),
@@ -267,7 +268,7 @@ def _perform(stage: Stage, shared: Shared, client: Any, on_event: OnEvent) -> St
 
 def _stage_result(stage: Stage, outcome: Any, seconds: float) -> StageResult:
     rows = outcome.rows if isinstance(outcome, StoreResult) else None
-    already_done = isinstance(outcome, StoreResult) and outcome.nothing_to_do
+    already_done = getattr(outcome, "nothing_to_do", False)
     if stage.name == "train":
         if outcome.stopped_because == "interrupted":
             raise KeyboardInterrupt  # the stages that follow need the finished model

@@ -66,7 +66,7 @@ class VerifyResult:
 
 
 def verify(url: str, *, storage_options: StorageOptions | None = None, on_event: OnEvent = ignore) -> VerifyResult:
-    """Read every object of a store again and compare it with the ledger; of a model, compare the weights' digest.
+    """Read every object of a store again and compare it with the ledger; of a model, its weights and priors.
 
     Parameters
     ----------
@@ -262,7 +262,23 @@ def _verify_model(location: Location) -> VerifyResult:
             problems.append(Problem("model.safetensors", None, f"changed: digest {found}, {expected} was written"))
     except FileNotFoundError:
         problems.append(Problem("model.safetensors", None, "missing"))
-    return VerifyResult(str(location), 0, 1, tuple(problems))
+    priors = [file for file in location.filesystem.find(f"{location.path}/priors") if file.endswith(".json")]
+    for file in priors:
+        problems += _prior_problems(location / "priors", file.rpartition("/")[2].removesuffix(".json"))
+    return VerifyResult(str(location), 0, 1 + len(priors), tuple(problems))
+
+
+def _prior_problems(place: Location, name: str) -> Iterator[Problem]:
+    try:
+        expected = json.loads((place / f"{name}.json").read())["digest"]
+        found = digest_bytes((place / f"{name}.safetensors").read())
+    except FileNotFoundError:
+        yield Problem(f"priors/{name}.safetensors", None, "missing")
+    except (ValueError, KeyError, TypeError):
+        yield Problem(f"priors/{name}.json", None, "changed: it names no digest")
+    else:
+        if found != expected:
+            yield Problem(f"priors/{name}.safetensors", None, f"changed: digest {found}, {expected} was written")
 
 
 def _store_info(store: RowStore) -> dict[str, Any]:

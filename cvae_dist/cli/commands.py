@@ -76,7 +76,7 @@ def train(
     model
         Directory of the model to write.
     overwrite
-        Replace a model that was trained with other settings.
+        Train anew and replace the model that is there, whatever its settings.
     """
     from cvae_dist.training.loop import train
 
@@ -169,7 +169,7 @@ def score(
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),
 ) -> None:
-    """Compute -ELBO and reconstruction error of every row: high where a row is unlike the training rows.
+    """Compute score, -ELBO and reconstruction error of every row. Rows unlike the training rows score low.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def fit_prior(
     seed: int = 0,
     shared: Local = Output(),
 ) -> None:
-    """Fit a prior to the latents of a store's rows, for sample to draw from. It is kept in the model.
+    """Fit a prior to the latents of a store's rows, for sample to draw from. The model's directory keeps it.
 
     Parameters
     ----------

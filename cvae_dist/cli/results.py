@@ -42,8 +42,12 @@ def trained(report: Report, result: "TrainResult") -> None:
 
 def fitted(report: Report, result: "PriorResult") -> None:
     """Say which prior was fitted, and what it gains."""
-    line = f"fit-prior: fitted {result.prior!r} to the latents of {result.rows:,} rows of {result.model}: "
-    line += f"{result.log_density:.4g} nats per latent, N(0, I) {result.log_density_of_normal:.4g}"
+    whose = f"to the latents of {result.rows:,} rows"
+    if result.nothing_to_do:
+        line = f"fit-prior: nothing to do, {result.model} has {result.prior!r} fitted {whose} already"
+    else:
+        line = f"fit-prior: fitted {result.prior!r} {whose} of {result.model}"
+    line += f": log p(z) {result.log_density:.4g} nats per latent, {result.log_density_of_normal:.4g} under N(0, I)"
     report.result(line, {"stage": "fit-prior", **asdict(result)})
 
 

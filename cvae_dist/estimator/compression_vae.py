@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -40,8 +40,10 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     X : array, DataFrame, path, URL or RowStore, optional
         Rows to train on: numbers of shape (n, n_features), or (n, ...) which is flattened to rows and
         remembered as the items' shape; a tree of .npy files, which is first written to a store beside
-        ``logdir``, named like it with ``.rows.zarr``; a Dask array, DataArray or Dataset, whose blocks are
-        computed once, into a temporary file; or a store made by ``ingest``. ``fit(X)`` takes them as well.
+        ``logdir``, named like it with ``.rows.zarr``, by ``ingest`` with its defaults: the first axis of a file
+        counts rows unless it is the only one (for an image per file, ``ingest(..., rows_per_file="one")`` first);
+        a Dask array, DataArray or Dataset, whose blocks are computed once, into a temporary file; or a store made
+        by ``ingest``. ``fit(X)`` takes them as well.
     X_valid : array, DataFrame, path, URL or RowStore, optional
         Rows to validate on, as for X; 10,000 of them at most are looked at. Without them a share of X is held out.
     train_valid_split : float, optional
@@ -252,7 +254,7 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
             own["train_valid_split"] = 1.0  # all of X trains
         if self.loss is not None:
             own["loss"] = self.loss
-        if self.cells_encoder is not None:
+        if isinstance(self.cells_encoder, Iterable):
             own["cells_encoder"] = tuple(self.cells_encoder)
         return make_config(TrainConfig, own | self._seed() | settings)
 

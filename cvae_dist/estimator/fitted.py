@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from cvae_dist.store import Location
 from cvae_dist.training.history import History, Record
 
 _NAMES = "feature_names.json"
+_RESTORED = ("model_", "history_", "item_shape_", "n_features_in_")
 
 
 class ModelNotTrained(NotFitted, NotFittedError):  # type: ignore[misc]
@@ -36,6 +37,15 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
     n_features_in_: int
     feature_names_in_: NDArray[Any]
 
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Restore the model of ``logdir`` where what it holds is asked for first."""
+            if name not in _RESTORED or not self.__sklearn_is_fitted__():
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            self._restore()
+            return vars(self)[name]
+
     @property
     def _directory(self) -> str | None:
         return None if self.logdir is None else os.fspath(self.logdir)
@@ -45,10 +55,8 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
 
     def _model(self) -> VAE:
         """Return the trained model, restoring it from ``logdir`` where this object did not train it."""
-        if not hasattr(self, "model_"):
-            if not self.__sklearn_is_fitted__():
-                raise ModelNotTrained(self._not_trained())
-            self._restore()
+        if not self.__sklearn_is_fitted__():
+            raise ModelNotTrained(self._not_trained())
         return self.model_
 
     def _not_trained(self) -> str:
@@ -76,6 +84,6 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             (self._place() / _NAMES).delete()
 
     def __sklearn_is_fitted__(self) -> bool:
-        if hasattr(self, "model_"):
+        if "model_" in vars(self):
             return True
-        return self.logdir is not None and is_finished(self._place())
+        return vars(self).get("logdir") is not None and is_finished(self._place())

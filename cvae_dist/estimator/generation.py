@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 
 from cvae_dist.errors import InvalidInput, NotFitted
 from cvae_dist.estimator import lazy
 from cvae_dist.estimator.fitted import ModelNotTrained
 from cvae_dist.estimator.inference import Inference
+from cvae_dist.estimator.rows import as_invalid_input, native
 from cvae_dist.model import sampling
 from cvae_dist.model.directory import is_finished, load_prior, save_prior
 from cvae_dist.model.prior import MAX_FITTED_ROWS, Prior, PriorName, check_name, fit_prior
@@ -158,9 +160,23 @@ class Generation(Inference):
         -------
         (n, n_features) float array
             In the data's units.
+
+        Raises
+        ------
+        NotFitted
+            There is no model.
+        InvalidInput
+            The rows do not fit the model, the kind is unknown, or n is no number of rows from 2 on.
         """
         model = self._model()
-        ends = model.embed_rows(self._rows(np.stack([np.ravel(a), np.ravel(b)])))
+        rows = [np.ravel(end) for end in (a, b)]
+        if any(row.size != model.n_features for row in rows):
+            raise InvalidInput(
+                f"a of shape {np.shape(a)} and b of shape {np.shape(b)} are not both a row of {model.n_features} "
+                "features: give two rows, or items, of the kind the model was trained on"
+            )
+        with as_invalid_input():
+            ends = model.embed_rows(native(check_array(rows, dtype="numeric", input_name="a, b")))
         return cast("Floats", model.decode_rows(sampling.between(ends[0], ends[1], n, kind)))
 
     def _prior(self, name: PriorName) -> Prior:
@@ -184,7 +200,7 @@ class Generation(Inference):
 
 
 def _check_draws(n: int, temperature: float) -> None:
-    if n < 1:
-        raise InvalidInput(f"{n} draws were asked for: ask for at least 1")
-    if not 0 <= temperature < np.inf:
+    if not isinstance(n, Integral) or n < 1:
+        raise InvalidInput(f"{n!r} draws were asked for: ask for a whole number, at least 1")
+    if not isinstance(temperature, Real) or not 0 <= temperature < np.inf:
         raise InvalidInput(f"temperature={temperature!r} is no factor of a spread: give a finite number >= 0")

@@ -87,10 +87,13 @@ def apply(X: Any, function: Function, kind: Kind, width: int, sizes: tuple[int, 
 
 
 @contextmanager
-def computed(X: Any) -> Iterator[Any]:
-    """Give the values of X: an array in memory as it is, a lazy one in a temporary file, each block computed once."""
+def computed(X: Any, kind: Kind = ROWS) -> Iterator[Any]:
+    """Give the values of X: what is in memory as it is, a lazy one in a temporary file, each block computed once."""
+    if not is_labelled_or_lazy(X):
+        yield X
+        return
     if hasattr(X, "data_vars"):
-        X = X[_variable(X, ROWS)]
+        X = X[_variable(X, kind)]
     if hasattr(X, "dims"):
         X = X.transpose(_sample(X), ...).data
     if not hasattr(X, "dask"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from cvae_dist import plot
 from cvae_dist.errors import InvalidInput
+from cvae_dist.estimator import lazy
 from cvae_dist.estimator.inference import Inference
+from cvae_dist.estimator.rows import is_place, store_of
 from cvae_dist.model import diagnosis
 from cvae_dist.model.diagnosis import Diagnosis
+from cvae_dist.store.reader import RowReader
+from cvae_dist.training.loader import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +41,7 @@ class Pictures(Inference):
         Parameters
         ----------
         z : (n, dim_latent) array
+            Dask arrays, DataArrays and Datasets are computed.
         labels : (n,) numbers or strings, optional
         categories : sequence of str, optional
             Names of the classes where the labels are indices.
@@ -46,7 +52,8 @@ class Pictures(Inference):
         -------
         matplotlib.figure.Figure
         """
-        figure = plot.scatter_latents(np.asarray(z), labels, categories=categories)
+        with lazy.computed(z, lazy.LATENTS) as latents:
+            figure = plot.scatter_latents(np.asarray(latents), labels, categories=categories)
         return self._written(figure, filename)
 
     def visualize_latent_grid(
@@ -99,7 +106,8 @@ class Pictures(Inference):
 
         Parameters
         ----------
-        X : (n_rows, n_features) array or DataFrame
+        X : array, DataFrame, path, URL or RowStore
+            Rows as for :meth:`embed`.
         labels : (n_rows,) numbers or strings, optional
             Written below each pair. Default: the place of the row in X.
         n : int
@@ -113,16 +121,16 @@ class Pictures(Inference):
         -------
         matplotlib.figure.Figure
         """
-        rows = self._rows(X)
-        names = np.arange(len(rows)) if labels is None else np.asarray(labels)
-        if n < 1 or names.shape != (len(rows),):
+        model = self._model()
+        rows, picked, total = self._evenly_spread(X, n)
+        names = np.arange(total) if labels is None else np.asarray(labels)
+        if names.shape != (total,):
             raise InvalidInput(
-                f"{n} of {len(rows):,} rows with labels of shape {names.shape} cannot be drawn: "
-                "draw at least one, and give exactly one label for each row"
+                f"{total:,} rows, but labels of shape {names.shape}: give exactly one label for each row"
             )
-        picked = np.unique(np.linspace(0, len(rows) - 1, n).round().astype(int))
+        originals, reconstructions = rows.astype(np.float64), np.asarray(model.decode_rows(model.embed_rows(rows)))
         figure = plot.compare_rows(
-            rows[picked], self.decode(self.embed(rows[picked])), shape or self._picture_shape(),
+            originals, reconstructions, shape or self._picture_shape(),
             names=[str(name) for name in names[picked]], names_are="row" if labels is None else "label",
         )  # fmt: skip
         return self._written(figure, filename)
@@ -172,10 +180,28 @@ class Pictures(Inference):
             self._written(figure, filename)
         return result
 
+    def _evenly_spread(self, X: Any, n: int) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+        """Return ``n`` of the rows, wherever they are, their numbers, and how many rows there are."""
+        if is_place(X):
+            with store_of(X, None, self.storage_options) as store:
+                self._check_width(store)
+                picked = _evenly(store.rows, n)
+                return read_rows(RowReader(store), picked), picked, store.rows
+        with self._in_memory(X) as rows:
+            picked = _evenly(len(rows), n)
+            return rows[picked], picked, len(rows)
+
     def _picture_shape(self) -> tuple[int, ...]:
+        self._model()  # or say that there is none
         return _REFERENCE_SHAPE if self.item_shape_ == (784,) else self.item_shape_
 
     def _written(self, figure: Figure, filename: str | None) -> Figure:
         if filename is not None:
             plot.write_figure(figure, filename, self.storage_options)
         return figure
+
+
+def _evenly(total: int, n: int) -> NDArray[np.int64]:
+    if not isinstance(n, Integral) or n < 1:
+        raise InvalidInput(f"{n!r} of {total:,} rows cannot be drawn: draw a whole number of them, at least one")
+    return np.unique(np.linspace(0, total - 1, int(n)).round().astype(np.int64))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.numpy
@@ -98,10 +99,12 @@ def delete_model(place: Location) -> None:
         (place / name).delete()
 
 
-def save_prior(place: Location, name: PriorName, prior: Prior, vae: VAE) -> None:
+def save_prior(
+    place: Location, name: PriorName, prior: Prior, vae: VAE, lineage: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Write a prior fitted to the latents of ``vae`` beside the model at ``place``; an earlier one is replaced."""
     arrays = safetensors.numpy.save(prior.arrays())
-    description = {"model": digest_bytes(_bytes(vae)), "digest": digest_bytes(arrays)}
+    description = {"model": digest_bytes(_bytes(vae)), "digest": digest_bytes(arrays), "lineage": dict(lineage)}
     (place / _PRIORS / f"{name}.safetensors").write(arrays)
     (place / _PRIORS / f"{name}.json").write(json.dumps(description).encode() + b"\n")
 
@@ -134,6 +137,15 @@ def load_prior(place: Location, name: PriorName) -> tuple[Prior, str]:
         return prior.restored(name, safetensors.numpy.load(arrays)), digest
     except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise Corrupt(f"the prior {name!r} of {place} cannot be rebuilt ({error}); {remedy}") from None
+
+
+def prior_lineage(place: Location, name: PriorName) -> dict[str, Any]:
+    """Return what :func:`save_prior` was told; nothing where no whole prior of the model that is here was written."""
+    try:
+        load_prior(place, name)
+        return dict(json.loads((place / _PRIORS / f"{name}.json").read()).get("lineage", {}))
+    except (NotFitted, Corrupt):
+        return {}
 
 
 def _bytes(vae: VAE) -> bytes:

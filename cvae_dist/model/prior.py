@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -48,8 +49,8 @@ class Mixture:
         """Fit by expectation maximisation; no more components than latents."""
         from sklearn.mixture import GaussianMixture  # here, as only this needs it
 
-        if n_components < 1:
-            raise InvalidInput(f"a mixture of {n_components} components describes nothing: ask for at least 1")
+        if not isinstance(n_components, Integral) or n_components < 1:
+            raise InvalidInput(f"a mixture of {n_components!r} components: ask for a whole number, at least 1")
         mixture = GaussianMixture(min(n_components, len(latents)), random_state=random)
         mixture.fit(latents.astype(np.float64))
         return cls(mixture.weights_, mixture.means_, np.linalg.cholesky(mixture.covariances_))

@@ -63,6 +63,9 @@ def latent_grid(
     """
     if grid_size < 1:
         raise InvalidInput(f"grid_size is {grid_size}; a grid needs at least one cell along each axis")
+    for name, ends in (("xy_range", xy_range), ("clip", clip)):
+        if ends is not None and (len(ends), list(ends)) != (2, sorted(set(ends))):
+            raise InvalidInput(f"{name}={ends} is no range: give two numbers, the lower one first")
     values = _grid_values(xy_range, grid_size)
     varied = _influential_axes(decode, dim_latent)
     codes = _grid_codes(values, dim_latent, varied)

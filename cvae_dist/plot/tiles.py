@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 def as_images(rows: Floats, item_shape: Sequence[int]) -> Floats | None:
     """Return rows (..., n_features) as images (..., h, w) or (..., h, w, 3), or None for other shapes."""
     shape = tuple(item_shape)
+    if math.prod(shape) != rows.shape[-1]:
+        raise InvalidInput(
+            f"rows of {rows.shape[-1]} features cannot be drawn in the shape {shape}, which has "
+            f"{math.prod(shape)}: give a shape whose product is the number of features"
+        )
     images = rows.reshape(*rows.shape[:-1], *shape)
     if len(shape) == 2 and min(shape) > 1:
         return images
@@ -40,11 +45,6 @@ def draw_tiles(
     axes: Axes, tiles: Floats, item_shape: Sequence[int], limits: tuple[float, float]
 ) -> ScalarMappable | None:
     """Draw rows (r, c, n_features) in unit cells from the upper left; return what a colour bar needs."""
-    if math.prod(item_shape) != tiles.shape[-1]:
-        raise InvalidInput(
-            f"rows of {tiles.shape[-1]} features cannot be drawn in the shape {tuple(item_shape)}, which has "
-            f"{math.prod(item_shape)}: give a shape whose product is the number of features"
-        )
     low, high = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1.0)
     images = as_images(tiles, item_shape)
     axes.tick_params(length=0)

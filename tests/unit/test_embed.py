@@ -8,6 +8,7 @@ import pytest
 
 from cvae_dist.embed import decode, embed, score
 from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.estimator import CompressionVAE
 from cvae_dist.events import Event
 from cvae_dist.ingest import ingest
 from cvae_dist.model import networks
@@ -88,3 +89,18 @@ def test_latents_are_not_taken_for_rows(made: Made, tmp_path: Path, verb: object
 def test_latents_are_not_trained_on(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="holds latents, but rows are needed"):
         train(made.latents, str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_scores_are_those_of_the_estimator(tmp_path: Path, likelihood: str) -> None:
+    shares = np.random.default_rng(0).random((40, 6)).astype(np.float32) * np.linspace(0.05, 1, 40)[:, None]
+    (tmp_path / "tree").mkdir()
+    np.save(tmp_path / "tree" / "rows.npy", shares.astype(np.float32))
+    rows, model = str(tmp_path / "rows.zarr"), str(tmp_path / "model")
+    ingest(tmp_path / "tree", rows)
+    train(rows, model, num_steps=5, likelihood=likelihood, tb_logging=False)
+    scored = RowStore.open(score(rows, model, tmp_path / "scores").url)
+    found = scored.read("score", 0, 40)
+    assert found.mean() == pytest.approx(CompressionVAE(logdir=model).score(shares), abs=0.6)  # other draws
+    ratio = np.corrcoef(found, -scored.read("negative_elbo", 0, 40))[0, 1]
+    assert (ratio > 0.999) == (likelihood == "gaussian"), "shares are relative to the entropy of their row"

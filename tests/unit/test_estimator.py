@@ -256,6 +256,21 @@ class TestModelDirectory:
         assert restored.history_ == trained.history_
         assert list(restored.get_feature_names_out()) == ["compressionvae0", "compressionvae1"]
 
+    @pytest.mark.parametrize("name", ["model_", "history_", "item_shape_", "n_features_in_"])
+    def test_restored_by_whatever_is_asked_for_first(self, name: str, tmp_path: Path) -> None:
+        assert not hasattr(CompressionVAE(logdir=tmp_path / "model"), name)
+        trained = CompressionVAE(DIGITS.images[:100], logdir=tmp_path / "model", **QUICK).train()
+        found = getattr(CompressionVAE(logdir=tmp_path / "model"), name)
+        assert type(found) is type(getattr(trained, name))
+        assert CompressionVAE(logdir=tmp_path / "model").visualize_rows(X[:3]).axes[0].images, "of the shape trained on"
+
+    def test_a_damaged_model_is_replaced_when_asked(self, tmp_path: Path) -> None:
+        CompressionVAE(X, logdir=tmp_path / "model", **QUICK).train()
+        (tmp_path / "model" / "model.safetensors").write_bytes(b"damaged")
+        with pytest.raises(Corrupt):
+            CompressionVAE(logdir=tmp_path / "model").history_  # noqa: B018
+        assert CompressionVAE(X, logdir=tmp_path / "model", **QUICK).train(overwrite=True).history_
+
     def test_names_of_features_are_restored(self, tmp_path: Path) -> None:
         frame = pd.DataFrame(X[:50, :5], columns=list("abcde"))
         CompressionVAE(frame, logdir=tmp_path / "model", **QUICK).train()
@@ -449,10 +464,21 @@ class TestPictures:
         assert target.stat().st_size > 5_000
 
     def test_reconstructions_need_rows_and_their_labels(self, fitted: CompressionVAE) -> None:
-        with pytest.raises(InvalidInput, match=r"10 of 300 rows with labels of shape \(299,\)"):
+        with pytest.raises(InvalidInput, match=r"300 rows, but labels of shape \(299,\)"):
             fitted.visualize_reconstructions(X, labels=DIGITS.target[:299])
         with pytest.raises(InvalidInput, match="0 of 300 rows"):
             fitted.visualize_reconstructions(X, n=0)
+
+    def test_reconstructions_of_a_store_and_of_a_frame(self, fitted: CompressionVAE, tmp_path: Path) -> None:
+        (tmp_path / "tree").mkdir()
+        np.save(tmp_path / "tree" / "rows.npy", X)
+        ingest(tmp_path / "tree", tmp_path / "rows.zarr")
+        expected = fitted.visualize_reconstructions(X, n=3, shape=(8, 8)).axes[0].images[0].get_array()
+        figure = fitted.visualize_reconstructions(tmp_path / "rows.zarr", n=3, shape=(8, 8))
+        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), expected)
+        frame = pd.DataFrame(X).add_prefix("pixel ")
+        model = CompressionVAE(frame, **QUICK).train()
+        assert model.visualize_reconstructions(frame, n=3, shape=(8, 8)).axes[0].images
 
     def test_rows(self, tmp_path: Path) -> None:
         model = CompressionVAE(DIGITS.images[:100], **QUICK).train()

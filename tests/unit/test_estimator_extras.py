@@ -219,6 +219,39 @@ class TestInterpolation:
         with pytest.raises(InvalidInput, match="kind='cubic'"):
             grey.interpolate(X[0], X[1], kind="cubic")  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("ends", [(X[0], X[1, :5]), (X[0, :5], X[1, :5]), (X[:2], X[2:4])])
+    def test_rows_that_do_not_fit_are_refused(self, grey: CompressionVAE, ends: Any) -> None:
+        with pytest.raises(InvalidInput, match=r"a of shape .* are not both a row of 64 features"):
+            grey.interpolate(*ends)
+
+    def test_rows_of_a_frame_need_no_names(self) -> None:
+        frame = pd.DataFrame(X).add_prefix("pixel ")
+        model = CompressionVAE(frame, **QUICK).train()
+        np.testing.assert_array_equal(
+            model.interpolate(frame.iloc[0], frame.iloc[1], n=2), model.decode(model.embed(frame[:2]))
+        )
+
+
+@pytest.mark.parametrize("draws", [0, -1, 2.5, "3", None])
+def test_draws_are_counted_in_whole_numbers(mixed: CompressionVAE, draws: Any) -> None:
+    for call in (mixed.sample, lambda k: mixed.posterior_sample(MIXED, k)):
+        with pytest.raises(InvalidInput, match="whole number"):
+            call(draws)
+    if draws is not None:  # which means the default
+        with pytest.raises(InvalidInput, match="whole number"):
+            mixed.score_samples(MIXED, k=draws)
+
+
+def test_widths_that_are_no_sequence_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="cells_encoder=5"):
+        CompressionVAE(X, cells_encoder=5).train()  # type: ignore[arg-type]
+
+
+def test_scores_take_every_random_state(mixed: CompressionVAE) -> None:
+    by_int, by_state = (mixed.score_samples(MIXED, random_state=state) for state in (3, np.random.RandomState(3)))
+    np.testing.assert_array_equal(by_int, by_state)
+    assert not np.array_equal(by_int, mixed.score_samples(MIXED, random_state=None))
+
 
 class TestScikitLearn:
     def test_search_by_score(self) -> None:

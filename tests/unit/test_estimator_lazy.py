@@ -186,3 +186,12 @@ def test_refusals(model: CompressionVAE) -> None:
     unknown = da.from_array(X, chunks=(50, 64))
     with pytest.raises(InvalidInput, match="compute_chunk_sizes"):
         CompressionVAE(unknown[unknown[:, 2] > 3], **QUICK).train()
+
+
+@pytest.mark.parametrize("kind", [lambda rows: rows, labelled, dataset])
+def test_scores_and_pictures_of_lazy_rows(model: CompressionVAE, kind: Any) -> None:
+    rows = kind(da.from_array(X, chunks=(40, 64)))
+    assert model.score(rows) == pytest.approx(model.score(X))
+    expected = model.visualize(model.embed(X)).axes[0].collections[0].get_offsets()
+    np.testing.assert_array_equal(model.visualize(model.embed(rows)).axes[0].collections[0].get_offsets(), expected)
+    assert model.visualize_reconstructions(rows, n=3, shape=(8, 8)).axes[0].images

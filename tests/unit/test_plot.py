@@ -284,6 +284,12 @@ class TestGrid:
         assert image.colorbar.extend == extend
         assert image.get_clim() == pytest.approx((0, 1), abs=0.02)
 
+    @pytest.mark.parametrize("ends", [(4.0, -4.0), (1.0, 1.0), (4.0,)])
+    @pytest.mark.parametrize("name", ["xy_range", "clip"])
+    def test_what_is_no_range_is_refused(self, name: str, ends: Any) -> None:
+        with pytest.raises(InvalidInput, match=f"{name}=.* is no range"):
+            plot.latent_grid(linear_decoder(2, 4), 2, (2, 2), **{name: ends})
+
     def test_empty_grid_is_refused(self) -> None:
         with pytest.raises(InvalidInput, match="grid_size is 0"):
             plot.latent_grid(linear_decoder(2, 4), 2, (2, 2), grid_size=0)
@@ -340,6 +346,12 @@ class TestRows:
     def test_nothing_to_draw_is_refused(self, shape: tuple[int, ...], n_columns: int) -> None:
         with pytest.raises(InvalidInput, match="cannot be drawn"):
             plot.row_tiles(np.zeros(shape), (2, 2), n_columns=n_columns)
+
+    def test_wrong_shape_names_both_numbers(self) -> None:
+        with pytest.raises(
+            InvalidInput, match=r"rows of 64 features cannot be drawn in the shape \(8, 9\), which has 72"
+        ):
+            plot.row_tiles(np.zeros((3, 64)), (8, 9))
 
 
 class TestReconstructions:

@@ -1,5 +1,6 @@
 """Priors fitted to latents: densities, draws, what they gain on held-out latents, and where they are kept."""
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from cvae_dist.ingest import ingest
 from cvae_dist.model import prior
 from cvae_dist.model.directory import load_prior
 from cvae_dist.model.prior import Flow, Mixture, fit_prior, restored
+from cvae_dist.pipeline import run
 from cvae_dist.prior import fit_prior as fit_prior_of_rows
 from cvae_dist.store import Location, RowStore
 from cvae_dist.training.loop import train
@@ -199,8 +201,29 @@ class TestVerbs:
             np.testing.assert_array_equal(RowStore.open(str(place / name)).read("x", 0, 10), expected[:10])
         assert sample(model, place / "ten.zarr", 10, **asked).nothing_to_do
         fit_prior_of_rows(rows, model, n_components=3)
-        with pytest.raises(SettingsChanged, match="prior"):
+        with pytest.raises(SettingsChanged, match="prior_digest"):
             sample(model, place / "ten.zarr", 10, **asked)
+
+    def test_the_same_fit_is_not_made_twice(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows, model = place / "rows.zarr", place / "model"
+        first = fit_prior_of_rows(rows, model, seed=5)
+        assert not first.nothing_to_do
+        with monkeypatch.context() as patch:
+            patch.setattr(prior, "fit_prior", None)
+            again = fit_prior_of_rows(rows, model, seed=5)
+        assert again == dataclasses.replace(first, nothing_to_do=True)
+        assert not fit_prior_of_rows(rows, model, seed=6).nothing_to_do
+        (model / "priors" / "mixture.safetensors").write_bytes(b"damaged")
+        assert not fit_prior_of_rows(rows, model, seed=6).nothing_to_do
+
+    def test_a_pipeline_fits_and_samples(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(place)
+        Path("prior.yaml").write_text(
+            "stages:\n- fit-prior: {store: rows.zarr, model: model, n_components: 4}\n"
+            "- sample: {model: model, out: piped.zarr, n: 5, prior: mixture}\n"
+        )
+        assert not run("prior.yaml").already_done
+        assert run("prior.yaml").already_done
 
     def test_verb_and_estimator_fit_the_same(self, place: Path) -> None:
         fit_prior_of_rows(place / "rows.zarr", place / "model")
@@ -223,6 +246,8 @@ class TestVerbs:
         ingest(place / "narrow", place / "narrow.zarr")
         with pytest.raises(InvalidInput, match="rows of 5 values, but model .* takes 64"):
             fit_prior_of_rows(place / "narrow.zarr", place / "model")
+        with pytest.raises(InvalidInput, match="seed=-1"):
+            fit_prior_of_rows(place / "rows.zarr", place / "model", seed=-1)
 
     def test_command_line(self, place: Path, cvae_dist: Any) -> None:
         done = cvae_dist("fit-prior", str(place / "rows.zarr"), str(place / "model"), "--n-components", "2")

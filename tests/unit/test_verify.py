@@ -65,3 +65,19 @@ def test_a_model_with_other_weights(tmp_path: Path) -> None:
     assert "changed" in str(verify(str(tmp_path)).problems[0])
     (tmp_path / "model.safetensors").unlink()
     assert str(verify(str(tmp_path)).problems[0]) == "model.safetensors: missing"
+
+
+def test_a_damaged_prior(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"digest": "' + digest_bytes(b"weights") + '"}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "priors").mkdir()
+    (tmp_path / "priors" / "flow.json").write_text('{"digest": "' + digest_bytes(b"arrays") + '"}')
+    file = tmp_path / "priors" / "flow.safetensors"
+    file.write_bytes(b"arrays")
+    assert verify(str(tmp_path)).ok
+    file.write_bytes(b"Arrays")
+    assert str(verify(str(tmp_path)).problems[0]).startswith("priors/flow.safetensors: changed")
+    file.unlink()
+    assert str(verify(str(tmp_path)).problems[0]) == "priors/flow.safetensors: missing"
+    (tmp_path / "priors" / "flow.json").write_text("{")
+    assert str(verify(str(tmp_path)).problems[0]) == "priors/flow.json: changed: it names no digest"
