@@ -1,14 +1,14 @@
 """Inverse autoregressive flow (Kingma et al. 2016, arXiv:1606.04934): a posterior richer than a diagonal Gaussian."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cvae_dist.model import networks
+from cvae_dist.model.networks import product
 from cvae_dist.model.scaling import Choice
 
 CONTEXT_WIDTH = 64
@@ -36,6 +36,13 @@ def choose_flow_length(requested: int | None, dim_latent: int, kl_weight: float,
     return Choice(
         _DEFAULT_LENGTH, f"{_DEFAULT_LENGTH} steps of flow: {dim_latent} latent dimensions, Bernoulli likelihood"
     )
+
+
+def _activated(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return ``silu(values @ weight.T + bias)``: in float32 while it learns, else in the type that is asked for."""
+    if torch.is_grad_enabled():
+        return functional.silu(functional.linear(values, weight, bias))
+    return product(values, weight, bias, "swish")
 
 
 class AutoregressiveStep(nn.Module):
@@ -68,20 +75,18 @@ class AutoregressiveStep(nn.Module):
         self.register_buffer("_hidden_mask", hidden_mask.to(torch.float32), persistent=False)
         self.register_buffer("_output_mask", output_mask.repeat(2, 1).to(torch.float32), persistent=False)
 
-    def shift_and_log_scale(self, latent: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
-        """Return shift and log-scale, each (n, dim_latent).
-
-        ``latent`` is (n, dim_latent), ``told`` what ``self.context`` makes of the contexts, (n, width).
-        """
-        seen = functional.linear(latent, self.latent.weight * self._hidden_mask, self.latent.bias)
-        hidden = functional.silu(seen + told)
+    def shift_and_log_scale(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shift and log-scale, each (n, dim_latent), of latents (n, dim_latent) in contexts (n, dim_context)."""
+        inputs = torch.cat([context, latent.to(context.dtype)], dim=-1)
+        weight = torch.cat([self.context.weight, self.latent.weight * self._hidden_mask], dim=-1)
+        hidden = _activated(inputs, weight, self.latent.bias).to(latent.dtype)
         output = functional.linear(hidden, self.output.weight * self._output_mask, self.output.bias)
-        shift, raw = output.to(latent.dtype).chunk(2, dim=-1)
+        shift, raw = output.chunk(2, dim=-1)
         return shift, _MAX_LOG_SCALE * torch.tanh(raw / _MAX_LOG_SCALE)
 
-    def forward(self, latent: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``latent * scale + shift`` and the log-scale, each (n, dim_latent)."""
-        shift, log_scale = self.shift_and_log_scale(latent, told)
+        shift, log_scale = self.shift_and_log_scale(latent, context)
         return torch.addcmul(shift, latent, log_scale.exp()), log_scale
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -128,35 +133,38 @@ class InverseAutoregressiveFlow(nn.Module):
         log_determinant : Tensor, shape (n,)
             Of the Jacobian, in nats.
         """
+        context = self._context(hidden)
         total = torch.zeros_like(latent[..., 0])
-        for step, told in zip(self.steps, self._told(hidden), strict=True):
-            latent, log_scale = step(latent, told)
+        for step in self.steps:
+            latent, log_scale = step(latent, context)
             total = total + log_scale.sum(dim=-1)
         return latent, total
 
     def push(self, latent: Tensor, hidden: Tensor) -> Tensor:
         """Return the latent of :meth:`forward` alone."""
-        for step, told in zip(self.steps, self._told(hidden), strict=True):
-            latent, _ = step(latent, told)
-        return latent
+        return next(self.push_each([latent], hidden))
 
-    def _told(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Return what every step hears of the encoder, each (n, width): one product for all of them."""
-        weight = torch.cat([step.context.weight for step in self.steps])
-        product = functional.linear if torch.is_grad_enabled() else networks.product  # what learns stays float32
-        context = functional.silu(product(hidden, self.context.weight, self.context.bias))
-        told = product(context, weight, torch.zeros_like(weight[:, 0]))
-        return told.to(hidden.dtype).chunk(len(self.steps), dim=-1)
+    def push_each(self, latents: Iterable[Tensor], hidden: Tensor) -> Iterator[Tensor]:
+        """Yield :meth:`push` of several latents of the same rows."""
+        context = self._context(hidden)
+        for latent in latents:
+            for step in self.steps:
+                latent, _ = step(latent, context)
+            yield latent
+
+    def _context(self, hidden: Tensor) -> Tensor:
+        return _activated(hidden, self.context.weight, self.context.bias)
 
     def inverse(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return what :meth:`forward` makes ``latent`` of, and the log-determinant there; dim_latent passes a step."""
+        context = self._context(hidden)
         total = torch.zeros_like(latent[..., 0])
-        for step, told in zip(reversed(self.steps), reversed(self._told(hidden)), strict=True):
+        for step in reversed(self.steps):
             before = latent
             for _ in range(latent.shape[-1]):  # every pass settles one more coordinate
-                shift, log_scale = step.shift_and_log_scale(before, told)
+                shift, log_scale = step.shift_and_log_scale(before, context)
                 before = (latent - shift) * torch.exp(-log_scale)
-            total = total + step.shift_and_log_scale(before, told)[1].sum(dim=-1)
+            total = total + step.shift_and_log_scale(before, context)[1].sum(dim=-1)
             latent = before
         return latent, total
 

@@ -20,7 +20,7 @@ _HEAD_LOGVAR_BIAS = -1.0
 _BLOCK_GAIN = 0.1
 _ALIGNMENT = 4  # inputs
 _LARGE = 2**16  # weights: a product of fewer is done before oneDNN has begun
-_LARGE_FUSED = 2**13  # the same where it needs no change of layout
+_LARGE_FUSED = 2**12  # the same where it needs no change of layout
 
 Activation = Literal["none", "swish"]  # as oneDNN calls them; swish is SiLU
 

@@ -31,12 +31,15 @@ def posterior_draws(
 ) -> Floats:
     """Return ``k`` draws of the posterior of each row, (n, k, dim_latent), of rows (n, n_features) in data units."""
     draws = np.empty((len(rows), k, vae.dim_latent), np.float32)
+    for index in range(k):
+        draws[:, index] = standard_normal(len(rows), vae.dim_latent, random)
+    noises = draws.reshape(len(rows), k * vae.dim_latent)
     with inference():
-        for index in range(k):
-            noise = standard_normal(len(rows), vae.dim_latent, random)
-            pairs = zip(tiling.tiles(rows, batch_rows), tiling.tiles(noise, batch_rows), strict=True)
-            for (part, tile), (_, drawn) in pairs:
-                draws[part, index] = vae.draw(tile, drawn)[: part.stop - part.start].numpy(force=True)
+        for (part, tile), (_, noise) in zip(
+            tiling.tiles(rows, batch_rows), tiling.tiles(noises, batch_rows), strict=True
+        ):
+            drawn = torch.stack(list(vae.draws(tile, noise.reshape(len(noise), k, -1).unbind(1))), dim=1)
+            draws[part] = drawn[: part.stop - part.start].numpy(force=True)
     return draws
 
 
@@ -69,13 +72,13 @@ def posterior_spread(
         spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_rows, precision)[1])
         return spread
     random = np.random.RandomState(0)
+    noises = torch.from_numpy(standard_normal(_SPREAD_DRAWS, vae.dim_latent, random))
     total = np.zeros((2, len(rows), vae.dim_latent))
     with inference(compute_dtype(precision)):
-        for _ in range(_SPREAD_DRAWS):
-            noise = torch.from_numpy(standard_normal(1, vae.dim_latent, random))
-            for part, tile in tiling.tiles(rows, batch_rows):
-                drawn = vae.draw(tile, noise.expand(len(tile), -1))[: part.stop - part.start].numpy(force=True)
-                total[:, part] += drawn.astype(np.float64), drawn.astype(np.float64) ** 2
+        for part, tile in tiling.tiles(rows, batch_rows):
+            for drawn in vae.draws(tile, (noise.expand(len(tile), -1) for noise in noises)):
+                exact = drawn[: part.stop - part.start].numpy(force=True).astype(np.float64)
+                total[:, part] += exact, exact**2
     mean, square = total / _SPREAD_DRAWS
     deviation: Floats = np.sqrt(np.maximum(square - mean**2, 0)).astype(np.float32)
     return deviation

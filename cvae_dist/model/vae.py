@@ -1,5 +1,6 @@
 """The variational autoencoder: rows in data units to latents and back."""
 
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 import numpy as np
@@ -100,10 +101,14 @@ class VAE(nn.Module):
 
     def draw(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return what standard normal ``noise``, (n, dim_latent), becomes: one draw of the posterior of each row."""
+        return next(self.draws(x, [noise]))
+
+    def draws(self, x: Tensor, noises: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield :meth:`draw` of the same rows for each of ``noises``."""
         hidden = self._hidden_of(x)
         mean, logvar = self.encoder.moments(hidden)
-        drawn = posterior.draw(mean, logvar, noise) if self._is_variational else mean
-        return drawn if self.flow is None else self.flow.push(drawn, hidden)
+        drawn = (posterior.draw(mean, logvar, noise) if self._is_variational else mean for noise in noises)
+        return drawn if self.flow is None else self.flow.push_each(drawn, hidden)
 
     def decode(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return rows in data units, (n, n_features): the mean row, or a draw where a generator is given."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-_BEST_BATCH = 4096  # rows; its default of 64 embeds two thirds as many a second
+_BEST_BATCH = 4096  # rows; with its default of 64 it often embeds fewer a second
 _PYTHON_VERSION = "3.11"  # the newest that its TensorFlow runs on
 _ENVIRONMENT = Path(__file__).parents[3] / ".venv-reference"
 _PYTHON = _ENVIRONMENT / "bin" / "python"
