@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -185,9 +186,9 @@ def sample(
     NotFitted, MissingExtra
         The prior was not fitted to the latents of this model, or its package is not installed.
     """
-    if n < 1:
-        raise InvalidInput(f"n={n} asks for no rows; use 1 or more")
-    if not 0 <= temperature < math.inf:
+    if not isinstance(n, Integral) or n < 1:
+        raise InvalidInput(f"n={n!r} asks for no rows; use a whole number, 1 or more")
+    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
         raise InvalidInput(f"temperature={temperature!r} is no factor of a spread: give a finite number >= 0")
     network = _Network.of(model, storage_options)
     fitted = None if prior == "normal" else _Prior(network.location, prior, load_prior(network.location, prior)[1])

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,8 @@ def fit_prior(
     MissingExtra
         The flow's package is not installed.
     """
-    if not 0 <= seed < 2**32:
-        raise InvalidInput(f"seed={seed} is no seed: nothing was fitted; give a whole number from 0 to 4,294,967,295")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise InvalidInput(f"seed={seed!r} is no seed: nothing was fitted; give a whole number from 0 to 4,294,967,295")
     place = Location.of(model, storage_options)
     vae = load_model(place)
     rows = _rows(Location.of(store, storage_options), place, vae)

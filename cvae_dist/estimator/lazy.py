@@ -153,9 +153,9 @@ def _sample(X: Any) -> Any:
 
 
 def _variable(X: Any, kind: Kind) -> Any:
-    names = list(X.data_vars)
-    if kind.name in names:
+    if kind.name in X.variables:  # xarray takes a variable with the name of its dimension for a coordinate
         return kind.name
+    names = list(X.data_vars)
     if len(names) == 1:
         return names[0]
     raise InvalidInput(

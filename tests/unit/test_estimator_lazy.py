@@ -97,6 +97,14 @@ def test_datasets(model: CompressionVAE) -> None:
         model.embed(xr.Dataset({"a": rows, "b": rows}))
 
 
+def test_datasets_whose_latents_are_a_coordinate(model: CompressionVAE) -> None:
+    """As xarray takes those of a store to be: they are called like one of their dimensions."""
+    stored = model.embed(dataset(X)).assign(mean=("latent", np.zeros(2)), std=("latent", np.ones(2)))
+    back = model.decode(stored.set_coords("latent"))
+    np.testing.assert_array_equal(back.x.values, model.decode(model.embed(X)))
+    assert set(back.coords) == {"id", "label"}
+
+
 SCORES: dict[str, Any] = {
     "elbo": (lambda model, rows: model.score_samples(rows), "score", ()),
     "iwae": (lambda model, rows: model.score_samples(rows, "iwae", k=3), "score", ()),

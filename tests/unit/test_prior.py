@@ -239,6 +239,9 @@ class TestVerbs:
     def test_refusals(self, place: Path) -> None:
         with pytest.raises(InvalidInput, match="temperature=-1"):
             sample(place / "model", place / "x.zarr", 3, temperature=-1)
+        for n in (0, 2.5, "3"):
+            with pytest.raises(InvalidInput, match=r"asks for no rows; use a whole number"):
+                sample(place / "model", place / "x.zarr", n)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput, match="prior='flaw' is unknown"):
             sample(place / "model", place / "x.zarr", 3, prior="flaw")  # type: ignore[arg-type]
         (place / "narrow").mkdir()
