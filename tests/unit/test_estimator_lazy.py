@@ -1,5 +1,6 @@
 """Lazy in, lazy out: nothing is computed by a call, and coordinates stay with their rows."""
 
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -9,8 +10,10 @@ import pytest
 import xarray as xr
 from sklearn.datasets import load_digits
 
+from cvae_dist.embed import embed
 from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import CompressionVAE
+from cvae_dist.ingest import ingest
 
 X = load_digits().data[:100].astype(np.float32)
 QUICK: dict[str, Any] = {"num_steps": 20, "cells_encoder": (32,)}
@@ -97,12 +100,19 @@ def test_datasets(model: CompressionVAE) -> None:
         model.embed(xr.Dataset({"a": rows, "b": rows}))
 
 
-def test_datasets_whose_latents_are_a_coordinate(model: CompressionVAE) -> None:
-    """As xarray takes those of a store to be: they are called like one of their dimensions."""
-    stored = model.embed(dataset(X)).assign(mean=("latent", np.zeros(2)), std=("latent", np.ones(2)))
-    back = model.decode(stored.set_coords("latent"))
-    np.testing.assert_array_equal(back.x.values, model.decode(model.embed(X)))
-    assert set(back.coords) == {"id", "label"}
+def test_stores_of_latents_as_xarray_opens_them(model: CompressionVAE, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for i, row in enumerate(X[:20]):
+        np.save(tmp_path / "tree" / f"{i:02d}.npy", row)
+    places = [str(tmp_path / name) for name in ("rows.zarr", "model", "latents.zarr")]
+    ingest(tmp_path / "tree", places[0])
+    CompressionVAE(X, logdir=places[1], **QUICK).train()
+    embed(*places)
+    stored = xr.open_zarr(places[2])
+    assert "latent" in stored.coords, "as it is called like one of its dimensions"
+    back = CompressionVAE(logdir=places[1]).decode(stored)
+    np.testing.assert_array_equal(back.x.values, CompressionVAE(logdir=places[1]).decode(stored.latent.values))
+    assert set(back.coords) == {"id"}
 
 
 SCORES: dict[str, Any] = {
