@@ -1,8 +1,11 @@
 """Numpy rows as tensors, in tiles whose size does not change what a row becomes."""
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,7 @@ def padded_to(widths: Iterable[int]) -> int:
     return max(_FEWEST, _VECTORS // math.gcd(_VECTORS, *widths))
 
 
-def tiles(rows: npt.NDArray[np.generic], batch_rows: int, multiple: int = _VECTORS) -> Iterator[tuple[slice, Tensor]]:
+def tiles(rows: npt.NDArray[np.generic], batch_rows: int, multiple: int = _VECTORS) -> Generator[tuple[slice, Tensor]]:
     """Yield (rows covered, tile); the last tile is padded with zero rows to a ``multiple``, see :func:`padded_to`."""
     if batch_rows < 1:
         raise InvalidInput(f"batches of {batch_rows} rows hold nothing; use 1 or more")
@@ -52,9 +55,50 @@ def tiles(rows: npt.NDArray[np.generic], batch_rows: int, multiple: int = _VECTO
         yield part, tensor_of(_pad(rows[part], multiple))
 
 
-def fast_rows(n_features: int, batch_rows: int) -> int:
-    """Return at most ``batch_rows`` rows of a tile: more than a few MB of float32 leave the cache for nothing."""
-    return min(batch_rows, max(_FEWEST_FAST, _FAST_BYTES // (4 * n_features) // _VECTORS * _VECTORS))
+def fast_rows(n_rows: int, n_features: int, batch_rows: int) -> int:
+    """Return at most ``batch_rows`` rows of a tile: work for every thread, and no more than a cache holds."""
+    share = -(-n_rows // torch.get_num_threads())
+    fitting = min(_FAST_BYTES // (4 * n_features), share + -share % _VECTORS)
+    return min(batch_rows, max(_FEWEST_FAST, fitting // _VECTORS * _VECTORS))
+
+
+def on_all_threads(work: Callable[[slice, Tensor], None], parts: Generator[tuple[slice, Tensor]]) -> None:
+    """Do ``work`` on every one of :func:`tiles`, as many at a time as torch has threads, each on one thread.
+
+    Threads that divide every single operation, as torch's do, wait for one another at its end: where another process
+    takes a core, ten times as long as the work takes. What one thread computes depends on no number of threads either.
+    """
+    threads = torch.get_num_threads()
+    first = list(itertools.islice(parts, 2))
+    remaining = itertools.chain(first, parts)
+    try:
+        torch.set_num_threads(1)
+        if threads == 1 or len(first) < 2:
+            for taken in remaining:
+                work(*taken)
+            return
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            lock = threading.Lock()
+            try:
+                for done in [pool.submit(_work_off, work, remaining, lock) for _ in range(threads)]:
+                    done.result()
+            finally:
+                with lock:
+                    parts.close()  # after an error or an interrupt nothing more is begun
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _work_off(
+    work: Callable[[slice, Tensor], None], parts: Iterator[tuple[slice, Tensor]], lock: threading.Lock
+) -> None:
+    """Do ``work`` on what is left of ``parts``, which other threads take from too, one at a time."""
+    while True:
+        with lock:
+            taken = next(parts, None)
+        if taken is None:
+            return
+        work(*taken)
 
 
 def _pad(rows: npt.NDArray[np.generic], multiple: int) -> npt.NDArray[np.generic]:

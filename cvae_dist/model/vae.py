@@ -179,16 +179,19 @@ class VAE(nn.Module):
     ) -> npt.NDArray[np.float32]:
         """Return the latents, (n, dim_latent) float32, of ``rows``, (n, n_features), any real dtype.
 
-        A row's latent is the same, bit for bit, in whatever company and order it arrives (on one machine,
-        with one or two threads; with more the last bit may differ). With ``precision="bf16"`` it is faster and,
+        A row's latent is the same, bit for bit, in whatever company and order it arrives and with whatever number of
+        threads (on one machine). With ``precision="bf16"`` it is faster and,
         in the root mean square, within 1 % of the spread of the latents.
         """
         self._check_rows(rows)
         latents = np.empty((len(rows), self.dim_latent), np.float32)
-        multiple = tiling.padded_to((*self._widths, self.dim_latent))
-        with inference(compute_dtype(precision)):
-            for part, tile in tiling.tiles(rows, tiling.fast_rows(self.n_features, batch_rows), multiple):
+        dtype, multiple = compute_dtype(precision), tiling.padded_to((*self._widths, self.dim_latent))
+
+        def work(part: slice, tile: Tensor) -> None:
+            with inference(dtype):
                 latents[part] = self.embed(tile)[: part.stop - part.start].numpy(force=True)
+
+        tiling.on_all_threads(work, tiling.tiles(rows, self._tile_rows(len(rows), batch_rows), multiple))
         return latents
 
     def decode_rows(
@@ -204,11 +207,18 @@ class VAE(nn.Module):
                 f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})"
             )
         rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
+        latents = latents.astype(np.float32, copy=False)
         multiple = tiling.padded_to(self._widths)
-        with inference():
-            for part, tile in tiling.tiles(latents.astype(np.float32, copy=False), batch_rows, multiple):
+
+        def work(part: slice, tile: Tensor) -> None:
+            with inference():
                 rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
+
+        tiling.on_all_threads(work, tiling.tiles(latents, self._tile_rows(len(rows), batch_rows), multiple))
         return rows
+
+    def _tile_rows(self, n_rows: int, batch_rows: int) -> int:
+        return tiling.fast_rows(n_rows, self.n_features, batch_rows)
 
     def score_rows(
         self, rows: Rows, noise: npt.NDArray[np.float32] | None = None, batch_rows: int = 2048

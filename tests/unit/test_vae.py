@@ -72,12 +72,24 @@ def test_a_latent_does_not_depend_on_the_number_of_threads(rows: np.ndarray, pre
     vae = build(rows, **WIDE)
     before = torch.get_num_threads()
     latents = []
-    for threads in (1, 2):
+    for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        latents.append([vae.embed_rows(rows[:n], precision=precision) for n in (1, 500)])
+        latents.append(np.concatenate([vae.embed_rows(rows[:n], precision=precision) for n in (1, 500, 3000)]))
+        assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
-    for one, two in zip(*latents, strict=True):
-        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(latents[1], latents[0])
+    np.testing.assert_array_equal(latents[2], latents[0])
+
+
+def test_what_fails_on_another_thread_is_raised(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = build(rows)
+    monkeypatch.setattr(vae, "embed", lambda tile: 1 / 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        vae.embed_rows(rows)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_bf16_is_close_to_float32_and_not_the_same(rows: np.ndarray) -> None:
