@@ -43,7 +43,7 @@ lint: $(READY) ## ruff, mypy (strict) and the import contracts
 bench: $(READY) ## ratios against bare reads, copies and models, measured in one run
 	$(BIN)/python -m tests.bench
 
-bench-model: $(READY) ## what the model is worth: quality, likelihoods, speed, beside the reference (about 20 minutes)
+bench-model: $(READY) ## what the model is worth: quality, likelihoods, speed, beside the reference (about 25 minutes)
 	$(BIN)/python -m tests.bench.model
 
 clean: ## remove what the demo, the tests and the set-up made

@@ -66,7 +66,7 @@ def embed(
     batch_rows : int
         Rows that go through the network at once; does not change the result.
     precision : {"float32", "bf16"}
-        Type that matrix products are computed in. bf16 is two to three times as fast on processors that have it, and
+        Type that matrix products are computed in. bf16 is about 1.6 times as fast on processors that have it, and
         errs by about 1 % of the latents' spread.
     overwrite : bool
         Replace latents that were made otherwise.

@@ -65,7 +65,7 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
             Also return the standard deviations of the posteriors: how uncertain the encoding is. It is no measure of
             how unusual a row is, see :meth:`score_samples`. Behind a flow they are estimated from 64 draws.
         precision : {"float32", "bf16"}
-            Type that matrix products are computed in. bf16 is two to three times as fast on processors that have it,
+            Type that matrix products are computed in. bf16 is about 1.6 times as fast on processors that have it,
             and errs by about 1 % of the latents' spread.
 
         Returns

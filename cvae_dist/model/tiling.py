@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,7 @@ def padded_to(widths: Iterable[int]) -> int:
 
 def tiles(rows: npt.NDArray[np.generic], batch_rows: int, multiple: int = _VECTORS) -> Generator[tuple[slice, Tensor]]:
     """Yield (rows covered, tile); the last tile is padded with zero rows to a ``multiple``, see :func:`padded_to`."""
-    if batch_rows < 1:
-        raise InvalidInput(f"batches of {batch_rows} rows hold nothing; use 1 or more")
-    for start in range(0, len(rows), batch_rows):
+    for start in range(0, len(rows), _checked(batch_rows)):
         part = slice(start, min(start + batch_rows, len(rows)))
         yield part, tensor_of(_pad(rows[part], multiple))
 
@@ -59,7 +58,13 @@ def fast_rows(n_rows: int, n_features: int, batch_rows: int) -> int:
     """Return at most ``batch_rows`` rows of a tile: work for every thread, and no more than a cache holds."""
     share = -(-n_rows // torch.get_num_threads())
     fitting = min(_FAST_BYTES // (4 * n_features), share + -share % _VECTORS)
-    return min(batch_rows, max(_FEWEST_FAST, fitting // _VECTORS * _VECTORS))
+    return min(_checked(batch_rows), max(_FEWEST_FAST, fitting // _VECTORS * _VECTORS))
+
+
+def _checked(batch_rows: int) -> int:
+    if not isinstance(batch_rows, Integral) or batch_rows < 1:
+        raise InvalidInput(f"batches of {batch_rows!r} rows cannot be computed; give a whole number from 1 on")
+    return batch_rows
 
 
 def on_all_threads(work: Callable[[slice, Tensor], None], parts: Generator[tuple[slice, Tensor]]) -> None:

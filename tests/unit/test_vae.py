@@ -1,6 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,6 +260,12 @@ def test_rows_and_latents_of_another_width_are_refused(rows: np.ndarray) -> None
         vae.embed_rows(rows[:, :49])
     with pytest.raises(InvalidInput, match=r"it takes \(n, 2\)"):
         vae.decode_rows(np.zeros((3, 3), np.float32))
+
+
+@pytest.mark.parametrize("batch_rows", [0, -1, 2.5, None, "a"])
+def test_batches_are_whole_numbers_of_rows(rows: np.ndarray, batch_rows: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"batches of {batch_rows!r} rows"):
+        build(rows).embed_rows(rows, batch_rows)
 
 
 def test_what_the_statistics_decide_is_explained(rows: np.ndarray) -> None:
