@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -297,18 +297,24 @@ Compute = Callable[[VAE, Block, Span, int], Mapping[str, Block]]
 
 @dataclass(frozen=True)
 class _MakeShard:
-    """Read the rows of one shard, send them through the model, and carry the columns."""
+    """Read the rows of one shard, send them through the model, and carry the columns.
+
+    Shards that are made side by side in one process compute with one thread each: one reads while another computes.
+    """
 
     source: _Rows
     network: _Network
     compute: Compute
     batch_rows: int
+    side_by_side: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_rows < 1:
             raise InvalidInput(f"batch_rows={self.batch_rows} shows the model no rows; use 1 or more")
 
     def __call__(self, span: Span, inputs: None) -> Made:
+        if self.side_by_side:
+            torch.set_num_threads(1)
         store, reader = self.source.open()
         rows = reused_block((len(span), reader.n_features), reader.dtype)
         reader.read_into(rows, np.array([span.start]), np.array([len(span)]), verify=True)
@@ -427,6 +433,7 @@ def _write(
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> StoreResult:
     store, _ = make.source.open()
+    threads = 1 if client else torch.get_num_threads()
     output = Location.of(out, storage_options)
     output.require_apart(store.location, make.network.location)
     columns = tuple(array for array in store.layout.arrays if array.name in store.columns)
@@ -443,15 +450,20 @@ def _write(
             "store_fingerprint": store.fingerprint,
             "model": without_credentials(str(make.network.location)),
         },
-        make=make,
+        make=replace(make, side_by_side=threads > 1),
         inputs=lambda span: None,
         identity=functools.partial(_identity, store),
         task_bytes=layout.rows_per_shard * store.layout.arrays[0].row_bytes,
+        threads=threads,
     )
-    return write_rows(
-        output, lambda existing: _keep_grid(job, existing), stage=stage, overwrite=overwrite, client=client,
-        on_event=on_event,
-    )  # fmt: skip
+    try:
+        return write_rows(
+            output, lambda existing: _keep_grid(job, existing), stage=stage, overwrite=overwrite, client=client,
+            on_event=on_event,
+        )  # fmt: skip
+    finally:
+        if not client:
+            torch.set_num_threads(threads)  # for threads that begin later: they take the number that was set last
 
 
 def _keep_grid(job: Job, existing: RowStore | None) -> Job:

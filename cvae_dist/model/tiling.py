@@ -55,10 +55,11 @@ def tiles(rows: npt.NDArray[np.generic], batch_rows: int, multiple: int = _VECTO
 
 
 def fast_rows(n_rows: int, n_features: int, batch_rows: int) -> int:
-    """Return at most ``batch_rows`` rows of a tile: work for every thread, and no more than a cache holds."""
-    share = -(-n_rows // torch.get_num_threads())
-    fitting = min(_FAST_BYTES // (4 * n_features), share + -share % _VECTORS)
-    return min(_checked(batch_rows), max(_FEWEST_FAST, fitting // _VECTORS * _VECTORS))
+    """Return at most ``batch_rows`` rows of a tile: no more than a cache holds, and as much work for every thread."""
+    most = min(_checked(batch_rows), max(_FEWEST_FAST, _FAST_BYTES // (4 * n_features) // _VECTORS * _VECTORS))
+    share = max(1, math.ceil(n_rows / torch.get_num_threads()))
+    even = math.ceil(share / math.ceil(share / most))
+    return min(most, max(_FEWEST_FAST, even + -even % _VECTORS))
 
 
 def _checked(batch_rows: int) -> int:

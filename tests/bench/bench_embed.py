@@ -13,11 +13,12 @@ from cvae_dist.config import ModelConfig
 from cvae_dist.embed import embed
 from cvae_dist.ingest import ingest
 from cvae_dist.model.directory import save_model
+from cvae_dist.model.networks import inference
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
 from tests.bench.table import Row, alternate, median, seconds
 
-_ROWS, _FEATURES = 150_000, 768
+_ROWS, _FEATURES = 300_000, 768
 _BATCHES = (512, 1024, 2048, 4096, 8192)
 
 
@@ -49,6 +50,6 @@ def _embed(folder: Path) -> Row:
 
 def _bare(vae: VAE, x: np.ndarray, batch: int) -> None:
     latents = np.empty((len(x), vae.dim_latent), np.float32)
-    with torch.inference_mode():
+    with inference(torch.float32):
         for start in range(0, len(x), batch):
             latents[start : start + batch] = vae.embed(torch.from_numpy(x[start : start + batch])).numpy()
