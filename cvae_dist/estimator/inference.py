@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
@@ -144,12 +144,20 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
 
     def _some_rows(self, X: Any, most: int) -> NDArray[Any]:
         """Return :meth:`_rows` of rows wherever they are, but no more than ``most``, chosen by their numbers."""
+        return self._picked(X, lambda total: validation_rows(total, most, 0))[0]
+
+    def _picked(
+        self, X: Any, choose: Callable[[int], NDArray[np.int64]]
+    ) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+        """Return the rows, wherever they are, whose numbers ``choose(total)`` gives, these numbers, and the total."""
         if is_place(X):
             with store_of(X, None, self.storage_options) as store:
                 self._check_width(store)
-                return read_rows(RowReader(store), validation_rows(store.rows, most, 0))
+                numbers = choose(store.rows)
+                return read_rows(RowReader(store), numbers), numbers, store.rows
         with self._in_memory(X) as rows:
-            return rows[validation_rows(len(rows), most, 0)]
+            numbers = choose(len(rows))
+            return rows[numbers], numbers, len(rows)
 
     @contextmanager
     def _in_memory(self, X: Any) -> Iterator[NDArray[Any]]:

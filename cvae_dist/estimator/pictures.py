@@ -13,11 +13,8 @@ from cvae_dist import plot
 from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import lazy
 from cvae_dist.estimator.inference import Inference
-from cvae_dist.estimator.rows import is_place, store_of
 from cvae_dist.model import diagnosis
 from cvae_dist.model.diagnosis import Diagnosis
-from cvae_dist.store.reader import RowReader
-from cvae_dist.training.loader import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +119,7 @@ class Pictures(Inference):
         matplotlib.figure.Figure
         """
         model = self._model()
-        rows, picked, total = self._evenly_spread(X, n)
+        rows, picked, total = self._picked(X, lambda total: _evenly(total, n))
         names = np.arange(total) if labels is None else np.asarray(labels)
         if names.shape != (total,):
             raise InvalidInput(
@@ -180,17 +177,6 @@ class Pictures(Inference):
             self._written(figure, filename)
         return result
 
-    def _evenly_spread(self, X: Any, n: int) -> tuple[NDArray[Any], NDArray[np.int64], int]:
-        """Return ``n`` of the rows, wherever they are, their numbers, and how many rows there are."""
-        if is_place(X):
-            with store_of(X, None, self.storage_options) as store:
-                self._check_width(store)
-                picked = _evenly(store.rows, n)
-                return read_rows(RowReader(store), picked), picked, store.rows
-        with self._in_memory(X) as rows:
-            picked = _evenly(len(rows), n)
-            return rows[picked], picked, len(rows)
-
     def _picture_shape(self) -> tuple[int, ...]:
         self._model()  # or say that there is none
         return _REFERENCE_SHAPE if self.item_shape_ == (784,) else self.item_shape_
@@ -202,6 +188,7 @@ class Pictures(Inference):
 
 
 def _evenly(total: int, n: int) -> NDArray[np.int64]:
+    """Return the numbers of ``n`` evenly spread rows of ``total``."""
     if not isinstance(n, Integral) or n < 1:
         raise InvalidInput(f"{n!r} of {total:,} rows cannot be drawn: draw a whole number of them, at least one")
     return np.unique(np.linspace(0, total - 1, int(n)).round().astype(np.int64))
