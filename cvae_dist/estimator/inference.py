@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
@@ -40,17 +39,17 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
     def embed(
         self,
         X: Any,
-        batch_size: int = 2048,
+        batch_size: int = 8192,
         *,
         return_std: Literal[False] = False,
         precision: ComputePrecision = "float32",
     ) -> Floats: ...
     @overload
     def embed(
-        self, X: Any, batch_size: int = 2048, *, return_std: Literal[True], precision: ComputePrecision = "float32"
+        self, X: Any, batch_size: int = 8192, *, return_std: Literal[True], precision: ComputePrecision = "float32"
     ) -> tuple[Floats, Floats]: ...
     def embed(
-        self, X: Any, batch_size: int = 2048, *, return_std: bool = False, precision: ComputePrecision = "float32"
+        self, X: Any, batch_size: int = 8192, *, return_std: bool = False, precision: ComputePrecision = "float32"
     ) -> Floats | tuple[Floats, Floats]:
         """Return the latents of rows: the posterior means.
 
@@ -88,7 +87,7 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
             for function in (model.embed_rows, partial(posterior_spread, model))
         )
 
-        means = self._mapped(X, mean_of, lazy.ROWS, (model.dim_latent,), np.float32)
+        means = self._mapped(X, mean_of, lazy.ROWS, (model.dim_latent,), np.float32, refuses_nan=True)
         if not return_std:
             return cast("Floats", means)
         return means, self._mapped(X, spread_of, lazy.ROWS, (model.dim_latent,), np.float32)
@@ -111,7 +110,7 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
             dtype = model.scaling.restored_dtype
             rows = lazy.apply(z, model.decode_rows, lazy.LATENTS, model.dim_latent, (model.n_features,), dtype)
             return cast("NDArray[np.floating[Any]]", rows)
-        if _is_plain(z) and z.dtype == np.float32:
+        if _is_plain(z) and z.dtype == np.float32 and _is_finite(z):
             latents = z
         else:
             with as_invalid_input():
@@ -126,21 +125,35 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         """Return the rows that latents stand for; see :meth:`decode`."""
         return self.decode(X)
 
-    def _mapped(self, X: Any, function: lazy.Function, kind: lazy.Kind, sizes: tuple[int, ...], dtype: Any) -> Any:
-        """Return ``function`` of rows: lazily of lazy ones, of a store's a bounded number at a time."""
+    def _mapped(
+        self,
+        X: Any,
+        function: lazy.Function,
+        kind: lazy.Kind,
+        sizes: tuple[int, ...],
+        dtype: Any,
+        *,
+        refuses_nan: bool = False,
+    ) -> Any:
+        """Return ``function`` of rows: lazily of lazy ones, of a store's a bounded number at a time.
+
+        What refuses NaN itself, as it reads the rows, spares them a reading before.
+        """
         if lazy.is_labelled_or_lazy(X):
             return lazy.apply(X, function, kind, self._model().n_features, sizes, dtype)
         if not is_place(X):
-            return function(self._rows(X))
+            return function(X if refuses_nan and self._is_own(X) else self._rows(X))
         with store_of(X, None, self.storage_options) as store:
             self._check_width(store)
             return np.concatenate([function(block) for block in _blocks(store)])
 
     def _rows(self, X: Any) -> NDArray[Any]:
         """Return rows in memory, (n, n_features), of the kind the model was trained on."""
-        if _is_plain(X) and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_"):
-            return X
-        return checked_array(self, X, reset=False)[0]
+        return X if self._is_own(X) and _is_finite(X) else checked_array(self, X, reset=False)[0]
+
+    def _is_own(self, X: Any) -> TypeGuard[NDArray[Any]]:
+        """Whether these are rows of the kind the model was trained on for certain, but for NaN and infinity."""
+        return _is_plain(X) and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_")
 
     def _some_rows(self, X: Any, most: int) -> NDArray[Any]:
         """Return :meth:`_rows` of rows wherever they are, but no more than ``most``, chosen by their numbers."""
@@ -183,20 +196,16 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
 
 
 def _is_plain(values: object) -> TypeGuard[NDArray[Any]]:
-    """Whether these are finite numbers in two dimensions for certain: then the slower general checks find nothing."""
-    if type(values) is not np.ndarray or values.ndim != 2 or not len(values):
-        return False
-    if values.dtype == np.uint8:
-        return True
-    return values.dtype == np.float32 and bool(np.isfinite(_sum(values)))
+    """Whether these are numbers in two dimensions that torch takes as they are."""
+    return (
+        type(values) is np.ndarray and values.ndim == 2 and len(values) > 0 and values.dtype in (np.uint8, np.float32)
+    )
 
 
-def _sum(values: NDArray[np.float32]) -> float:
-    """Return the sum, by all threads where torch can share the memory."""
-    if values.flags.carray:
-        return float(torch.from_numpy(values).sum())
+def _is_finite(values: NDArray[Any]) -> bool:
+    """Whether there is neither NaN nor infinity for certain: then the slower general check finds nothing."""
     with np.errstate(all="ignore"):
-        return float(values.sum())
+        return values.dtype == np.uint8 or bool(np.isfinite(values.sum(dtype=np.float32)))
 
 
 def _blocks(store: RowStore) -> Iterator[NDArray[Any]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cvae_dist.model.networks import product
+from cvae_dist.model.networks import few_columns, once, product
 from cvae_dist.model.scaling import Choice
 
 CONTEXT_WIDTH = 64
@@ -41,7 +41,7 @@ def choose_flow_length(requested: int | None, dim_latent: int, kl_weight: float,
 def _activated(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ``silu(values @ weight.T + bias)``: in float32 while it learns, else in the type that is asked for."""
     if torch.is_grad_enabled():
-        return functional.silu(functional.linear(values, weight, bias))
+        return functional.silu(functional.linear(values.to(weight.dtype), weight, bias))
     return product(values, weight, bias, "swish")
 
 
@@ -78,11 +78,15 @@ class AutoregressiveStep(nn.Module):
     def shift_and_log_scale(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return shift and log-scale, each (n, dim_latent), of latents (n, dim_latent) in contexts (n, dim_context)."""
         inputs = torch.cat([context, latent.to(context.dtype)], dim=-1)
-        weight = torch.cat([self.context.weight, self.latent.weight * self._hidden_mask], dim=-1)
-        hidden = _activated(inputs, weight, self.latent.bias).to(latent.dtype)
-        output = functional.linear(hidden, self.output.weight * self._output_mask, self.output.bias)
-        shift, raw = output.chunk(2, dim=-1)
+        hidden_weight, output_weight = once(self, self._masked_weights)
+        hidden = _activated(inputs, hidden_weight, self.latent.bias)
+        shift, raw = few_columns(hidden, output_weight, self.output.bias).chunk(2, dim=-1)
         return shift, _MAX_LOG_SCALE * torch.tanh(raw / _MAX_LOG_SCALE)
+
+    def _masked_weights(self) -> tuple[Tensor, Tensor]:
+        """Return the weights of the hidden layer, of context and latent, and of the output."""
+        hidden = torch.cat([self.context.weight, self.latent.weight * self._hidden_mask], dim=-1)
+        return hidden, self.output.weight * self._output_mask
 
     def forward(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``latent * scale + shift`` and the log-scale, each (n, dim_latent)."""

@@ -55,7 +55,7 @@ def posterior_moments(
     """Return mean and log-variance, each (n, dim_latent), of the posteriors' Gaussians (before a flow)."""
     moments = np.empty((2, len(rows), vae.dim_latent), np.float32)
     with inference(compute_dtype(precision)):
-        for part, tile in tiling.tiles(rows, batch_rows):
+        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_rows)):
             both = torch.stack(vae.encode(tile))
             moments[:, part] = both[:, : part.stop - part.start].numpy(force=True)
     return moments[0], moments[1]
@@ -75,7 +75,7 @@ def posterior_spread(
     noises = torch.from_numpy(standard_normal(_SPREAD_DRAWS, vae.dim_latent, random))
     total = np.zeros((2, len(rows), vae.dim_latent))
     with inference(compute_dtype(precision)):
-        for part, tile in tiling.tiles(rows, batch_rows):
+        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_rows)):
             for drawn in vae.draws(tile, (noise.expand(len(tile), -1) for noise in noises)):
                 exact = drawn[: part.stop - part.start].numpy(force=True).astype(np.float64)
                 total[:, part] += exact, exact**2

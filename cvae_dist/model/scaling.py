@@ -75,14 +75,16 @@ class Scaling(nn.Module):
     low: Tensor
     high: Tensor
     _inverse: Tensor
+    _shift: Tensor
 
     def __init__(self, center: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
         super().__init__()
         for name, value in (("center", center), ("scale", scale), ("low", low), ("high", high)):
             self.register_buffer(name, value.to(torch.float64))
         inverse = torch.where(self.scale > 0, 1 / self.scale, 0.0)
-        self.register_buffer("_inverse", inverse, persistent=False)
         self._precision = _precision(self.center, self.scale, inverse)
+        self.register_buffer("_inverse", inverse.to(self._precision), persistent=False)
+        self.register_buffer("_shift", (-self.center * inverse).to(self._precision), persistent=False)
 
     @classmethod
     def of(cls, moments: Moments, dtype: str | np.dtype[np.generic], *, per_feature: bool) -> Self:
@@ -118,9 +120,9 @@ class Scaling(nn.Module):
 
         The difference is taken in float64 where a large offset would cost float32 its digits.
         """
-        center = self.center.to(self._precision)
-        centered = x - center if x.dtype == self._precision else x.to(self._precision).sub_(center)
-        return centered.mul_(self._inverse.to(self._precision)).to(torch.float32)
+        if self._precision == torch.float32:
+            return torch.addcmul(self._shift, x.to(torch.float32), self._inverse)
+        return ((x.to(self._precision) - self.center) * self._inverse).to(torch.float32)
 
     def restore(self, standardised: Tensor) -> Tensor:
         """Return standardised rows in data units, as :attr:`restored_dtype`."""

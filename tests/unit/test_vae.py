@@ -9,7 +9,7 @@ import torch
 
 from cvae_dist.config import ComputePrecision, ModelConfig, TrainConfig
 from cvae_dist.errors import InvalidInput
-from cvae_dist.model import networks
+from cvae_dist.model import networks, tiling
 from cvae_dist.model.networks import computing_in
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments
@@ -68,6 +68,20 @@ def test_a_latent_does_not_depend_on_the_company_of_its_row(
     np.testing.assert_array_equal(embed(rows[order]), whole[order])
 
 
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_latent_does_not_depend_on_how_many_rows_a_cache_holds(
+    rows: np.ndarray, settings: dict[str, object], precision: ComputePrecision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = build(rows, **settings)
+    if vae.flow is not None:
+        bend(vae)
+    whole = vae.embed_rows(rows, precision=precision)
+    monkeypatch.setattr(tiling, "_CACHED_BYTES", 300 * 4 * 50)
+    assert tiling.cached_rows(50, len(rows)) == 256
+    np.testing.assert_array_equal(vae.embed_rows(rows, precision=precision), whole)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_latent_does_not_depend_on_the_number_of_threads(rows: np.ndarray, precision: ComputePrecision) -> None:
     vae = build(rows, **WIDE)
@@ -84,7 +98,7 @@ def test_a_latent_does_not_depend_on_the_number_of_threads(rows: np.ndarray, pre
 
 def test_what_fails_on_another_thread_is_raised(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = build(rows)
-    monkeypatch.setattr(vae, "embed", lambda tile: 1 / 0)
+    monkeypatch.setattr(vae, "_latents_of", lambda hidden: 1 / 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):
@@ -266,6 +280,35 @@ def test_rows_and_latents_of_another_width_are_refused(rows: np.ndarray) -> None
 def test_batches_are_whole_numbers_of_rows(rows: np.ndarray, batch_rows: Any) -> None:
     with pytest.raises(InvalidInput, match=f"batches of {batch_rows!r} rows"):
         build(rows).embed_rows(rows, batch_rows)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
+@pytest.mark.parametrize("place", [(0, 0), (2999, 49), (1500, 7)])
+def test_rows_that_are_not_finite_are_refused(
+    rows: np.ndarray, value: float, dtype: str, place: tuple[int, int]
+) -> None:
+    broken = rows.astype(dtype)
+    broken[place] = value
+    with pytest.raises(InvalidInput, match=f"1 such values among .* rows, the first is {value}"):
+        build(rows).embed_rows(broken)
+
+
+def test_rows_whose_sum_overflows_have_latents(rows: np.ndarray) -> None:
+    far = rows.copy()
+    far[3] = np.finfo(np.float32).max
+    latents = build(rows).embed_rows(far)
+    assert np.isfinite(latents).all()
+    np.testing.assert_array_equal(latents[4:], build(rows).embed_rows(rows)[4:])
+
+
+def test_weights_that_change_between_two_calls_change_the_latents(rows: np.ndarray) -> None:
+    vae = build(rows, dim_latent=3, cells_encoder=(64, 48), iaf_flow_length=2)
+    bend(vae)
+    before = vae.embed_rows(rows)
+    for weight in vae.parameters():
+        weight.data *= 1.5
+    assert not np.isclose(vae.embed_rows(rows), before).all(axis=1).any()
 
 
 def test_what_the_statistics_decide_is_explained(rows: np.ndarray) -> None:
