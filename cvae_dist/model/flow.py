@@ -11,10 +11,9 @@ from torch.nn import functional
 from cvae_dist.model.networks import few_columns, once, product
 from cvae_dist.model.scaling import Choice
 
-CONTEXT_WIDTH = 64
 _DEFAULT_LENGTH = 5
 _MOST_WITHOUT_FLOW = 2
-_FEWEST_HIDDEN = 64
+_WIDTH, _WIDTH_PER_DIMENSION = 64, 16  # units; with two dimensions 32 reach the likelihood of 64
 _MAX_LOG_SCALE = 3.0
 _LAST_GAIN = 0.01  # of the last layer's weights: a new flow is the identity but for 1 %
 
@@ -36,6 +35,11 @@ def choose_flow_length(requested: int | None, dim_latent: int, kl_weight: float,
     return Choice(
         _DEFAULT_LENGTH, f"{_DEFAULT_LENGTH} steps of flow: {dim_latent} latent dimensions, Bernoulli likelihood"
     )
+
+
+def context_width(dim_latent: int) -> int:
+    """Return how many values tell a flow about the row."""
+    return min(_WIDTH, _WIDTH_PER_DIMENSION * dim_latent)
 
 
 def _activated(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ class AutoregressiveStep(nn.Module):
 
     def __init__(self, dim_latent: int, dim_context: int, *, descending: bool) -> None:
         super().__init__()
-        width = max(_FEWEST_HIDDEN, 2 * dim_latent)
+        width = max(context_width(dim_latent), 2 * dim_latent)
         self.latent = nn.Linear(dim_latent, width)
         self.context = nn.Linear(dim_context, width, bias=False)
         self.output = nn.Linear(width, 2 * dim_latent)
@@ -117,8 +121,9 @@ class InverseAutoregressiveFlow(nn.Module):
 
     def __init__(self, dim_latent: int, dim_hidden: int, length: int) -> None:
         super().__init__()
-        self.context = nn.Linear(dim_hidden, CONTEXT_WIDTH)
-        steps = [AutoregressiveStep(dim_latent, CONTEXT_WIDTH, descending=bool(index % 2)) for index in range(length)]
+        width = context_width(dim_latent)
+        self.context = nn.Linear(dim_hidden, width)
+        steps = [AutoregressiveStep(dim_latent, width, descending=bool(index % 2)) for index in range(length)]
         self.steps = cast(Sequence[AutoregressiveStep], nn.ModuleList(steps))
 
     def forward(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

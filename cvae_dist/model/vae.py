@@ -137,10 +137,9 @@ class VAE(nn.Module):
         reconstruction = self.likelihood.negative_log_likelihood(self.decoder(latent), standardised)
         if not self._is_variational:
             return reconstruction, torch.zeros_like(reconstruction)
-        kl = posterior.kl_divergence(mean, logvar)
-        if self.flow is not None:
-            kl = kl + posterior.flow_correction(drawn, latent, log_determinant)
-        return reconstruction, kl
+        if self.flow is None:
+            return reconstruction, posterior.kl_divergence(mean, logvar)
+        return reconstruction, posterior.flow_divergence(mean, logvar, drawn, latent, log_determinant)
 
     def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return log p(x, z) - log q(z | x) per row, (n,), in nats, at the z that ``noise``, (n, dim_latent), becomes.

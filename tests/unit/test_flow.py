@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Transform
 
 from cvae_dist.model import posterior
-from cvae_dist.model.flow import CONTEXT_WIDTH, AutoregressiveStep, InverseAutoregressiveFlow, choose_flow_length
+from cvae_dist.model.flow import AutoregressiveStep, InverseAutoregressiveFlow, choose_flow_length
 
 N, HIDDEN = 40, 12
 
@@ -75,7 +75,12 @@ def zuko_twin(step: AutoregressiveStep, dim: int, *, descending: bool) -> torch.
     order = torch.arange(dim).flip(0) if descending else torch.arange(dim)
     width = step.latent.out_features
     twin = zuko.flows.MaskedAutoregressiveTransform(
-        dim, CONTEXT_WIDTH, order=order, univariate=_affine, hidden_features=(width,), activation=torch.nn.SiLU
+        dim,
+        step.context.in_features,
+        order=order,
+        univariate=_affine,
+        hidden_features=(width,),
+        activation=torch.nn.SiLU,
     ).double()
     first, last = twin.hyper[0], twin.hyper[2]
     with torch.no_grad():
@@ -99,7 +104,8 @@ def test_latent_determinant_and_divergence_equal_those_of_zuko(dim: int) -> None
     pushed, log_determinant = flow(latent, hidden)
     torch.testing.assert_close(pushed, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(log_determinant, total, rtol=0, atol=1e-6)
-    divergence = posterior.flow_correction(latent, pushed, log_determinant)
+    standard = torch.zeros_like(latent)
+    divergence = posterior.flow_divergence(standard, standard, latent, pushed, log_determinant)
     by_densities = -total + 0.5 * (expected.square() - latent.square()).sum(dim=-1)
     torch.testing.assert_close(divergence, by_densities, rtol=0, atol=1e-6)
 

@@ -1,5 +1,7 @@
 """The posterior's density and divergence against scipy and Monte Carlo."""
 
+import math
+
 import numpy as np
 import torch
 from scipy import stats
@@ -38,22 +40,35 @@ def test_the_density_of_a_flow_integrates_to_one() -> None:
 def test_the_estimated_divergence_is_unbiased() -> None:
     mean, logvar, noise, drawn, latent, log_determinant = posterior_of_a_flow(DRAWS)
     plain = posterior.log_density(noise, logvar, log_determinant) - posterior.log_prior(latent)
-    gaussian = posterior.kl_divergence(mean[None], logvar[None])
-    ours = gaussian + posterior.flow_correction(drawn, latent, log_determinant)
+    ours = posterior.flow_divergence(mean, logvar, drawn, latent, log_determinant)
     error = ((plain - ours).std() / DRAWS**0.5).item()
     assert abs((plain - ours).mean().item()) < 5 * error
     assert error < 0.01
 
 
 def test_a_flow_close_to_the_identity_adds_little_noise() -> None:
-    _, logvar, noise, drawn, latent, log_determinant = posterior_of_a_flow(1000, last_gain=1)
+    mean, logvar, noise, drawn, latent, log_determinant = posterior_of_a_flow(1000, last_gain=1)
     plain = posterior.log_density(noise, logvar, log_determinant) - posterior.log_prior(latent)
-    assert posterior.flow_correction(drawn, latent, log_determinant).std() < 0.1 * plain.std()
+    assert posterior.flow_divergence(mean, logvar, drawn, latent, log_determinant).std() < 0.1 * plain.std()
+
+
+def test_a_flow_that_brings_a_distant_gaussian_back_adds_little_noise() -> None:
+    mean, logvar = torch.tensor([300.0, -40.0]).double(), torch.tensor([9.0, 6.0]).double()
+    noise = torch.randn(DRAWS, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = posterior.draw(mean, logvar, noise)
+    scale, shift = torch.exp(-0.5 * logvar) * 0.7, torch.tensor([0.4, -0.1]).double()
+    latent = (drawn - mean) * scale + shift
+    estimate = posterior.flow_divergence(mean, logvar, drawn, latent, scale.log().sum())
+    exact = posterior.kl_divergence(shift[None], 2 * math.log(0.7) * torch.ones(1, 2))
+    assert abs(estimate.mean() - exact.item()) < 5 * estimate.std() / DRAWS**0.5
+    assert estimate.std() < 3
 
 
 def test_without_a_flow_the_divergence_is_exact() -> None:
-    latent = torch.randn(5, 3)
-    assert not posterior.flow_correction(latent, latent, torch.zeros(5)).any()
+    mean, logvar, noise = 0.5 * torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    latent = posterior.draw(mean, logvar, noise)
+    estimate = posterior.flow_divergence(mean, logvar, latent, latent, torch.zeros(5))
+    torch.testing.assert_close(estimate, posterior.kl_divergence(mean, logvar))
 
 
 def test_densities_match_scipy() -> None:
