@@ -46,7 +46,7 @@ def embed(
     model: Url,
     latents: Url,
     *,
-    batch_rows: int = 8192,
+    batch_rows: int = 16_384,
     precision: ComputePrecision = "float32",
     overwrite: bool = False,
     storage_options: StorageOptions | None = None,

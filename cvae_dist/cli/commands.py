@@ -99,7 +99,7 @@ def embed(
     latents: str,
     /,
     *,
-    batch_rows: Count = 8192,
+    batch_rows: Count = 16_384,
     precision: ComputePrecision = "float32",
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),

@@ -39,17 +39,17 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
     def embed(
         self,
         X: Any,
-        batch_size: int = 8192,
+        batch_size: int = 16_384,
         *,
         return_std: Literal[False] = False,
         precision: ComputePrecision = "float32",
     ) -> Floats: ...
     @overload
     def embed(
-        self, X: Any, batch_size: int = 8192, *, return_std: Literal[True], precision: ComputePrecision = "float32"
+        self, X: Any, batch_size: int = 16_384, *, return_std: Literal[True], precision: ComputePrecision = "float32"
     ) -> tuple[Floats, Floats]: ...
     def embed(
-        self, X: Any, batch_size: int = 8192, *, return_std: bool = False, precision: ComputePrecision = "float32"
+        self, X: Any, batch_size: int = 16_384, *, return_std: bool = False, precision: ComputePrecision = "float32"
     ) -> Floats | tuple[Floats, Floats]:
         """Return the latents of rows: the posterior means.
 

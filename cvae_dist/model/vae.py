@@ -177,7 +177,7 @@ class VAE(nn.Module):
         return pushed, log_determinant
 
     def embed_rows(
-        self, rows: Rows, batch_rows: int = 8192, precision: ComputePrecision = "float32"
+        self, rows: Rows, batch_rows: int = 16_384, precision: ComputePrecision = "float32"
     ) -> npt.NDArray[np.float32]:
         """Return the latents, (n, dim_latent) float32, of ``rows``, (n, n_features), any real dtype.
 
