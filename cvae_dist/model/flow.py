@@ -13,7 +13,7 @@ from cvae_dist.model.scaling import Choice
 
 _DEFAULT_LENGTH = 5
 _MOST_WITHOUT_FLOW = 2
-_WIDTH, _WIDTH_PER_DIMENSION = 64, 16  # units; with two dimensions 32 reach the likelihood of 64
+_WIDTH, _WIDTH_PER_DIMENSION = 64, 8  # units; more gain no likelihood in two and four dimensions
 _MAX_LOG_SCALE = 3.0
 _LAST_GAIN = 0.01  # of the last layer's weights: a new flow is the identity but for 1 %
 

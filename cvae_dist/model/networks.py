@@ -97,7 +97,7 @@ def computing_in(dtype: torch.dtype, *, often: bool = False) -> Iterator[None]:
 
     Without it they are what torch makes of them: traced, exported, vectorised like any other. Without gradients
     the weights must not change meanwhile. Where every layer computes ``often``, its weights are first laid out as
-    oneDNN reads them, which takes as long as a hundred rows.
+    oneDNN reads them.
     """
     token = _computing.set(_Computing(dtype, often=often))
     try:

@@ -17,6 +17,7 @@ from cvae_dist.model.networks import Decoder, Encoder, compute_dtype, inference
 from cvae_dist.model.scaling import Scaling, choose_normalization
 from cvae_dist.store.moments import Moments
 
+_OFTEN = 16  # tiles: for fewer, to lay the weights out takes longer than it saves
 _MAX_INPUT = 8.0  # in standardised units: what lies further out tells the encoder nothing new
 
 Rows = npt.NDArray[np.generic]
@@ -203,7 +204,7 @@ class VAE(nn.Module):
                 hidden.append(self._hidden(standardised, in_place=True))
             latents[part] = self._latents_of(torch.cat(hidden))[: part.stop - part.start].numpy(force=True)
 
-        with inference(compute_dtype(precision), often=len(rows) > tile_rows):
+        with inference(compute_dtype(precision), often=len(rows) > _OFTEN * tile_rows):
             tiling.on_all_threads(work, len(rows), batch_rows)
         return latents
 
@@ -228,7 +229,7 @@ class VAE(nn.Module):
             tile = tiling.padded(latents[part], multiple)
             rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
 
-        with inference(often=len(latents) > tile_rows):
+        with inference(often=len(latents) > _OFTEN * tile_rows):
             tiling.on_all_threads(work, len(latents), tile_rows)
         return rows
 
