@@ -254,6 +254,11 @@ class Encoder(nn.Module):
         mean, logvar = few_columns(hidden, self.head.weight, self.head.bias).chunk(2, dim=-1)
         return mean, MAX_ABS_LOGVAR * torch.tanh(logvar / MAX_ABS_LOGVAR)
 
+    def mean(self, hidden: Tensor) -> Tensor:
+        """Return the mean alone of :meth:`moments`."""
+        dim_latent = self.head.out_features // 2
+        return few_columns(hidden, self.head.weight[:dim_latent], self.head.bias[:dim_latent])
+
     def initialise(self, generator: torch.Generator) -> None:
         """Draw He-normal weights; the posterior starts narrow (logvar -1) and close to the origin."""
         _he_normal(self, generator)

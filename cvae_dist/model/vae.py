@@ -168,7 +168,7 @@ class VAE(nn.Module):
         return self._hidden(self.scaling(x), in_place=True)
 
     def _latents_of(self, hidden: Tensor) -> Tensor:
-        mean, _ = self.encoder.moments(hidden)
+        mean = self.encoder.mean(hidden)
         return mean if self.flow is None else self.flow.push(mean, hidden)
 
     def _flow(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
