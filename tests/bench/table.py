@@ -13,12 +13,12 @@ T = TypeVar("T")
 class Row(NamedTuple):
     """One figure: ``value`` must be at least ``bar`` (at most, where ``lower`` is better); ``goal`` is for later.
 
-    A ``value`` that is not a number was not measured, and ``note`` says why.
+    Without a bar it is there to be compared. A ``value`` that is not a number was not measured, and ``note`` says why.
     """
 
     name: str
     value: float
-    bar: float
+    bar: float | None
     goal: float | None = None
     note: str = ""
     lower: bool = False
@@ -26,6 +26,8 @@ class Row(NamedTuple):
 
     @property
     def holds(self) -> bool:
+        if self.bar is None:
+            return True
         return self.value <= self.bar if self.lower else self.value >= self.bar
 
 
@@ -68,7 +70,8 @@ def show(rows: Iterable[Row]) -> bool:
         later = "" if row.goal is None else f"later {sign} {row.goal:g}"
         beside = "; ".join(filter(None, (later, row.reference and f"reference {row.reference}", row.note)))
         verdict = "ok" if row.holds else "MISS" if row.value == row.value else "not measured"
-        _print(row.name, f"{row.value:.4g}", f"{sign} {row.bar:g}", verdict, beside)
+        bar, verdict = ("", "") if row.bar is None else (f"{sign} {row.bar:g}", verdict)
+        _print(row.name, f"{row.value:.4g}", bar, verdict, beside)
         good &= row.holds
     return good
 
