@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw  # the function: the class imports torch's compiler first, which takes a second
 
 _BETAS = (0.9, 0.99)
+_EPS = 1e-8
 _WEIGHT_DECAY = 1e-4
 _NORM_DECAY = 0.99
 _AVERAGE_START = 10  # the average forgets the initial weights within the first tens of steps
@@ -25,7 +27,9 @@ class Optimizer:
 
     def __init__(self, module: nn.Module, ema_decay: float, grad_clip: float) -> None:
         self._parameters: list[Tensor] = list(module.parameters())
-        self._adam = torch.optim.AdamW(self._parameters, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True)
+        self._means = [torch.zeros_like(value) for value in self._parameters]
+        self._squares = [torch.zeros_like(value) for value in self._parameters]
+        self._steps = [torch.zeros((), device=value.device) for value in self._parameters]
         self._ema_decay = ema_decay
         self._grad_clip = grad_clip
         self._running_norm = 0.0
@@ -35,19 +39,41 @@ class Optimizer:
 
     def step(self, loss: Tensor, learning_rate: float) -> bool:
         """Follow the gradient of ``loss``; return False and change no weight when it is not finite."""
-        self._adam.zero_grad()
+        for value in self._parameters:
+            value.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         if not self._clip():
             self.skipped += 1
             return False
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate
-        self._adam.step()
         self.updates += 1
         decay = min(self._ema_decay, self.updates / (_AVERAGE_START + self.updates))
         with torch.no_grad():
+            self._update(learning_rate)
             torch._foreach_lerp_(list(self.average.values()), self._parameters, 1 - decay)
         return True
+
+    def _update(self, learning_rate: float) -> None:
+        """Do one step of AdamW (Loshchilov and Hutter 2019) on every parameter that has a gradient."""
+        used = [index for index, value in enumerate(self._parameters) if value.grad is not None]
+        values, means, squares, steps = (
+            [each[index] for index in used] for each in (self._parameters, self._means, self._squares, self._steps)
+        )
+        adamw(
+            values,
+            [value.grad for value in values if value.grad is not None],
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=learning_rate,
+            weight_decay=_WEIGHT_DECAY,
+            eps=_EPS,
+            maximize=False,
+        )
 
     def _clip(self) -> bool:
         """Scale the gradients down to the running norm's multiple; return whether they are finite."""
@@ -66,7 +92,7 @@ class Optimizer:
     def state(self) -> dict[str, Any]:
         """Return everything :meth:`restore` needs, the module's own parameters apart."""
         return {
-            "adam": self._adam.state_dict(),
+            "adam": {"means": self._means, "squares": self._squares, "steps": self._steps},
             "average": self.average,
             "running_norm": self._running_norm,
             "updates": self.updates,
@@ -75,7 +101,9 @@ class Optimizer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`; the module's parameters must have been restored in place."""
-        self._adam.load_state_dict(state["adam"])
+        for name, own in (("means", self._means), ("squares", self._squares), ("steps", self._steps)):
+            for target, source in zip(own, state["adam"][name], strict=True):
+                target.copy_(source)
         assign(self.average, state["average"])
         self._running_norm = state["running_norm"]
         self.updates = state["updates"]
