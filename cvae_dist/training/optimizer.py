@@ -39,18 +39,19 @@ class Optimizer:
 
     def step(self, loss: Tensor, learning_rate: float) -> bool:
         """Follow the gradient of ``loss``; return False and change no weight when it is not finite."""
-        for value in self._parameters:
-            value.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        if not self._clip():
+        good = self._clip()
+        if good:
+            self.updates += 1
+            decay = min(self._ema_decay, self.updates / (_AVERAGE_START + self.updates))
+            with torch.no_grad():
+                self._update(learning_rate)
+                torch._foreach_lerp_(list(self.average.values()), self._parameters, 1 - decay)
+        else:
             self.skipped += 1
-            return False
-        self.updates += 1
-        decay = min(self._ema_decay, self.updates / (_AVERAGE_START + self.updates))
-        with torch.no_grad():
-            self._update(learning_rate)
-            torch._foreach_lerp_(list(self.average.values()), self._parameters, 1 - decay)
-        return True
+        for value in self._parameters:  # at once: the next step finds their memory in a cache
+            value.grad = None
+        return good
 
     def _update(self, learning_rate: float) -> None:
         """Do one step of AdamW (Loshchilov and Hutter 2019) on every parameter that has a gradient."""

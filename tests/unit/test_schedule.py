@@ -42,7 +42,7 @@ def test_tests_grow_rarer_and_stay_cheap() -> None:
     assert next_test(7, 0, 10) == 17
     assert next_test(0, 0, None) == 50
     assert next_test(10_000, 0, None) == 10_200
-    assert next_test(0, 39.1, None) == 274
+    assert next_test(0, 39.1, None) == 548
     steps = [0]
     while steps[-1] < 50_000:
         steps.append(next_test(steps[-1], 0, None))
