@@ -49,3 +49,16 @@ def test_mnist_from_files_to_latents(tmp_path: Path) -> None:
     test = cvae.CompressionVAE(logdir=str(model)).embed(images["x_test"].reshape(10_000, -1))
     neighbours = KNeighborsClassifier(5).fit(embedded.latent.values, embedded.label.values.astype(object))
     assert neighbours.score(test, images["y_test"].astype(str).astype(object)) > 0.93
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_flow_in_two_dimensions_leaves_the_divergence_measurable(likelihood: str) -> None:
+    images = np.load(_MNIST)
+    rows, test = (images[part].reshape(-1, 784) for part in ("x_train", "x_test"))
+    settings = {"dim_latent": 2, "iaf_flow_length": 5, "likelihood": likelihood}
+    vae = cvae.CompressionVAE(rows, num_steps=1000, **settings).train().model_
+    noises = np.random.default_rng(0).standard_normal((3, len(test), 2), np.float32)
+    divergences = np.array([vae.score_rows(test, noise)[1] for noise in noises])
+    assert np.abs(divergences).max() < 100, "an estimate of a few nats with noise of hundreds"
+    assert np.ptp(divergences.mean(axis=1)) < 0.2
+    assert divergences.mean() > 4
