@@ -1,5 +1,15 @@
 """Every error a user can cause. Each says what happened, the values, the consequence and the remedy."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return what to say after an unknown name: the nearest known one, or else all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
 
 class CvaeDistError(Exception):
     """Base of all errors raised on purpose by this package."""

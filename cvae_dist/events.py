@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["start", "progress", "note", "done"]
+EventKind = Literal["start", "progress", "note", "done"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Event:
     """
 
     stage: str
-    kind: Kind
+    kind: EventKind
     done: int = 0
     total: int = 0
     unit: str = "rows"

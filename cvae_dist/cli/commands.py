@@ -40,7 +40,7 @@ def ingest(
     overwrite
         Replace a store that was made with other settings.
     """
-    from cvae_dist.ingest import ingest
+    from cvae_dist.verbs.ingest import ingest
 
     with shared.report() as report, shared.client() as client:
         result = ingest(
@@ -99,7 +99,7 @@ def embed(
     latents: str,
     /,
     *,
-    batch_rows: Count = 16_384,
+    batch_size: Count = 16_384,
     precision: ComputePrecision = "float32",
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),
@@ -114,16 +114,16 @@ def embed(
         Directory of a trained model.
     latents
         Zarr store to write.
-    batch_rows
+    batch_size
         Rows the model sees at once.
     precision
         Type to compute in; bf16 is about 1.6 times as fast on processors that have it, and errs by 1 %.
     overwrite
         Replace latents that were made otherwise.
     """
-    from cvae_dist.embed import embed
+    from cvae_dist.verbs.embed import embed
 
-    options: dict[str, Any] = {"batch_rows": batch_rows, "precision": precision, "overwrite": overwrite}
+    options: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "overwrite": overwrite}
     _map_rows(embed, (store, model, latents), shared, **options)
 
 
@@ -134,7 +134,7 @@ def decode(
     out: str,
     /,
     *,
-    batch_rows: Count = 2048,
+    batch_size: Count = 2048,
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),
 ) -> None:
@@ -148,14 +148,14 @@ def decode(
         Directory of the model that made them.
     out
         Zarr store to write.
-    batch_rows
+    batch_size
         Rows the model sees at once.
     overwrite
         Replace rows that were made otherwise.
     """
-    from cvae_dist.embed import decode
+    from cvae_dist.verbs.decode import decode
 
-    _map_rows(decode, (latents, model, out), shared, batch_rows=batch_rows, overwrite=overwrite)
+    _map_rows(decode, (latents, model, out), shared, batch_size=batch_size, overwrite=overwrite)
 
 
 @app.command
@@ -165,7 +165,7 @@ def score(
     out: str,
     /,
     *,
-    batch_rows: Count = 2048,
+    batch_size: Count = 2048,
     overwrite: Overwrite = False,
     shared: OnCluster = Distributed(),
 ) -> None:
@@ -179,14 +179,14 @@ def score(
         Directory of a trained model.
     out
         Zarr store to write.
-    batch_rows
+    batch_size
         Rows the model sees at once.
     overwrite
         Replace scores that were made otherwise.
     """
-    from cvae_dist.embed import score
+    from cvae_dist.verbs.score import score
 
-    _map_rows(score, (store, model, out), shared, batch_rows=batch_rows, overwrite=overwrite)
+    _map_rows(score, (store, model, out), shared, batch_size=batch_size, overwrite=overwrite)
 
 
 @app.command
@@ -215,7 +215,7 @@ def fit_prior(
     seed
         Seed of the fit: the same seed gives the same prior.
     """
-    from cvae_dist.prior import fit_prior
+    from cvae_dist.verbs.fit_prior import fit_prior
 
     options: dict[str, Any] = {"prior": prior, "n_components": n_components, "seed": seed}
     with shared.report() as report:
@@ -257,7 +257,7 @@ def sample(
     overwrite
         Replace rows that were made otherwise.
     """
-    from cvae_dist.embed import sample
+    from cvae_dist.verbs.sample import sample
 
     options = {"seed": seed, "temperature": temperature, "noise": noise, "prior": prior}
     _map_rows(sample, (model, out, n), shared, overwrite=overwrite, **options)
@@ -279,7 +279,7 @@ def verify(url: str, /, *, shared: Local = Output()) -> int:
     url
         Zarr store to check.
     """
-    from cvae_dist.verify import verify
+    from cvae_dist.verbs.verify import verify
 
     with shared.report() as report:
         result = verify(url, storage_options=shared.storage_options, on_event=report)
@@ -295,7 +295,7 @@ def info(url: str, /, *, shared: Local = Output()) -> None:
     url
         Zarr store or directory of a model.
     """
-    from cvae_dist.verify import info
+    from cvae_dist.verbs.verify import info
 
     with shared.report() as report:
         described(report, info(url, storage_options=shared.storage_options))

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.token import Token
 from cyclopts.validators import Number
 
-from cvae_dist.report import Report, open_report
+from cvae_dist.progress import Report, open_report
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -26,7 +26,7 @@ def plot_latents(latents: str, filename: str, /, *, label: str = "label", shared
     label
         Column that colours the points.
     """
-    from cvae_dist.plot import plot_latents
+    from cvae_dist.verbs.plot import plot_latents
 
     _draw(plot_latents, (latents, filename), shared, label=label)
 
@@ -44,7 +44,7 @@ def plot_grid(model: str, filename: str, /, *, grid_size: Count = 15, shared: Lo
     grid_size
         Number of rows and columns of the grid.
     """
-    from cvae_dist.plot import plot_grid
+    from cvae_dist.verbs.plot import plot_grid
 
     _draw(plot_grid, (model, filename), shared, grid_size=grid_size)
 
@@ -60,7 +60,7 @@ def plot_loss(model: str, filename: str, /, *, shared: Local = Output()) -> None
     filename
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     """
-    from cvae_dist.plot import plot_loss
+    from cvae_dist.verbs.plot import plot_loss
 
     _draw(plot_loss, (model, filename), shared)
 
@@ -88,7 +88,7 @@ def plot_reconstructions(
     n
         Number of rows to draw.
     """
-    from cvae_dist.plot import plot_reconstructions
+    from cvae_dist.verbs.plot import plot_reconstructions
 
     _draw(plot_reconstructions, (store, reconstructions, filename), shared, n=n)
 

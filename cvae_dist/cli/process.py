@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from cvae_dist.cli.parser import app
 from cvae_dist.cli.results import BROKEN_PIPE, DONE, FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE
 from cvae_dist.errors import CvaeDistError, InvalidPipeline
-from cvae_dist.report import error_text
+from cvae_dist.progress import error_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

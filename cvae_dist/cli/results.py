@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cvae_dist.report import Report, duration, figure
+from cvae_dist.progress import Report, duration, figure
 
 if TYPE_CHECKING:
     from cvae_dist.cluster import StoreResult
     from cvae_dist.pipeline import PipelineResult, StageResult
-    from cvae_dist.prior import PriorResult
-    from cvae_dist.quality import Quality
     from cvae_dist.training.loop import TrainResult
-    from cvae_dist.verify import VerifyResult
+    from cvae_dist.verbs.fit_prior import PriorResult
+    from cvae_dist.verbs.quality import Quality
+    from cvae_dist.verbs.verify import VerifyResult
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
 

@@ -1,19 +1,21 @@
-"""How tasks reach Dask, and the one protocol by which any output store is written."""
+"""How tasks reach Dask, and the one protocol by which any store is written."""
 
-from cvae_dist.cluster.blocks import reused_block
 from cvae_dist.cluster.client import resolve_client
-from cvae_dist.cluster.plan import Job, Made, Plan, Span
+from cvae_dist.cluster.plan import Job, Made, Plan, Span, Task
+from cvae_dist.cluster.process import kept, reused_block
 from cvae_dist.cluster.regions import map_regions
-from cvae_dist.cluster.write import StoreResult, write_rows
+from cvae_dist.cluster.write import Output, StoreResult
 
 __all__ = [
     "Job",
     "Made",
+    "Output",
     "Plan",
     "Span",
     "StoreResult",
+    "Task",
+    "kept",
     "map_regions",
     "resolve_client",
     "reused_block",
-    "write_rows",
 ]

@@ -1,19 +1,17 @@
-"""The protocol by which every store is written: plan, whole shards, ledger, publish."""
+"""The protocol by which every store is written: lease, plan, whole shards, ledger, publish."""
 
 import contextlib
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cvae_dist.cluster.plan import Job, Made, Plan, Span
+from cvae_dist.cluster.plan import Job, Plan, Span, Task
 from cvae_dist.cluster.regions import map_regions, slots
 from cvae_dist.errors import Corrupt, SettingsChanged, StorageFailed
-from cvae_dist.events import Event, OnEvent
+from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.store import Digest, Layout, Lease, Ledger, Location, Moments, Record, RowStore
 
 if TYPE_CHECKING:
@@ -46,84 +44,108 @@ class StoreResult:
         return self.rows_written == 0
 
 
-@dataclass(frozen=True)
-class _Shard:
-    span: Span
-    fingerprint: int
-    inputs: Any
+class Output:
+    """An output under this driver's lease.
 
-
-@dataclass(frozen=True)
-class _Region:
-    """One task: whole shards of every array of one output."""
-
-    output: Location
-    layout: Layout
-    make: Callable[[Span, Any], Made]
-    shards: tuple[_Shard, ...]
-
-
-def write_rows(
-    output: Location,
-    job: Callable[[RowStore | None], Job],
-    *,
-    stage: str,
-    overwrite: bool,
-    client: "Client | None",
-    on_event: OnEvent,
-) -> StoreResult:
-    """Write an output under its lease: what is recorded already stays, the rest is made, then all is published.
-
-    Parameters
+    Attributes
     ----------
-    output : Location
-        The store to write.
-    job : callable
-        Called once the lease is held, with the store as it is (None when there is none), to say what to write.
-    stage : str
-        Name of the verb, for events and history.
-    overwrite : bool
-        Delete an existing store of ours first.
-    client : distributed.Client, optional
-        Cluster to use; this process when None.
-    on_event : callable
-        Listener for progress.
-
-    Raises
-    ------
-    OutputLocked, SettingsChanged, InvalidInput, StorageFailed
-        Another driver writes it; it was made otherwise; a worker is too small; the storage refused.
+    existing : RowStore or None
+        The store to go on with; None where there is none, or it is to be made anew.
     """
-    began = time.monotonic()
-    with Lease.held(output) as lease:
-        store = RowStore.find(output)
-        work = job(None if overwrite else store)
-        store = _begin(output, store, work, overwrite, client)
-        planned = _wanted(work)
-        written = _write_shards(store, work, planned, lease, stage, client, on_event)
-        finished = store.published and not written and store.rows == work.rows
+
+    def __init__(
+        self, output: Location, lease: Lease, stage: str, overwrite: bool, client: "Client | None", on_event: OnEvent
+    ) -> None:
+        self._began = time.monotonic()
+        self._output, self._lease, self._stage = output, lease, stage
+        self._client, self._on_event = client, on_event
+        self._found = RowStore.find(output)
+        self.existing = None if overwrite else self._found
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(
+        cls, output: Location, stage: str, *, overwrite: bool, client: "Client | None", on_event: OnEvent
+    ) -> Iterator["Output"]:
+        """Hold the lease of an output while it is written.
+
+        Parameters
+        ----------
+        output : Location
+            The store to write.
+        stage : str
+            Name of the verb, for events and history.
+        overwrite : bool
+            Make the store anew, where there is one of ours.
+        client : distributed.Client, optional
+            Cluster to use; this process when None.
+        on_event : callable
+            Listener for progress.
+
+        Raises
+        ------
+        OutputLocked, InvalidInput
+            Another driver holds it; something else is there.
+        """
+        with Lease.held(output) as lease:
+            yield cls(output, lease, stage, overwrite, client, on_event)
+
+    def write(self, job: Job) -> StoreResult:
+        """Write the shards that are not recorded yet, then publish them all.
+
+        Raises
+        ------
+        SettingsChanged, InvalidInput, StorageFailed, OutputLocked
+            It was made otherwise; a worker is too small; the storage refused; the lease was lost.
+        """
+        store = self._begin(job)
+        shards = _Shards(store, job)
+        written = self._write_shards(job, shards)
+        finished = store.published and not written and store.rows == job.rows
         if not finished:
-            lease.check()
-            records = _finished(store, work, planned)
-            store = store.publish(work.rows, records, work.lineage, f"{stage} {output.name}", work.manifest)
-    result = StoreResult(str(output), store.rows, written, int(store.document["dropped"]), time.monotonic() - began)
-    message = "nothing to do, all rows were there" if finished else ""
-    on_event(Event(stage, "done", store.rows, store.rows, message=message, values={"seconds": result.seconds}))
-    return result
+            self._lease.check()
+            command = f"{self._stage} {self._output.name}"
+            store = store.publish(job.rows, shards.finished(), job.lineage, command, job.manifest)
+        dropped, seconds = int(store.document["dropped"]), time.monotonic() - self._began
+        message = "nothing to do, all rows were there" if finished else ""
+        self._tell("done", store.rows, store.rows, message, seconds=seconds)
+        return StoreResult(str(self._output), store.rows, written, dropped, seconds)
 
+    def _begin(self, job: Job) -> RowStore:
+        """Return the store to write, begun or fit to go on with; what can be refused is refused before any change."""
+        if self.existing is not None:
+            self.existing.require_settings(job.kind, job.settings)
+            _require_layout(self.existing, job)
+            self._output.sweep_partial()
+            return self.existing
+        job.require_memory(self._client)
+        self._output.sweep_partial()
+        if self._found is not None:
+            self._found.retract()
+        return RowStore.create(self._output, job.kind, job.layout, job.settings)
 
-def _begin(output: Location, store: RowStore | None, job: Job, overwrite: bool, client: "Client | None") -> RowStore:
-    """Return the store to write, begun or fit to go on with; what can be refused is refused before any change."""
-    if store is not None and not overwrite:
-        store.require_settings(job.kind, job.settings)
-        _require_layout(store, job)
-        output.sweep_partial()
-        return store
-    Plan(job, tuple(_wanted(job)), slots(client)).require_memory(client)
-    output.sweep_partial()
-    if store is not None:
-        store.retract()
-    return RowStore.create(output, job.kind, job.layout, job.settings)
+    def _write_shards(self, job: Job, shards: "_Shards") -> int:
+        """Write every shard that has no matching record; return the number of rows written."""
+        plan = Plan(job, shards.pending(), slots(self._client))
+        done = job.rows - plan.rows
+        self._tell("start", done, job.rows, str(plan))
+        if not plan.pending:
+            return 0
+        job.require_memory(self._client)
+        began, written = time.monotonic(), 0
+        regions = (_Region(self._output, job.layout, shards.of(spans)) for spans in plan.regions())
+        results = map_regions(_write_region, regions, client=self._client, threads=job.threads)
+        # closed at once, whatever ends the loop: nothing may be written after the lease is released
+        with contextlib.closing(results):
+            for rows in results:
+                written += rows
+                self._lease.require()
+                rate = written / max(time.monotonic() - began, 1e-9)
+                self._tell("progress", done + written, job.rows, rows_per_second=rate)
+        return written
+
+    def _tell(self, kind: EventKind, done: int, total: int, message: str = "", **values: float) -> None:
+        self._on_event(Event(self._stage, kind, done, total, message=message, values=values))
 
 
 def _require_layout(store: RowStore, job: Job) -> None:
@@ -147,50 +169,62 @@ def _names(layout: Layout) -> str:
     return ", ".join(f"{array.name} {array.shape} {array.dtype}" for array in layout.arrays)
 
 
-def _wanted(job: Job) -> list[tuple[Span, int]]:
-    """Return the spans that may have to be written, with the fingerprints they have to have."""
-    return [(span, job.fingerprint(span)) for span in itertools.islice(job.spans(), job.first_shard, None)]
+@dataclass(frozen=True)
+class _Shard:
+    span: Span
+    task: Task
+    fingerprint: int
 
 
-def _write_shards(
-    store: RowStore,
-    job: Job,
-    planned: Sequence[tuple[Span, int]],
-    lease: Lease,
-    stage: str,
-    client: "Client | None",
-    on_event: OnEvent,
-) -> int:
-    """Write every shard that has no matching record; return the number of rows written."""
-    plan = Plan(job, tuple(_pending(store, job, planned)), slots(client))
-    done = job.rows - plan.rows
-    on_event(Event(stage, "start", done, job.rows, message=str(plan)))
-    if not plan.pending:
-        return 0
-    plan.require_memory(client)
-    began, written = time.monotonic(), 0
-    regions = _regions(store, job, plan)
-    # closed at once, whatever ends the loop: nothing may be written after the lease is released
-    with contextlib.closing(map_regions(_write_region, regions, client=client, threads=job.threads)) as results:
-        for rows in results:
-            written += rows
-            lease.require()
-            rate = written / max(time.monotonic() - began, 1e-9)
-            on_event(Event(stage, "progress", done + written, job.rows, values={"rows_per_second": rate}))
-    return written
+class _Shards:
+    """The shards of a job. The task of each, with its fingerprint, is asked for once a run."""
 
+    def __init__(self, store: RowStore, job: Job) -> None:
+        self._store, self._job = store, job
+        self._fingerprints: dict[int, int] = {}
+        self._compared: dict[int, _Shard] = {}  # pending, though there is a record
 
-def _pending(store: RowStore, job: Job, planned: Sequence[tuple[Span, int]]) -> list[tuple[Span, int]]:
-    """Return the spans, with their fingerprints, that are not recorded yet."""
-    records = _records(store.ledger, range(job.layout.shards(job.rows)))
-    for shard, record in enumerate(records[: job.first_shard]):
-        _require_record(store, shard, record)
-    pending = []
-    for (span, fingerprint), record in zip(planned, records[job.first_shard :], strict=True):
-        if record is None or record.fingerprint != fingerprint:
-            pending.append((span, fingerprint))
-            _refuse_published(store, job, span, record)
-    return pending
+    def pending(self) -> tuple[Span, ...]:
+        """Return the spans whose shards are not recorded as they should be."""
+        records = self._records()
+        for shard, record in enumerate(records[: self._job.first_shard]):
+            _require_record(self._store, shard, record)
+        return tuple(span for span in self._job.spans() if self._is_pending(span, records[span.shard]))
+
+    def of(self, spans: tuple[Span, ...]) -> tuple[_Shard, ...]:
+        """Return what makes the shards of pending spans."""
+        return tuple(
+            self._compared.pop(span.shard) if span.shard in self._compared else self._shard(span) for span in spans
+        )
+
+    def finished(self) -> list[Record]:
+        """Return the records of all shards, each made from what this run was asked for."""
+        records = self._records()
+        for shard, record in enumerate(records):
+            if record is None or self._fingerprints.get(shard, record.fingerprint) != record.fingerprint:
+                raise StorageFailed(
+                    f"shard {shard} of {self._store.location} was changed by another writer while this run wrote it, "
+                    "perhaps by a worker of a driver that was killed. Nothing was published; run the same command again"
+                )
+        return [record for record in records if record is not None]
+
+    def _is_pending(self, span: Span, record: Record | None) -> bool:
+        """Compare a record with what it should be; without one, that need not be known yet."""
+        if record is not None:
+            shard = self._shard(span)
+            if record.fingerprint == shard.fingerprint:
+                return False
+            self._compared[span.shard] = shard
+        _refuse_published(self._store, self._job, span, record)
+        return True
+
+    def _shard(self, span: Span) -> _Shard:
+        task = self._job.task(span)
+        fingerprint = self._fingerprints[span.shard] = self._job.fingerprint(span, task)
+        return _Shard(span, task, fingerprint)
+
+    def _records(self) -> list[Record | None]:
+        return self._store.ledger.read_all(self._job.shards)
 
 
 def _refuse_published(store: RowStore, job: Job, span: Span, record: Record | None) -> None:
@@ -205,33 +239,22 @@ def _refuse_published(store: RowStore, job: Job, span: Span, record: Record | No
     )
 
 
-def _require_record(store: RowStore, shard: int, record: Record | None) -> Record:
+def _require_record(store: RowStore, shard: int, record: Record | None) -> None:
     if record is None:
         raise Corrupt(
             f"the record of shard {shard} is missing from {store.location}/ledger, or damaged, so nobody knows what "
             "its published rows are. Nothing was changed; restore it from a copy, or use --overwrite to make the "
             "store anew"
         )
-    return record
 
 
-def _finished(store: RowStore, job: Job, planned: Sequence[tuple[Span, int]]) -> list[Record]:
-    """Return the records of all shards, each made from what this run was asked for."""
-    records = _records(store.ledger, range(job.layout.shards(job.rows)))
-    expected = dict.fromkeys(range(job.first_shard)) | {span.shard: mark for span, mark in planned}
-    for shard, record in enumerate(records):
-        if record is None or expected[shard] not in (None, record.fingerprint):
-            raise StorageFailed(
-                f"shard {shard} of {store.location} was changed by another writer while this run wrote it, perhaps "
-                "by a worker of a driver that was killed. Nothing was published; run the same command again"
-            )
-    return [record for record in records if record is not None]
+@dataclass(frozen=True)
+class _Region:
+    """What one worker is sent: whole shards of every array of one output."""
 
-
-def _regions(store: RowStore, job: Job, plan: Plan) -> Iterator[_Region]:
-    for pending in plan.tasks():
-        shards = tuple(_Shard(span, mark, job.inputs(span)) for span, mark in pending)
-        yield _Region(store.location, job.layout, job.make, shards)
+    output: Location
+    layout: Layout
+    shards: tuple[_Shard, ...]
 
 
 def _write_region(region: _Region) -> int:
@@ -246,20 +269,16 @@ def _write_region(region: _Region) -> int:
 
 def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
     """Write one shard of every array and then its ledger row. The one place where rows reach the disk."""
-    made = region.make(shard.span, shard.inputs)
+    made = shard.task()
+    number, rows = shard.span.shard, len(shard.span)
     digests = []
     for array in region.layout.arrays:
         block = made.blocks[array.name]
-        if block.shape != (len(shard.span), *array.shape):
-            raise AssertionError(f"shard {shard.span.shard} of {array.name}: {block.shape} is not the whole shard")
+        if block.shape != (rows, *array.shape):
+            raise AssertionError(f"shard {number} of {array.name}: {block.shape} is not the whole shard")
         buffers = region.layout.encode(array.name, block)
-        (region.output / array.key(shard.span.shard)).write(*buffers)
+        (region.output / array.key(number)).write(*buffers)
         digests.append(Digest.of_shard(buffers))
     main = made.blocks[region.layout.arrays[0].name]
-    moments = made.moments or Moments.of(main.reshape(len(main), int(np.prod(main.shape[1:]))))
-    ledger.write(shard.span.shard, Record(shard.fingerprint, len(shard.span), made.dropped, tuple(digests)), moments)
-
-
-def _records(ledger: Ledger, shards: Iterable[int]) -> list[Record | None]:
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(ledger.read, shards))
+    moments = made.moments or Moments.of(main.reshape(rows, int(np.prod(main.shape[1:]))))
+    ledger.write(number, Record(shard.fingerprint, rows, made.dropped, tuple(digests)), moments)

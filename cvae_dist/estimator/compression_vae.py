@@ -17,8 +17,8 @@ from cvae_dist.errors import InvalidInput, TrainingDiverged
 from cvae_dist.estimator import lazy, reference
 from cvae_dist.estimator.exporting import Exporting
 from cvae_dist.estimator.generation import Generation
+from cvae_dist.estimator.inputs import checked_array, is_place, store_of
 from cvae_dist.estimator.pictures import Pictures
-from cvae_dist.estimator.rows import checked_array, is_place, store_of
 from cvae_dist.estimator.scoring import Scoring
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Moments, RowStore

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn.utils import check_array
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.estimator.rows import as_invalid_input, native
+from cvae_dist.estimator.inputs import as_invalid_input, native
 
 Function = Callable[[NDArray[Any]], NDArray[Any]]
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from cvae_dist.model import tiling
+from cvae_dist.model.draws import numbered_noise
 from cvae_dist.model.networks import inference
 from cvae_dist.model.vae import VAE
 
@@ -27,6 +28,24 @@ def log_likelihood(vae: VAE, rows: Rows, kind: Score, draws: Sequence[Floats]) -
     reconstruction, kl = elbo_terms(vae, rows, draws)
     loss = reconstruction + kl if kind == "elbo" else reconstruction
     return entropy(vae, rows) - loss - log_volume(vae)
+
+
+def numbered_scores(vae: VAE, rows: Rows, start: int, batch_size: int) -> dict[str, Floats]:
+    """Return what the verb ``score`` writes of rows (n, n_features), the first of which has the number ``start``.
+
+    ``score`` and ``negative_elbo``, each (n,), in nats, from one draw of the latent that depends on a row's number
+    alone; ``reconstruction_error``, (n,), of the decoded posterior mean, in the data's units squared.
+    """
+    noise = numbered_noise(start, start + len(rows), vae.dim_latent)
+    reconstruction, kl = vae.score_rows(rows, noise, batch_size)
+    error = np.empty(len(rows), np.float32)
+    for first in range(0, len(rows), batch_size):
+        part = slice(first, first + batch_size)
+        decoded = vae.decode_rows(vae.embed_rows(rows[part], batch_size), batch_size, np.float64)
+        error[part] = np.square(np.subtract(decoded, rows[part])).mean(axis=1)
+    loss = reconstruction + kl
+    score = entropy(vae, rows, batch_size) - loss - log_volume(vae)
+    return {"score": score.astype(np.float32), "negative_elbo": loss, "reconstruction_error": error}
 
 
 def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> tuple[Scores, Scores]:

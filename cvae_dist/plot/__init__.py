@@ -8,22 +8,17 @@ made without pyplot: no window, no global state, nothing to close.
 
 from cvae_dist.plot.diagnosis import diagnosis_bars
 from cvae_dist.plot.figure import write_figure
+from cvae_dist.plot.gallery import row_tiles
 from cvae_dist.plot.grid import latent_grid
 from cvae_dist.plot.latents import scatter_latents
 from cvae_dist.plot.loss import loss_curves
 from cvae_dist.plot.reconstructions import compare_rows
-from cvae_dist.plot.rows import row_tiles
-from cvae_dist.plot.verbs import plot_grid, plot_latents, plot_loss, plot_reconstructions
 
 __all__ = [
     "compare_rows",
     "diagnosis_bars",
     "latent_grid",
     "loss_curves",
-    "plot_grid",
-    "plot_latents",
-    "plot_loss",
-    "plot_reconstructions",
     "row_tiles",
     "scatter_latents",
     "write_figure",

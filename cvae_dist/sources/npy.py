@@ -4,125 +4,19 @@ import io
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput, SourceNotFound
+from cvae_dist.sources.npy_header import Header, read_header
+from cvae_dist.sources.pieces import Integers, Pieces
+from cvae_dist.sources.source import Listing, RowsPerFile, Schema
 from cvae_dist.store import Location
 
-RowsPerFile = Literal["auto", "one", "many"]
-Integers = npt.NDArray[np.int64]
-
-_HEADER_BYTES = 4096
 _NAMED = 5  # bad files named in one message
-
-
-class Header(NamedTuple):
-    """What the header of a ``.npy`` file says.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    dtype : numpy.dtype
-        As stored, possibly big-endian.
-    fortran : bool
-        Column-major order.
-    text : bytes
-        The header itself, up to the data.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-    text: bytes
-
-    @property
-    def offset(self) -> int:
-        """Bytes before the data."""
-        return len(self.text)
-
-    @property
-    def size(self) -> int:
-        """Bytes a whole file with this header has."""
-        return self.offset + self.dtype.itemsize * int(np.prod(self.shape, dtype=object))
-
-    @property
-    def plain(self) -> bool:
-        """Whether rows lie in the file just as they lie in memory."""
-        return self.dtype.isnative and (not self.fortran or len(self.shape) < 2)
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Runs of rows in files, in the order in which they are stored.
-
-    Attributes
-    ----------
-    path : numpy.ndarray of object (str)
-        Relative to the root of the tree.
-    first, rows : numpy.ndarray, int64
-        First row in the file, and number of rows.
-    size, modified : numpy.ndarray, int64
-        Bytes and modification time (ns since 1970) of the file.
-    """
-
-    path: npt.NDArray[np.object_]
-    first: Integers
-    rows: Integers
-    size: Integers
-    modified: Integers
-
-    def __len__(self) -> int:
-        return len(self.path)
-
-    def __getitem__(self, index: Any) -> "Pieces":
-        return Pieces(*(values[index] for values in self.arrays().values()))
-
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Return size and modification time by path."""
-        return {
-            path: (int(size), int(time)) for path, size, time in zip(self.path, self.size, self.modified, strict=True)
-        }
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @cached_property
-    def ends(self) -> Integers:
-        """Rows up to and including each piece: one sum over all pieces, however often they are cut."""
-        ends: Integers = np.cumsum(self.rows, dtype=np.int64)
-        return ends
-
-    @property
-    def total(self) -> int:
-        """Rows of all pieces together."""
-        return int(self.ends[-1]) if len(self) else 0
-
-    def between(self, start: int, stop: int) -> "Pieces":
-        """Return the pieces, cut at both ends, that make rows ``start:stop`` of all of them."""
-        lo = np.searchsorted(self.ends, start, side="right")
-        hi = np.searchsorted(self.ends, stop, side="left") + 1
-        part, stops = self[lo:hi], self.ends[lo:hi]
-        starts = stops - part.rows
-        skipped = np.maximum(start - starts, 0)
-        kept = np.minimum(stops, stop) - starts - skipped
-        whole = Pieces(part.path, part.first + skipped, kept, part.size, part.modified)
-        return whole[kept > 0] if (kept <= 0).any() else whole
-
-    def without(self, dropped: Integers) -> "Pieces":
-        """Return the pieces that remain when these rows, counted over all pieces, are left out."""
-        cuts = np.unique(np.concatenate([[0], self.ends, dropped, dropped + 1]))
-        starts, stops = cuts[:-1], cuts[1:]
-        keep = ~np.isin(starts, dropped)
-        starts, stops = starts[keep], stops[keep]
-        piece = np.searchsorted(self.ends, starts, side="right")
-        first = self.first[piece] + starts - (self.ends - self.rows)[piece]
-        return Pieces(self.path[piece], first, stops - starts, self.size[piece], self.modified[piece])
 
 
 @dataclass(frozen=True)
@@ -132,37 +26,22 @@ class NpyTree:
     Attributes
     ----------
     root : Location
-        A local directory.
-    item_shape : tuple of int
-        Shape of one item; a row is the item flattened.
-    dtype : numpy.dtype
-        Native byte order.
-    header : Header
-        Of the first file: the schema every other file has to follow.
-    one_per_file : bool
-        Each file is one item.
-    model : str
-        Path of the first file, relative to the root: the one every other file has to follow.
+        A local directory; walked recursively, hidden names left out.
+    rows_per_file : {"auto", "one", "many"}
+        ``one``: each file is one item of any shape. ``many``: the first axis of each file counts items.
+        ``auto``: a file with one axis is one vector, others hold many.
     """
 
     root: Location
-    item_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    header: Header
-    one_per_file: bool
-    model: str
+    rows_per_file: RowsPerFile
 
-    @classmethod
-    def scan(cls, root: Location, rows_per_file: RowsPerFile) -> "tuple[NpyTree, Pieces]":
-        """List the tree: names, sizes and headers; no rows are read.
+    @property
+    def url(self) -> str:
+        """Path of the directory."""
+        return str(self.root)
 
-        Parameters
-        ----------
-        root : Location
-            Directory; walked recursively, hidden names left out.
-        rows_per_file : {"auto", "one", "many"}
-            ``one``: each file is one item of any shape. ``many``: the first axis of each file counts items.
-            ``auto``: a file with one axis is one vector, others hold many.
+    def list(self) -> Listing:
+        """List the files: names, sizes and headers; no rows are read.
 
         Raises
         ------
@@ -171,38 +50,67 @@ class NpyTree:
         InvalidInput
             A file that is no array of numbers, is truncated, or differs from the first in shape or dtype.
         """
-        files = sorted(_walk(_local_directory(root)))
-        if not files:
-            raise SourceNotFound(f"there is no .npy file below {root}. Nothing was written; mend the path")
+        found = sorted(_walk(_local_directory(self.root)))
+        if not found:
+            raise SourceNotFound(f"there is no .npy file below {self.root}. Nothing was written; mend the path")
+        paths, sizes, times = (list(column) for column in zip(*found, strict=True))
+        files = self._files(paths[0])
+        _require_text(self.root.path, paths)
+        if files.schema.one_per_file:
+            expected = files.model.size
+            files.headers([path for path, size in zip(paths, sizes, strict=True) if size != expected])
+            rows = np.ones(len(paths), dtype=np.int64)
+        else:
+            rows = np.array([header.shape[0] for header in files.headers(paths)], dtype=np.int64)
+        starts = np.zeros(len(paths), dtype=np.int64)
+        names = np.array(paths, dtype=object)
+        pieces = Pieces(names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64))
+        return Listing(files.schema, pieces, files.read, self._note(files, rows))
+
+    def _files(self, first: str) -> "NpyFiles":
+        """Return what reads the files, all of which have to be like the first one."""
         try:
-            first = read_header(os.path.join(root.path, files[0][0]))
+            header = read_header(os.path.join(self.root.path, first))
         except InvalidInput as error:
             raise InvalidInput(f"{error}. {_KEPT}") from None
-        one = rows_per_file == "one" or (rows_per_file == "auto" and len(first.shape) == 1)
-        item_shape = first.shape if one else first.shape[1:]
-        if not one and not item_shape:
-            item_shape = (1,)
+        one = self.rows_per_file == "one" or (self.rows_per_file == "auto" and len(header.shape) == 1)
+        item_shape = header.shape if one else header.shape[1:] or (1,)
         if 0 in item_shape:
             raise InvalidInput(
-                f"{root}/{files[0][0]} has shape {first.shape}: items without values cannot be used. {_KEPT}"
+                f"{self.root}/{first} has shape {header.shape}: items without values cannot be used. {_KEPT}"
             )
-        tree = cls(root, item_shape, first.dtype.newbyteorder("="), first, one, files[0][0])
-        paths, sizes, times = (list(column) for column in zip(*files, strict=True))
-        _require_text(root.path, paths)
-        if one:
-            expected = first.size
-            tree._headers([path for path, size in zip(paths, sizes, strict=True) if size != expected])
-            rows = np.ones(len(files), dtype=np.int64)
-        else:
-            rows = np.array([header.shape[0] for header in tree._headers(paths)], dtype=np.int64)
-        starts = np.zeros(len(files), dtype=np.int64)
-        names = np.array(paths, dtype=object)
-        return tree, Pieces(names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64))
+        return NpyFiles(self.root.path, Schema(item_shape, header.dtype.newbyteorder("="), one), header, first)
 
-    @property
-    def n_features(self) -> int:
-        """Values of one item."""
-        return int(np.prod(self.item_shape))
+    def _note(self, files: "NpyFiles", rows: Integers) -> str:
+        """Say what the shapes were taken to mean: a tree of images looks like a tree of matrices."""
+        guessed = self.rows_per_file == "auto" and not files.schema.one_per_file and len(rows) > 1
+        if not guessed or (rows != rows[0]).any():
+            return ""
+        return (
+            f"each of {len(rows):,} files of shape {files.model.shape} is read as {int(rows[0]):,} rows; "
+            "if each is one item, say --rows-per-file one"
+        )
+
+
+@dataclass(frozen=True)
+class NpyFiles:
+    """Reads files that were listed; small, as it travels with every task.
+
+    Attributes
+    ----------
+    root : str
+        The directory.
+    schema : Schema
+    model : Header
+        That of the first file, which every other has to follow.
+    first : str
+        Path of that file, relative to the root.
+    """
+
+    root: str
+    schema: Schema
+    model: Header
+    first: str
 
     def read(self, pieces: Pieces, out: npt.NDArray[Any]) -> None:
         """Read the rows of ``pieces`` into ``out``, shape (n_rows, n_features).
@@ -212,7 +120,7 @@ class NpyTree:
         InvalidInput
             A file is missing, truncated, too long, of another shape or dtype, or no array at all.
         """
-        if self.one_per_file and self.header.plain:
+        if self.schema.one_per_file and self.model.plain:
             self._read_items(pieces, out)
         else:
             start = 0
@@ -223,12 +131,11 @@ class NpyTree:
 
     def _read_items(self, pieces: Pieces, out: npt.NDArray[Any]) -> None:
         """Read one item per file with three system calls each: header, row and end of file in one ``preadv``."""
-        expected = self.header.text
-        header, beyond = bytearray(self.header.offset), bytearray(1)
-        size = self.header.size
+        expected, size = self.model.text, self.model.size
+        header, beyond = bytearray(self.model.offset), bytearray(1)
         rows = out.data.cast("B") if out.size else memoryview(b"")
         width = out.shape[1] * out.itemsize
-        root = self.root.path + "/"
+        root = self.root + "/"
         for number, path in enumerate(pieces.path):
             start = number * width
             try:
@@ -248,17 +155,17 @@ class NpyTree:
             header = self._header(path)
         except InvalidInput as error:
             raise InvalidInput(f"{error}. {_KEPT}") from None
-        full = os.path.join(self.root.path, path)
+        full = os.path.join(self.root, path)
         if header.plain:
             with open(full, "rb", buffering=0) as file:
                 file.seek(header.offset + first * out.shape[1] * out.itemsize)
                 _read_fully(file, out)
         else:
             array = np.load(full, mmap_mode="r", allow_pickle=False)
-            items = array[None] if self.one_per_file else array[first : first + len(out)]
+            items = array[None] if self.schema.one_per_file else array[first : first + len(out)]
             out[:] = items.reshape(len(out), -1)
 
-    def _headers(self, paths: Sequence[str]) -> list[Header]:
+    def headers(self, paths: Sequence[str]) -> list[Header]:
         """Return the headers of files, or refuse all unusable ones in one message."""
         headers, problems = [], []
         for path in paths:
@@ -274,80 +181,21 @@ class NpyTree:
 
     def _header(self, path: str) -> Header:
         """Return the header of a file that follows the schema."""
-        full = os.path.join(self.root.path, path)
-        header = read_header(full)
-        shape = header.shape if self.one_per_file else header.shape[1:] or (1,)
-        if shape != self.item_shape:
+        full = os.path.join(self.root, path)
+        header, schema = read_header(full), self.schema
+        shape = header.shape if schema.one_per_file else header.shape[1:] or (1,)
+        if shape != schema.item_shape:
             raise InvalidInput(
-                f"{full} has items of shape {shape}, the first file, {self.model}, has {self.item_shape}"
+                f"{full} has items of shape {shape}, the first file, {self.first}, has {schema.item_shape}"
             )
-        if header.dtype.newbyteorder("=") != self.dtype:
-            raise InvalidInput(f"{full} has dtype {header.dtype}, the first file, {self.model}, has {self.dtype}")
+        if header.dtype.newbyteorder("=") != schema.dtype:
+            raise InvalidInput(f"{full} has dtype {header.dtype}, the first file, {self.first}, has {schema.dtype}")
         return header
 
 
 _KEPT = (
     "Nothing of it was used and rows recorded before are kept; mend or remove the file and run the same command again"
 )
-
-
-def read_header(path: str) -> Header:
-    """Read and check the header of one file.
-
-    Raises
-    ------
-    InvalidInput
-        It is not a whole ``.npy`` file of real numbers.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(_HEADER_BYTES)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
-    if not head.startswith(b"\x93NUMPY"):
-        what = "is empty" if not size else "is not a .npy file"
-        raise InvalidInput(f"{path} {what} (it starts with {head[:8]!r})")
-    header = _parse_header(path, head)
-    if header.size != size:
-        how = "truncated" if size < header.size else "longer than its header says"
-        raise InvalidInput(f"{path} is {how}: {size:,} bytes, {header.size:,} expected for shape {header.shape}")
-    return header
-
-
-def _parse_header(path: str, head: bytes) -> Header:
-    start = 10 if head[6:7] == b"\x01" else 12
-    length = int.from_bytes(head[8:start], "little")
-    return (
-        _parse_text(path, head[: start + length]) if start + length <= len(head) else _refuse_header(path, "too long")
-    )
-
-
-def _refuse_header(path: str, why: str) -> Header:
-    raise InvalidInput(f"{path} has an unusable .npy header ({why})")
-
-
-@lru_cache(maxsize=64)
-def _parse_cached(head: bytes) -> Header:
-    stream = io.BytesIO(head)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    return Header(shape, dtype, fortran, head)
-
-
-def _parse_text(path: str, head: bytes) -> Header:
-    try:
-        header = _parse_cached(head)
-    except Exception as error:  # NumPy's parser lets several kinds of error through when the text is garbage
-        return _refuse_header(path, (str(error).splitlines() or [type(error).__name__])[0])
-    if header.dtype.hasobject:
-        raise InvalidInput(f"{path} holds pickled Python objects, which are never loaded: they could run code")
-    if header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
-        raise InvalidInput(f"{path} has dtype {header.dtype}; float16, float32, float64 and integers are accepted")
-    if not header.shape or any(n < 0 for n in header.shape):
-        raise InvalidInput(f"{path} has shape {header.shape}, which holds no rows")
-    return header
 
 
 def _local_directory(root: Location) -> str:

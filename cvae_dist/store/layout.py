@@ -68,7 +68,7 @@ class ArrayLayout:
 
     def key(self, shard: int) -> str:
         """Return the object key of a shard inside the group."""
-        return f"{self.name}/c/{shard}" + "/0" * len(self.shape)
+        return f"{self.name}/{shard_key(shard, 1 + len(self.shape))}"
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,11 @@ class Layout:
                 rows = np.concatenate([rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)])
             raw = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             yield compress(raw) if compress else raw
+
+
+def shard_key(shard: int, ndim: int) -> str:
+    """Return the key, inside an array of ``ndim`` dimensions, of the object that holds a shard of whole rows."""
+    return f"c/{shard}" + "/0" * (ndim - 1)
 
 
 def _checked(payload: memoryview, checksum: memoryview, what: str) -> list[Buffer]:

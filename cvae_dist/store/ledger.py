@@ -5,6 +5,7 @@ Two Zarr arrays in the subgroup ``ledger``, one chunk per shard: ``moments`` and
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from cvae_dist.errors import Corrupt
-from cvae_dist.store.layout import Layout, Objects
+from cvae_dist.store.layout import Layout, Objects, shard_key
 from cvae_dist.store.moments import Moments
 from cvae_dist.store.urls import Buffer, Location
 
+_READERS = 16  # threads
 _STATISTICS = ("mean", "m2", "minimum", "maximum")
 
 
@@ -113,6 +115,11 @@ class Ledger:
             return None
         return Record.from_array(row) if len(row) == len(self._fields) else None
 
+    def read_all(self, shards: int) -> list[Record | None]:
+        """Return the records of the first ``shards`` shards, many read at a time; see :meth:`read`."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(self.read, range(shards)))
+
     def read_moments(self, shard: int, record: Record) -> Moments:
         """Return the moments of a recorded shard.
 
@@ -156,10 +163,10 @@ class Ledger:
                 (self._group / key).write(value.to_bytes())
 
     def _record(self, shard: int) -> Location:
-        return self._group / f"ledger/record/c/{shard}/0"
+        return self._group / "ledger/record" / shard_key(shard, 2)
 
     def _moments(self, shard: int) -> Location:
-        return self._group / f"ledger/moments/c/{shard}/0/0"
+        return self._group / "ledger/moments" / shard_key(shard, 3)
 
 
 def _create(

@@ -1,4 +1,4 @@
-"""Rows of one array, fast: any row ranges straight into the caller's memory.
+"""RowNumbers of one array, fast: any row ranges straight into the caller's memory.
 
 Plain shards on a mounted file system are read with ``preadv`` into the caller's rows, skipping the
 checksums between the chunks, so that a block of a few rows costs one system call. Compressed shards and
@@ -18,15 +18,13 @@ from typing import Any, Protocol, Self
 
 import crc32c
 import numpy as np
-import numpy.typing as npt
 from numcodecs import zstd
 
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
-from cvae_dist.store.layout import Block
-from cvae_dist.store.rows import RowStore
+from cvae_dist.store.layout import Block, shard_key
+from cvae_dist.store.ranges import RowNumbers, enumerate_runs
+from cvae_dist.store.row_store import RowStore
 from cvae_dist.store.urls import Location
-
-Rows = npt.NDArray[np.int64]
 
 _CHECKSUM_BYTES = 4
 _OPEN_SHARDS = 128  # file descriptors kept per reader
@@ -39,7 +37,7 @@ _ADVISE: Callable[[int, int, int, int], None] | None = getattr(os, "posix_fadvis
 
 
 class Reader(Protocol):
-    """Rows that can be read by ranges."""
+    """RowNumbers that can be read by ranges."""
 
     @property
     def n_rows(self) -> int:
@@ -55,14 +53,14 @@ class Reader(Protocol):
 
     @property
     def block_rows_hint(self) -> int:
-        """Rows that are cheap to read together: 1, or a chunk that can only be read whole."""
+        """RowNumbers that are cheap to read together: 1, or a chunk that can only be read whole."""
 
-    def read_into(self, out: Block, starts: Rows, counts: Rows, verify: bool = False) -> None:
+    def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``, one after the other."""
 
 
 class ArrayRows:
-    """Rows of an array in memory, with the members of :class:`RowReader`.
+    """RowNumbers of an array in memory, with the members of :class:`RowReader`.
 
     Parameters
     ----------
@@ -78,10 +76,10 @@ class ArrayRows:
         self.n_rows, self.n_features = array.shape
         self.dtype = array.dtype
 
-    def read_into(self, out: Block, starts: Rows, counts: Rows, verify: bool = False) -> None:
+    def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``; see :meth:`RowReader.read_into`."""
         _check_request(self, out, starts, counts)
-        source, number = _enumerate_runs(counts)
+        source, number = enumerate_runs(counts)
         np.take(self.array, starts[source] + number, axis=0, out=out, mode="clip")
 
 
@@ -147,11 +145,11 @@ class ShardedArray:
 
     def shard(self, number: int) -> Location:
         """Return where a shard lies."""
-        return self.location / (f"c/{number}" + "/0" * len(self.shape))
+        return self.location / shard_key(number, 1 + len(self.shape))
 
 
 class RowReader:
-    """Rows of one array of a store.
+    """RowNumbers of one array of a store.
 
     Safe to use from several threads. Keeps some files open, and some megabytes of chunks that were read in
     part.
@@ -181,7 +179,7 @@ class RowReader:
         shards = _LocalShards(array) if array.location.is_local else _RemoteShards(array)
         self._fill = _DirectRows(array, shards).fill if direct else _ChunkRows(array, shards).fill
 
-    def read_into(self, out: Block, starts: Rows, counts: Rows, verify: bool = False) -> None:
+    def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``, one after the other, in the given order.
 
         Parameters
@@ -205,7 +203,7 @@ class RowReader:
         """
         _check_request(self, out, starts, counts)
         if out.size:
-            self._fill(_Pieces.of(starts, counts, self._array.rows_per_chunk), out.data.cast("B"), verify)
+            self._fill(_Extents.of(starts, counts, self._array.rows_per_chunk), out.data.cast("B"), verify)
 
     def read(self, start: int, stop: int) -> Block:
         """Return rows ``start:stop`` in a new array, checked against CRC32C; see :meth:`read_into`."""
@@ -215,18 +213,18 @@ class RowReader:
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class _Extents:
     """Row ranges cut at the edges of chunks, sorted by row; ``target`` is the row of the output."""
 
-    row: Rows
-    count: Rows
-    target: Rows
+    row: RowNumbers
+    count: RowNumbers
+    target: RowNumbers
 
     @classmethod
-    def of(cls, starts: Rows, counts: Rows, rows_per_chunk: int) -> Self:
+    def of(cls, starts: RowNumbers, counts: RowNumbers, rows_per_chunk: int) -> Self:
         ends = starts + counts
         chunks = np.where(counts > 0, (ends - 1) // rows_per_chunk - starts // rows_per_chunk + 1, 0)
-        source, number = _enumerate_runs(chunks)
+        source, number = enumerate_runs(chunks)
         edge = (starts[source] // rows_per_chunk + number) * rows_per_chunk
         row = np.maximum(edge, starts[source])
         count = np.minimum(edge + rows_per_chunk, ends[source]) - row
@@ -234,10 +232,10 @@ class _Pieces:
         order = np.argsort(row, kind="stable")
         return cls(row[order], count[order], target[order])
 
-    def __getitem__(self, part: Any) -> "_Pieces":
-        return _Pieces(self.row[part], self.count[part], self.target[part])
+    def __getitem__(self, part: Any) -> "_Extents":
+        return _Extents(self.row[part], self.count[part], self.target[part])
 
-    def by(self, rows_per_part: int) -> Iterator[tuple[int, "_Pieces"]]:
+    def by(self, rows_per_part: int) -> Iterator[tuple[int, "_Extents"]]:
         """Yield the number and the pieces of every part (shard) that is touched."""
         part = self.row // rows_per_part
         edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
@@ -245,7 +243,7 @@ class _Pieces:
             yield int(part[first]), self[first:end]
 
 
-class _Shard:
+class _OpenShard:
     """The index of one shard, and its open file where it is local: closed when the last user lets go."""
 
     def __init__(self, location: Location, index: bytes, array: ShardedArray, descriptor: int = -1) -> None:
@@ -266,10 +264,10 @@ class _Shards(ABC):
 
     def __init__(self, array: ShardedArray) -> None:
         self.array = array
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, numbers: Sequence[int]) -> list[_Shard]:
+    def get(self, numbers: Sequence[int]) -> list[_OpenShard]:
         """Return shards, opening those that are not open."""
         with self._lock:
             missing = [number for number in numbers if number not in self._shards]
@@ -283,19 +281,19 @@ class _Shards(ABC):
         return found
 
     @abstractmethod
-    def _open(self, numbers: Sequence[int]) -> list[_Shard]:
+    def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         """Open shards and read their indices."""
 
     @abstractmethod
-    def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
+    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
         """Return bytes of shards: (shard, offset, size) each."""
 
 
 class _LocalShards(_Shards):
-    def _open(self, numbers: Sequence[int]) -> list[_Shard]:
+    def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         return [self._open_one(self.array.shard(number)) for number in numbers]
 
-    def _open_one(self, location: Location) -> _Shard:
+    def _open_one(self, location: Location) -> _OpenShard:
         try:
             descriptor = os.open(location.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -308,21 +306,21 @@ class _LocalShards(_Shards):
         except OSError as error:
             os.close(descriptor)
             raise _storage_failed(location, error) from error
-        return _Shard(location, index, self.array, descriptor)
+        return _OpenShard(location, index, self.array, descriptor)
 
-    def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
+    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
         for shard, offset, size in ranges:
             _advise(shard, offset, size)
         return [os.pread(shard.descriptor, size, offset) for shard, offset, size in ranges]
 
 
 class _RemoteShards(_Shards):
-    def _open(self, numbers: Sequence[int]) -> list[_Shard]:
+    def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         locations = [self.array.shard(number) for number in numbers]
         indices = self._cat(locations, [-self.array.index_bytes] * len(locations), [None] * len(locations))
-        return [_Shard(at, index, self.array) for at, index in zip(locations, indices, strict=True)]
+        return [_OpenShard(at, index, self.array) for at, index in zip(locations, indices, strict=True)]
 
-    def fetch(self, ranges: Sequence[tuple[_Shard, int, int]]) -> list[bytes]:
+    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
         starts = [offset for _, offset, _ in ranges]
         return self._cat([shard.location for shard, _, _ in ranges], starts, [o + size for _, o, size in ranges])
 
@@ -344,7 +342,7 @@ class _DirectRows:
     def __init__(self, array: ShardedArray, shards: _Shards) -> None:
         self._array, self._shards = array, shards
 
-    def fill(self, pieces: _Pieces, view: memoryview, verify: bool) -> None:
+    def fill(self, pieces: _Extents, view: memoryview, verify: bool) -> None:
         groups = list(pieces.by(self._array.rows_per_shard))
         for first in range(0, len(groups), _SHARDS_AT_ONCE):
             batch = groups[first : first + _SHARDS_AT_ONCE]
@@ -372,14 +370,14 @@ class _Reads:
     """What to read from one shard: pieces, their byte ranges, and which of them follow each other."""
 
     array: ShardedArray
-    shard: _Shard
-    chunk: Rows
-    offset: Rows
-    begin: Rows
-    end: Rows
+    shard: _OpenShard
+    chunk: RowNumbers
+    offset: RowNumbers
+    begin: RowNumbers
+    end: RowNumbers
 
     @classmethod
-    def of(cls, array: ShardedArray, shard: _Shard, pieces: _Pieces) -> Self:
+    def of(cls, array: ShardedArray, shard: _OpenShard, pieces: _Extents) -> Self:
         chunk = pieces.row % array.rows_per_shard // array.rows_per_chunk
         if (shard.size[chunk] != array.chunk_bytes + _CHECKSUM_BYTES).any():
             raise Corrupt(_corrupt(shard.location, "chunks are missing or of the wrong size"))
@@ -449,13 +447,13 @@ class _ChunkRows:
         self._decoded: OrderedDict[int, Block] = OrderedDict()
         self._lock = threading.Lock()
 
-    def fill(self, pieces: _Pieces, view: memoryview, verify: bool) -> None:
+    def fill(self, pieces: _Extents, view: memoryview, verify: bool) -> None:
         chunks = list(pieces.by(self._array.rows_per_chunk))
         at_once = max(1, _FETCHED_BYTES // self._array.chunk_bytes)
         for first in range(0, len(chunks), at_once):
             self._fill_chunks(chunks[first : first + at_once], view)
 
-    def _fill_chunks(self, chunks: list[tuple[int, _Pieces]], view: memoryview) -> None:
+    def _fill_chunks(self, chunks: list[tuple[int, _Extents]], view: memoryview) -> None:
         per_shard = self._array.rows_per_shard // self._array.rows_per_chunk
         with self._lock:
             kept = {number: self._decoded[number] for number, _ in chunks if number in self._decoded}
@@ -474,18 +472,18 @@ class _ChunkRows:
                 block = kept[number] if number in kept else self._keep(number, *encoded[number])
                 self._copy(block, pieces, view)
 
-    def _range(self, shard: _Shard, chunk: int) -> tuple[_Shard, int, int]:
+    def _range(self, shard: _OpenShard, chunk: int) -> tuple[_OpenShard, int, int]:
         if shard.offset[chunk] < 0:
             raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is missing"))
         return shard, int(shard.offset[chunk]), int(shard.size[chunk])
 
-    def _fetch(self, ranges: list[tuple[_Shard, int, int]]) -> list[bytes]:
+    def _fetch(self, ranges: list[tuple[_OpenShard, int, int]]) -> list[bytes]:
         try:
             return self._shards.fetch(ranges)
         except OSError as error:
             raise _storage_failed(self._array.location, error) from error
 
-    def _keep(self, number: int, where: tuple[_Shard, int, int], data: bytes) -> Block:
+    def _keep(self, number: int, where: tuple[_OpenShard, int, int], data: bytes) -> Block:
         block = np.empty(self._array.chunk_bytes, np.uint8)
         self._decode(where[0], number, data, block.data)
         with self._lock:
@@ -494,7 +492,7 @@ class _ChunkRows:
                 self._decoded.popitem(last=False)
         return block
 
-    def _decode(self, shard: _Shard, number: int, data: bytes, out: memoryview) -> None:
+    def _decode(self, shard: _OpenShard, number: int, data: bytes, out: memoryview) -> None:
         payload, checksum = memoryview(data)[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         if not _matches(checksum, payload):
             chunk = number % (self._array.rows_per_shard // self._array.rows_per_chunk)
@@ -504,7 +502,7 @@ class _ChunkRows:
         else:
             out[:] = payload
 
-    def _copy(self, block: Block, pieces: _Pieces, view: memoryview) -> None:
+    def _copy(self, block: Block, pieces: _Extents, view: memoryview) -> None:
         row_bytes = self._array.row_bytes
         columns = (
             (pieces.row % self._array.rows_per_chunk).tolist(),
@@ -516,7 +514,7 @@ class _ChunkRows:
             view[target * row_bytes : (target + count) * row_bytes] = data
 
 
-def _check_request(reader: Reader, out: Block, starts: Rows, counts: Rows) -> None:
+def _check_request(reader: Reader, out: Block, starts: RowNumbers, counts: RowNumbers) -> None:
     if len(starts) and (starts.min() < 0 or counts.min() < 0 or (starts + counts).max() > reader.n_rows):
         wrong = int(np.flatnonzero((starts < 0) | (counts < 0) | (starts + counts > reader.n_rows))[0])
         raise InvalidInput(
@@ -530,18 +528,12 @@ def _check_request(reader: Reader, out: Block, starts: Rows, counts: Rows) -> No
         )
 
 
-def _enumerate_runs(lengths: Rows) -> tuple[Rows, Rows]:
-    """Return run number and place in the run for every element of consecutive runs."""
-    run = np.repeat(np.arange(len(lengths)), lengths)
-    return run, np.arange(len(run)) - (np.cumsum(lengths) - lengths)[run]
-
-
-def _advise(shard: _Shard, offset: int, size: int) -> None:
+def _advise(shard: _OpenShard, offset: int, size: int) -> None:
     if _ADVISE is not None:
         _ADVISE(shard.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
 
-def _read_fully(shard: _Shard, buffers: list[memoryview], offset: int) -> None:
+def _read_fully(shard: _OpenShard, buffers: list[memoryview], offset: int) -> None:
     """Fill all buffers; ``preadv`` may stop short."""
     buffers = [buffer for buffer in buffers if len(buffer)]
     while buffers:

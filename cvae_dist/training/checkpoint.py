@@ -1,6 +1,5 @@
 """Checkpoints of a training: immutable files, and a small pointer that is moved last."""
 
-import hashlib
 import io
 import json
 import logging
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from cvae_dist.errors import Corrupt
+from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.store.urls import Location
 
 _POINTER = "LATEST.json"
@@ -45,7 +45,7 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Store ``state`` as the newest checkpoint and forget all but the last two."""
         data = _to_bytes(state)
-        entry = Entry(f"step{step:06d}-{_digest(data)}.pt", _digest(data), len(data))
+        entry = Entry(f"step{step:06d}-{digest_bytes(data)}.pt", digest_bytes(data), len(data))
         older = [known for known in self._entries() if known.file != entry.file]
         kept = [entry, *older][:_KEPT]
         (self._place / entry.file).write(data)
@@ -122,14 +122,10 @@ class Checkpoints:
             data = (self._place / entry.file).read()
         except FileNotFoundError:
             return None
-        return data if len(data) == entry.size and _digest(data) == entry.digest else None
+        return data if len(data) == entry.size and digest_bytes(data) == entry.digest else None
 
 
 def _to_bytes(state: Mapping[str, Any]) -> bytes:
     file = io.BytesIO()
     torch.save(dict(state), file)
     return file.getvalue()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

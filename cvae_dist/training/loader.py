@@ -12,8 +12,9 @@ import numpy as np
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.layout import Block
+from cvae_dist.store.ranges import RowNumbers, expand_ranges
 from cvae_dist.store.reader import ArrayRows, Reader
-from cvae_dist.training.sampler import INDEX_BYTES, NO_ROWS, EpochOrder, Rows, Sampler, expand_ranges, fits
+from cvae_dist.training.sampler import INDEX_BYTES, NO_ROWS, EpochOrder, Sampler, fits
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -29,17 +30,17 @@ class Batch:
     Attributes
     ----------
     x : numpy.ndarray, shape (n, n_features)
-        Rows as stored; a view of a reused buffer, valid until the next batch is asked for.
+        RowNumbers as stored; a view of a reused buffer, valid until the next batch is asked for.
     positions : numpy.ndarray, shape (n,), int64
         Where these rows stand inside the global batch.
     n_global : int
-        Rows of the step over all ranks.
+        RowNumbers of the step over all ranks.
     epoch, step : int
         Position of the batch; the position to go on from is that of the next one.
     """
 
     x: Block
-    positions: Rows
+    positions: RowNumbers
     n_global: int
     epoch: int
     step: int
@@ -57,7 +58,7 @@ class Loader:
     sampler : Sampler
         Which rows come next.
     excluded : numpy.ndarray, int64, ascending
-        Rows of the store that are not trained on.
+        RowNumbers of the store that are not trained on.
     rank, world : int
         Which part of every step to load.
     buffer_bytes : int
@@ -74,7 +75,7 @@ class Loader:
         reader: Reader,
         sampler: Sampler,
         *,
-        excluded: Rows = NO_ROWS,
+        excluded: RowNumbers = NO_ROWS,
         rank: int = 0,
         world: int = 1,
         buffer_bytes: int = BUFFER_BYTES,
@@ -174,7 +175,7 @@ class Loader:
         return before(end, self._rank, self._world) - before(first, self._rank, self._world)
 
 
-def read_rows(reader: Reader, rows: Rows) -> Block:
+def read_rows(reader: Reader, rows: RowNumbers) -> Block:
     """Return single rows, in the given order (ascending is fastest).
 
     Returns
@@ -212,7 +213,7 @@ class _Slot:
 class _Windows:
     """Fills slots with windows, either from storage or from rows that are held in memory."""
 
-    def __init__(self, reader: Reader, excluded: Rows, resident: bool, rank: int, world: int) -> None:
+    def __init__(self, reader: Reader, excluded: RowNumbers, resident: bool, rank: int, world: int) -> None:
         self._reader, self._excluded, self._part = reader, excluded, (rank, world)
         self._resident = resident
         self._is_read = isinstance(reader, ArrayRows)
@@ -243,7 +244,7 @@ class _Windows:
             return self._reader.array
         return np.empty((rows, self._reader.n_features), self._reader.dtype)
 
-    def _read(self, out: Block, starts: Rows, counts: Rows, stopped: Callable[[], bool]) -> None:
+    def _read(self, out: Block, starts: RowNumbers, counts: RowNumbers, stopped: Callable[[], bool]) -> None:
         done = 0
         for first in range(0, len(starts), _RANGES_AT_ONCE):
             if stopped():
@@ -323,7 +324,7 @@ class _Prefetcher:
             self._ready.put(error)
 
 
-def _check(reader: Reader, sampler: Sampler, excluded: Rows) -> None:
+def _check(reader: Reader, sampler: Sampler, excluded: RowNumbers) -> None:
     if excluded.size and (np.any(np.diff(excluded) < 1) or excluded[0] < 0 or excluded[-1] >= reader.n_rows):
         raise InvalidInput(f"the {len(excluded)} excluded rows must be ascending, distinct and below {reader.n_rows}")
     if sampler.rows + len(excluded) != reader.n_rows:

@@ -13,12 +13,13 @@ import torch
 
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, SettingsChanged, TrainingDiverged
-from cvae_dist.events import Event, Kind, OnEvent, ignore
+from cvae_dist.events import Event, EventKind, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Lease, Location, Moments, RowStore
 from cvae_dist.store.lineage import versions, without_credentials
+from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader, RowReader
 from cvae_dist.store.urls import StorageOptions
 from cvae_dist.training.checkpoint import Checkpoints
@@ -27,7 +28,7 @@ from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.loader import Batch, Loader, read_rows
 from cvae_dist.training.multistart import MAX_LANDMARKS, choose_start, is_worthwhile
 from cvae_dist.training.precision import Decision, choose_precision
-from cvae_dist.training.sampler import NO_ROWS, Rows, Sampler, plan_sampler, validation_rows
+from cvae_dist.training.sampler import NO_ROWS, Sampler, plan_sampler, validation_rows
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation, affordable_count
 
@@ -474,7 +475,7 @@ class _Run:
         }
         self._tell("progress", values=_known(figures))
 
-    def _tell(self, kind: Kind, message: str = "", values: Mapping[str, float | int | str] | None = None) -> None:
+    def _tell(self, kind: EventKind, message: str = "", values: Mapping[str, float | int | str] | None = None) -> None:
         trainer = self._trainer
         self._on_event(Event(_STAGE, kind, trainer.step, trainer.num_steps, "steps", message, values or {}))
 
@@ -512,7 +513,7 @@ def _decide(data: _Data, config: TrainConfig) -> tuple[TrainConfig, tuple[str, .
 
 
 def _start(
-    data: _Data, config: TrainConfig, vae: VAE, validation: Validation, excluded: Rows, earlier: Trained | None
+    data: _Data, config: TrainConfig, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Trained | None
 ) -> str:
     """Give ``vae`` a better start than random weights where that pays, and say which; empty where it does not."""
     if earlier:
@@ -548,7 +549,7 @@ def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str,
         )
 
 
-def _validation(data: _Data, config: TrainConfig) -> tuple[Validation, Rows]:
+def _validation(data: _Data, config: TrainConfig) -> tuple[Validation, RowNumbers]:
     """Return what validates, and which of the rows it takes away from training."""
     if data.validation is not None:
         chosen = _chosen(data.validation, MAX_VALIDATION_ROWS, config.seed)
@@ -557,7 +558,7 @@ def _validation(data: _Data, config: TrainConfig) -> tuple[Validation, Rows]:
     return Validation.read(data.reader, chosen, config.dim_latent, config.seed), chosen
 
 
-def _chosen(reader: Reader, count: int, seed: int) -> Rows:
+def _chosen(reader: Reader, count: int, seed: int) -> RowNumbers:
     """Choose ``count`` rows, or as many as there are and may be held in memory."""
     return validation_rows(reader.n_rows, affordable_count(min(count, reader.n_rows), reader), seed)
 

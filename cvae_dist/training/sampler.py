@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.store.ranges import RowNumbers, enumerate_runs, split_ranges
 
-Rows = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+NO_ROWS: RowNumbers = np.empty(0, dtype=np.int64)
 NO_ROWS.flags.writeable = False
 INDEX_BYTES = 8  # a buffered row costs its bytes and one index
 
@@ -56,11 +56,11 @@ class Permutation:
     size: int
     key: int
 
-    def __call__(self, values: Rows) -> Rows:
+    def __call__(self, values: RowNumbers) -> RowNumbers:
         """Return where each of ``values`` (int64, inside ``range(size)``) goes."""
         return self._walk(values, self._encrypt)
 
-    def inverse(self, values: Rows) -> Rows:
+    def inverse(self, values: RowNumbers) -> RowNumbers:
         """Return what goes to each of ``values``."""
         return self._walk(values, self._decrypt)
 
@@ -73,7 +73,7 @@ class Permutation:
     def _keys(self) -> tuple[np.uint64, ...]:
         return tuple(np.uint64(derive_key(self.key, number)) for number in range(_ROUNDS))
 
-    def _walk(self, values: Rows, step: Callable[[Words], Words]) -> Rows:
+    def _walk(self, values: RowNumbers, step: Callable[[Words], Words]) -> RowNumbers:
         result = step(values.astype(np.uint64))
         outside = np.flatnonzero(result >= np.uint64(self.size))
         while outside.size:
@@ -114,7 +114,7 @@ class Sampler:
     rows : int
         Training rows; each comes exactly once per epoch.
     batch_size : int
-        Rows of a step over all ranks; only the last step of an epoch is shorter.
+        RowNumbers of a step over all ranks; only the last step of an epoch is shorter.
     seed : int
         Seed of the order.
     lanes : int
@@ -122,7 +122,7 @@ class Sampler:
     block_rows : int
         Neighbouring rows that are read together.
     window_rows : int
-        Rows of one lane that are shuffled together.
+        RowNumbers of one lane that are shuffled together.
     """
 
     rows: int
@@ -154,7 +154,7 @@ class Sampler:
 
     @property
     def buffer_rows(self) -> int:
-        """Rows of the shuffle buffer over all lanes and ranks."""
+        """RowNumbers of the shuffle buffer over all lanes and ranks."""
         return min(self.rows, self.lanes * self.window_rows)
 
     @property
@@ -167,7 +167,7 @@ class Sampler:
             return 1.0
         return 1.0 + self.batch_size * self.block_rows / self.buffer_rows
 
-    def lanes_of(self, rank: int, world: int) -> Rows:
+    def lanes_of(self, rank: int, world: int) -> RowNumbers:
         """Return the lanes that a rank serves: ``rank``, ``rank + world``, ...
 
         Raises
@@ -190,7 +190,7 @@ class Sampler:
             raise InvalidInput(f"step {step} of an epoch of {self.steps_per_epoch} steps")
         return step * self.batch_size, min((step + 1) * self.batch_size, self.rows)
 
-    def positions(self, step: int, rank: int = 0, world: int = 1) -> Rows:
+    def positions(self, step: int, rank: int = 0, world: int = 1) -> RowNumbers:
         """Return where the rows of a rank stand inside the global batch of a step (ascending int64)."""
         first, end = self.step(step)
         self.lanes_of(rank, world)
@@ -210,11 +210,13 @@ class Sampler:
         """Return the first position of a window."""
         return min(self.rows, window * self.lanes * self.window_rows)
 
-    def order(self, epoch: int, excluded: Rows = NO_ROWS) -> "EpochOrder":
+    def order(self, epoch: int, excluded: RowNumbers = NO_ROWS) -> "EpochOrder":
         """Return the order of one epoch over the rows of a store without ``excluded`` (sorted int64)."""
         return EpochOrder(self, epoch, excluded)
 
-    def indices(self, epoch: int, step: int, rank: int = 0, world: int = 1, excluded: Rows = NO_ROWS) -> Rows:
+    def indices(
+        self, epoch: int, step: int, rank: int = 0, world: int = 1, excluded: RowNumbers = NO_ROWS
+    ) -> RowNumbers:
         """Return the store rows of a rank's part of a step, in the order of :meth:`positions`.
 
         The definition of the order, row by row; a loader finds the same rows window by window.
@@ -228,7 +230,7 @@ class Sampler:
             offset[inside] = order.window_order(int(number))[lane[inside], offset[inside]]
         return order.rows(self.lane_start(lane) + window * self.window_rows + offset)
 
-    def lane_start(self, lane: Rows) -> Rows:
+    def lane_start(self, lane: RowNumbers) -> RowNumbers:
         """Return the first virtual row of each of ``lane``; ``lanes`` itself is the end."""
         length, longer = divmod(self.rows, self.lanes)
         return lane * length + np.minimum(lane, longer)
@@ -244,15 +246,15 @@ class EpochOrder:
 
     sampler: Sampler
     epoch: int
-    excluded: Rows
+    excluded: RowNumbers
 
-    def rows(self, virtual: Rows) -> Rows:
+    def rows(self, virtual: RowNumbers) -> RowNumbers:
         """Return the store row at each training position of the virtual axis."""
         every = skip(virtual, self._excluded_virtual)
         block = self._block_at(every)
         return self._permutation(block) * self.sampler.block_rows + (every - self._block_start(block))
 
-    def ranges(self, window: int, rank: int = 0, world: int = 1) -> tuple[Rows, Rows]:
+    def ranges(self, window: int, rank: int = 0, world: int = 1) -> tuple[RowNumbers, RowNumbers]:
         """Return starts and counts (int64) of the store rows of a rank's window, lane after lane.
 
         Over all windows and ranks these are at most ``blocks + lanes * windows + len(excluded)`` ranges.
@@ -261,16 +263,16 @@ class EpochOrder:
         low, high = low[low < high], high[low < high]
         first, last = skip(low, self._excluded_virtual), skip(high - 1, self._excluded_virtual)
         first_block = self._block_at(first)
-        lane, number = _enumerate_runs(self._block_at(last) - first_block + 1)
+        lane, number = enumerate_runs(self._block_at(last) - first_block + 1)
         block = first_block[lane] + number
         start = self._block_start(block)
         begin = np.maximum(start, first[lane])
         end = np.minimum(self._block_start(block + 1), last[lane] + 1)
-        offset: Rows = begin - start
+        offset: RowNumbers = begin - start
         stored = self._permutation(block) * self.sampler.block_rows + offset
         return split_ranges(stored, end - begin, self.excluded)
 
-    def take(self, window: int, rank: int = 0, world: int = 1) -> Rows:
+    def take(self, window: int, rank: int = 0, world: int = 1) -> RowNumbers:
         """Return where in :meth:`ranges` the row of each position of a rank's window lies (ascending)."""
         lanes = self.sampler.lanes_of(rank, world)
         low, high = self._lane_window(window, lanes)
@@ -280,7 +282,7 @@ class EpochOrder:
         # longer lanes come first, so the rows missing from the others are the end of the last turn
         return order.T.ravel()[: int(lengths.sum())]
 
-    def window_order(self, window: int) -> Rows:
+    def window_order(self, window: int) -> RowNumbers:
         """Return the shuffled offsets (lanes, width) in a window of each lane; a missing row sorts last.
 
         Offsets are ordered by raw words of Philox, a stream that NumPy keeps between versions (unlike that
@@ -301,7 +303,7 @@ class EpochOrder:
         words &= np.uint64((1 << int(bits)) - 1)
         return words.view(np.int64)
 
-    def _lane_window(self, window: int, lanes: Rows) -> tuple[Rows, Rows]:
+    def _lane_window(self, window: int, lanes: RowNumbers) -> tuple[RowNumbers, RowNumbers]:
         """Return the virtual rows, first and end, of a window in each of ``lanes``."""
         start, end = self.sampler.lane_start(lanes), self.sampler.lane_start(lanes + 1)
         low = start + window * self.sampler.window_rows
@@ -323,17 +325,17 @@ class EpochOrder:
         return int(self._permutation.inverse(np.array([blocks - 1]))[0]), missing
 
     @cached_property
-    def _excluded_virtual(self) -> Rows:
+    def _excluded_virtual(self) -> RowNumbers:
         """Sorted places of the excluded rows on the virtual axis."""
         stored = self.excluded // self.sampler.block_rows
         block = self._permutation.inverse(stored)
         return np.sort(self._block_start(block) + self.excluded - stored * self.sampler.block_rows)
 
-    def _block_start(self, block: Rows) -> Rows:
+    def _block_start(self, block: RowNumbers) -> RowNumbers:
         short, missing = self._short_block
         return block * self.sampler.block_rows - missing * (block > short)
 
-    def _block_at(self, virtual: Rows) -> Rows:
+    def _block_at(self, virtual: RowNumbers) -> RowNumbers:
         short, missing = self._short_block
         start_after = (short + 1) * self.sampler.block_rows - missing
         return (virtual + missing * (virtual >= start_after)) // self.sampler.block_rows
@@ -355,7 +357,7 @@ def plan_sampler(
     rows : int
         Training rows.
     batch_size : int
-        Rows of a step over all ranks.
+        RowNumbers of a step over all ranks.
     row_bytes : int
         Bytes of a stored row.
     seed : int
@@ -363,9 +365,9 @@ def plan_sampler(
     buffer_bytes : int
         Memory of the loader of one rank.
     block_rows_hint : int
-        Rows that are cheap to read together: 1, or the rows of a chunk that can only be read whole.
+        RowNumbers that are cheap to read together: 1, or the rows of a chunk that can only be read whole.
     excluded_rows : int
-        Rows of the store that are not trained on.
+        RowNumbers of the store that are not trained on.
 
     Raises
     ------
@@ -394,7 +396,7 @@ def fits(rows: int, row_bytes: int, buffer_bytes: int) -> bool:
     return rows * row_bytes <= buffer_bytes
 
 
-def validation_rows(rows: int, count: int, seed: int) -> Rows:
+def validation_rows(rows: int, count: int, seed: int) -> RowNumbers:
     """Choose rows to hold out: those with the ``count`` smallest keyed hashes.
 
     Whether a row is chosen depends on its number and the seed, so a store that grows keeps its choice but
@@ -421,33 +423,11 @@ def validation_rows(rows: int, count: int, seed: int) -> Rows:
     return np.sort(chosen)
 
 
-def skip(values: Rows, excluded: Rows) -> Rows:
+def skip(values: RowNumbers, excluded: RowNumbers) -> RowNumbers:
     """Return the ``values``-th numbers (counted from 0) that are not in ``excluded`` (sorted int64)."""
     if not excluded.size:
         return values
     return values + np.searchsorted(excluded - np.arange(excluded.size), values, side="right")
-
-
-def split_ranges(starts: Rows, counts: Rows, excluded: Rows) -> tuple[Rows, Rows]:
-    """Cut ``excluded`` (sorted int64) out of row ranges, keeping their order."""
-    first = np.searchsorted(excluded, starts)
-    holes = np.searchsorted(excluded, starts + counts) - first
-    if not holes.any():
-        return starts, counts
-    source, number = _enumerate_runs(holes + 1)
-    hole = first[source] + number
-    padded = np.append(excluded, -1)  # neighbours that do not exist are not chosen
-    before, after = padded[hole - 1], padded[np.minimum(hole, excluded.size)]
-    begin = np.where(number == 0, starts[source], before + 1)
-    end = np.where(number == holes[source], (starts + counts)[source], after)
-    full = begin < end
-    return begin[full], (end - begin)[full]
-
-
-def expand_ranges(starts: Rows, counts: Rows) -> Rows:
-    """Return every row of row ranges, one range after the other."""
-    source, number = _enumerate_runs(counts)
-    return starts[source] + number
 
 
 def derive_key(*parts: int) -> int:
@@ -484,12 +464,6 @@ def _wrap(words: Words, limit: np.uint64) -> Words:
     """Reduce words below ``2 * limit`` modulo ``limit``."""
     np.subtract(words, limit, out=words, where=words >= limit)
     return words
-
-
-def _enumerate_runs(lengths: Rows) -> tuple[Rows, Rows]:
-    """Return run number and place in the run for every element of consecutive runs."""
-    run = np.repeat(np.arange(len(lengths)), lengths)
-    return run, np.arange(len(run)) - (np.cumsum(lengths) - lengths)[run]
 
 
 def _composite(limit: int) -> int:

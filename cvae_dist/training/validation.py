@@ -12,9 +12,9 @@ from torch import Tensor
 from cvae_dist.model.networks import inference
 from cvae_dist.model.tiling import tiles
 from cvae_dist.model.vae import VAE
+from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader
 from cvae_dist.training.loader import read_rows
-from cvae_dist.training.sampler import Rows
 
 _MAX_BYTES = 16_000_000
 _BATCH_ROWS = 1024
@@ -27,13 +27,13 @@ def affordable_count(count: int, reader: Reader) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """Rows held in memory, shape (n, n_features), and their noise, (n, dim_latent)."""
+    """RowNumbers held in memory, shape (n, n_features), and their noise, (n, dim_latent)."""
 
     rows: npt.NDArray[np.generic]
     noise: npt.NDArray[np.float32]
 
     @classmethod
-    def read(cls, reader: Reader, chosen: Rows, dim_latent: int, seed: int) -> Self:
+    def read(cls, reader: Reader, chosen: RowNumbers, dim_latent: int, seed: int) -> Self:
         """Read the ``chosen`` rows, sorted positions, and draw their noise."""
         noise = torch.randn((len(chosen), dim_latent), generator=torch.Generator().manual_seed(seed))
         return cls(read_rows(reader, chosen), noise.numpy())

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from cvae_dist.config import ModelConfig
-from cvae_dist.embed import embed
-from cvae_dist.ingest import ingest
 from cvae_dist.model.directory import save_model
 from cvae_dist.model.networks import inference
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
+from cvae_dist.verbs.embed import embed
+from cvae_dist.verbs.ingest import ingest
 from tests.bench.table import Row, alternate, median, seconds
 
 _ROWS, _FEATURES = 300_000, 768

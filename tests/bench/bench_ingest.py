@@ -11,7 +11,7 @@ from time import process_time
 
 import numpy as np
 
-from cvae_dist.ingest import ingest
+from cvae_dist.verbs.ingest import ingest
 from tests.bench.table import Row, alternate, median, seconds
 
 _COPY_BYTES = 4_000_000

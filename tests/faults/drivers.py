@@ -193,7 +193,7 @@ def _verb(name: str) -> Callable[..., Any]:
 def _serve(imports: Sequence[str]) -> None:
     import importlib
 
-    for name in ("cvae_dist.ingest", "cvae_dist.cluster.client", *imports):
+    for name in ("cvae_dist.verbs.ingest", "cvae_dist.cluster.client", *imports):
         importlib.import_module(name)
     answers: dict[int, int] = {}
     for line in sys.stdin:

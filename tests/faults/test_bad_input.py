@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cvae_dist.errors import Corrupt, CvaeDistError, InvalidInput, SettingsChanged, SourceNotFound
-from cvae_dist.ingest import ingest
 from cvae_dist.store import RowStore
-from cvae_dist.verify import verify
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import Drivers, recorded, snapshot, stamps, write_items
 
 pytestmark = pytest.mark.usefixtures("tiny_shards")
@@ -147,35 +147,35 @@ def test_many_bad_files_are_counted_and_a_few_named(tmp_path: Path) -> None:
 
 
 def test_file_cut_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cvae_dist.sources import NpyTree
+    from cvae_dist.sources import Listing, NpyTree
 
     tree = tmp_path / "tree"
     tree.mkdir()
     np.save(tree / "a.npy", np.ones((9, 5), np.float32))
-    real = NpyTree.scan.__func__
+    real = NpyTree.list
 
-    def scan_and_cut(*arguments: object) -> object:
-        found = real(*arguments)
+    def list_and_cut(source: NpyTree) -> Listing:
+        found = real(source)
         (tree / "a.npy").write_bytes((tree / "a.npy").read_bytes()[:-1])
         return found
 
-    monkeypatch.setattr(NpyTree, "scan", classmethod(scan_and_cut))
+    monkeypatch.setattr(NpyTree, "list", list_and_cut)
     with pytest.raises(InvalidInput, match=r"a\.npy is truncated"):
         ingest(tree, tmp_path / "store")
 
 
 def test_file_that_vanishes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cvae_dist.sources import NpyTree
+    from cvae_dist.sources import Listing, NpyTree
 
     tree = write_tree(tmp_path / "tree")
-    real = NpyTree.scan.__func__
+    real = NpyTree.list
 
-    def scan_and_delete(*arguments: object) -> object:
-        found = real(*arguments)
+    def list_and_delete(source: NpyTree) -> Listing:
+        found = real(source)
         (tree / "10.npy").unlink()
         return found
 
-    monkeypatch.setattr(NpyTree, "scan", classmethod(scan_and_delete))
+    monkeypatch.setattr(NpyTree, "list", list_and_delete)
     with pytest.raises(InvalidInput, match=r"10\.npy cannot be read: No such file"):
         ingest(tree, tmp_path / "store")
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from cvae_dist.errors import Corrupt
-from cvae_dist.ingest import ingest
 from cvae_dist.store import RowStore
 from cvae_dist.store.layout import write_small_array
-from cvae_dist.verify import verify
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import item, write_items
 
 pytestmark = pytest.mark.usefixtures("tiny_shards")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cvae_dist.errors import StorageFailed
-from cvae_dist.ingest import ingest
 from cvae_dist.store.urls import Location
-from cvae_dist.verify import verify
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import Drivers, recorded, require_same, snapshot
 
 ROWS, FEATURES = 400, 2_000  # 8 kB a row; 100 shards of 32 kB

@@ -12,12 +12,14 @@ import pytest
 import xarray as xr
 
 from cvae_dist.config import ModelConfig
-from cvae_dist.embed import decode, embed, score
 from cvae_dist.errors import CvaeDistError, InvalidInput, SettingsChanged
-from cvae_dist.ingest import ingest
 from cvae_dist.model import VAE, save_model
 from cvae_dist.store import Layout, Moments, RowStore
-from cvae_dist.verify import verify
+from cvae_dist.verbs.decode import decode
+from cvae_dist.verbs.embed import embed
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.score import score
+from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import (
     Drivers,
     item,
@@ -36,7 +38,7 @@ ROWS = 482  # 121 shards, the last one partial; an output shard covers several
 
 @pytest.fixture(scope="module")
 def torch_drivers() -> Iterator[Drivers]:
-    server = Drivers(["cvae_dist.embed"])
+    server = Drivers(["cvae_dist.cluster.model_map", "cvae_dist.verbs.embed", "cvae_dist.verbs.decode"])
     yield server
     server.close()
 

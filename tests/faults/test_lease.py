@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cvae_dist.errors import OutputLocked
-from cvae_dist.ingest import ingest
 from cvae_dist.store import lease as lease_module
 from cvae_dist.store.lease import Lease
 from cvae_dist.store.urls import Location
+from cvae_dist.verbs.ingest import ingest
 from tests.faults.drivers import Drivers, recorded, running, snapshot, wait_until, write_items
 
 pytestmark = pytest.mark.usefixtures("tiny_shards")

@@ -11,8 +11,8 @@ from distributed import Client
 
 from cvae_dist.cluster import map_regions, resolve_client
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.ingest import ingest
 from cvae_dist.store import Layout
+from cvae_dist.verbs.ingest import ingest
 from tests.faults.drivers import small_grid, snapshot, wait_until, write_items
 
 

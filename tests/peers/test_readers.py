@@ -12,10 +12,10 @@ import tensorstore
 import xarray as xr
 import zarr
 
-from cvae_dist.embed import embed
 from cvae_dist.estimator import CompressionVAE
-from cvae_dist.ingest import ingest
 from cvae_dist.store import RowStore
+from cvae_dist.verbs.embed import embed
+from cvae_dist.verbs.ingest import ingest
 
 # Rows of each dtype that fill more than one shard of 16 MB, the last of them only in part.
 N_FEATURES = 1000

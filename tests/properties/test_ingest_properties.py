@@ -10,9 +10,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvae_dist.ingest import ingest
 from cvae_dist.store import Layout, RowStore
-from cvae_dist.verify import verify
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.verify import verify
 
 GRID = classmethod(lambda cls, arrays, rows=None: cls(4, 2, arrays))
 

@@ -6,7 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.training.sampler import Permutation, Rows, Sampler, expand_ranges, validation_rows
+from cvae_dist.store.ranges import RowNumbers, expand_ranges
+from cvae_dist.training.sampler import Permutation, Sampler, validation_rows
 
 KEYS = st.integers(0, 2**64 - 1)
 pytestmark = pytest.mark.filterwarnings("error")
@@ -26,7 +27,7 @@ def samplers(draw: st.DrawFn) -> Sampler:
 
 
 @st.composite
-def stores(draw: st.DrawFn) -> tuple[Sampler, Rows]:
+def stores(draw: st.DrawFn) -> tuple[Sampler, RowNumbers]:
     """A sampler, and the rows excluded from the store."""
     sampler = draw(samplers())
     count = draw(st.integers(0, 30))
@@ -49,7 +50,7 @@ def test_permutation_is_a_bijection_and_has_an_inverse(size: int, key: int) -> N
 @given(store=stores(), epoch=st.integers(0, 5), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_every_row_comes_once_and_steps_do_not_depend_on_the_world(
-    store: tuple[Sampler, Rows], epoch: int, data: st.DataObject
+    store: tuple[Sampler, RowNumbers], epoch: int, data: st.DataObject
 ) -> None:
     sampler, excluded = store
     kept = np.setdiff1d(np.arange(sampler.rows + len(excluded)), excluded)
@@ -69,7 +70,7 @@ def test_every_row_comes_once_and_steps_do_not_depend_on_the_world(
 @given(store=stores(), epoch=st.integers(0, 5), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_windows_hold_the_rows_of_the_steps_in_order(
-    store: tuple[Sampler, Rows], epoch: int, data: st.DataObject
+    store: tuple[Sampler, RowNumbers], epoch: int, data: st.DataObject
 ) -> None:
     sampler, excluded = store
     order = sampler.order(epoch, excluded)
@@ -96,7 +97,7 @@ def test_windows_hold_the_rows_of_the_steps_in_order(
 @given(sampler=samplers(), data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_any_stops_and_resumes_with_other_worlds_yield_each_row_once(sampler: Sampler, data: st.DataObject) -> None:
-    seen: list[Rows] = []
+    seen: list[RowNumbers] = []
     step = 0
     while step < sampler.steps_per_epoch:
         world = data.draw(st.integers(1, sampler.lanes))

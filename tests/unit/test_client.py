@@ -35,6 +35,7 @@ def test_protocol_that_is_unknown() -> None:
 
 
 def test_ingest_needs_neither_torch_nor_dask() -> None:
-    code = "import sys, cvae_dist.ingest, cvae_dist.verify; print({'torch', 'dask', 'distributed'} & set(sys.modules))"
+    code = "import sys, cvae_dist.verbs.ingest, cvae_dist.verbs.verify; "
+    code += "print({'torch', 'dask', 'distributed'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == "set()", ended.stderr

@@ -6,14 +6,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from cvae_dist.embed import decode, embed, score
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.estimator import CompressionVAE
 from cvae_dist.events import Event
-from cvae_dist.ingest import ingest
 from cvae_dist.model import networks
 from cvae_dist.store import RowStore
 from cvae_dist.training.loop import train
+from cvae_dist.verbs.decode import decode
+from cvae_dist.verbs.embed import embed
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.score import score
 
 
 class Made(NamedTuple):

@@ -21,9 +21,9 @@ from sklearn.pipeline import make_pipeline
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import Corrupt, InvalidInput, NotFitted, SettingsChanged, SourceNotFound
 from cvae_dist.estimator import CompressionVAE
-from cvae_dist.ingest import ingest
 from cvae_dist.store import RowStore
 from cvae_dist.store.lineage import digest_bytes
+from cvae_dist.verbs.ingest import ingest
 
 DIGITS = load_digits()
 X = DIGITS.data[:300].astype(np.float32)

@@ -10,10 +10,10 @@ import pytest
 import xarray as xr
 from sklearn.datasets import load_digits
 
-from cvae_dist.embed import embed
 from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import CompressionVAE
-from cvae_dist.ingest import ingest
+from cvae_dist.verbs.embed import embed
+from cvae_dist.verbs.ingest import ingest
 
 X = load_digits().data[:100].astype(np.float32)
 QUICK: dict[str, Any] = {"num_steps": 20, "cells_encoder": (32,)}

@@ -8,9 +8,9 @@ import pytest
 from cvae_dist.cluster import StoreResult
 from cvae_dist.errors import InvalidInput
 from cvae_dist.events import Event
-from cvae_dist.ingest import ingest
 from cvae_dist.store import Layout, RowStore
-from cvae_dist.verify import verify
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.verify import verify
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">f4", ">i8"]
 

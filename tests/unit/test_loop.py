@@ -16,7 +16,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import InvalidInput, OutputLocked, SettingsChanged, SourceNotFound, TrainingDiverged
 from cvae_dist.events import Event, ignore
-from cvae_dist.ingest import ingest
 from cvae_dist.model import VAE, load_model
 from cvae_dist.store import Lease, Location, Moments
 from cvae_dist.store.reader import ArrayRows
@@ -26,6 +25,7 @@ from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.sampler import validation_rows
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
+from cvae_dist.verbs.ingest import ingest
 
 DIGITS, CLASSES = load_digits(return_X_y=True)
 DIGITS = DIGITS.astype(np.float32)

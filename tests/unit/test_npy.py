@@ -9,16 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvae_dist.errors import CvaeDistError, InvalidInput
-from cvae_dist.sources import NpyTree, Pieces
-from cvae_dist.sources.npy import read_header
+from cvae_dist.sources import Listing, NpyTree, Pieces, RowsPerFile
+from cvae_dist.sources.npy_header import read_header
 from cvae_dist.store import Location
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">f2", ">f4", ">f8", ">i2", ">u8"]
 
 
-def read_all(tree: NpyTree, pieces: Pieces) -> np.ndarray:
-    out = np.full((pieces.total, tree.n_features), 99, tree.dtype)
-    tree.read(pieces, out)
+def scan(root: Path, rows_per_file: RowsPerFile) -> tuple[Listing, Pieces]:
+    listing = NpyTree(Location.of(root), rows_per_file).list()
+    return listing, listing.pieces
+
+
+def read_all(listing: Listing, pieces: Pieces) -> np.ndarray:
+    out = np.full((pieces.total, listing.schema.n_features), 99, listing.schema.dtype)
+    listing.read(pieces, out)
     return out
 
 
@@ -34,8 +39,8 @@ def test_one_item_per_file(tmp_path: Path, dtype: str, version: tuple[int, int] 
     rows = np.arange(40).reshape(8, 5).astype(dtype)
     for number, row in enumerate(rows):
         save(tmp_path / f"{number}.npy", row, version)
-    tree, pieces = NpyTree.scan(Location.of(tmp_path), "auto")
-    assert (tree.one_per_file, tree.item_shape, tree.dtype.isnative) == (True, (5,), True)
+    tree, pieces = scan(tmp_path, "auto")
+    assert (tree.schema.one_per_file, tree.schema.item_shape, tree.schema.dtype.isnative) == (True, (5,), True)
     assert pieces.path.tolist() == [f"{n}.npy" for n in range(8)]
     np.testing.assert_array_equal(read_all(tree, pieces), rows)
     np.testing.assert_array_equal(read_all(tree, pieces[3:5]), rows[3:5])
@@ -48,8 +53,8 @@ def test_many_rows_per_file(tmp_path: Path, dtype: str, fortran: bool) -> None:
     parts = np.split(rows, [4, 4, 7])
     for number, part in enumerate(parts):
         save(tmp_path / f"{number}.npy", np.asfortranarray(part) if fortran else part)
-    tree, pieces = NpyTree.scan(Location.of(tmp_path), "auto")
-    assert (tree.one_per_file, tree.item_shape) == (False, (2, 3))
+    tree, pieces = scan(tmp_path, "auto")
+    assert (tree.schema.one_per_file, tree.schema.item_shape) == (False, (2, 3))
     assert pieces.rows.tolist() == [4, 0, 3, 3]
     np.testing.assert_array_equal(read_all(tree, pieces), rows.reshape(10, 6))
     for start in range(10):
@@ -68,7 +73,7 @@ def test_mixed_headers_of_one_schema(tmp_path: Path) -> None:
     save(tmp_path / "5.npy", rows[5])
     for first in range(6):  # whichever file comes first is the model
         (tmp_path / f"{first}.npy").rename(tmp_path / "+.npy")
-        tree, pieces = NpyTree.scan(Location.of(tmp_path), "one")
+        tree, pieces = scan(tmp_path, "one")
         order = [first, *(n for n in range(6) if n != first)]
         np.testing.assert_array_equal(read_all(tree, pieces), rows.reshape(6, 6)[order])
         (tmp_path / "+.npy").rename(tmp_path / f"{first}.npy")
@@ -81,14 +86,14 @@ def test_mixed_headers_of_one_schema(tmp_path: Path) -> None:
 def test_images(tmp_path: Path, rows_per_file: str, item_shape: tuple[int, ...], one: bool) -> None:
     for number in range(3):
         save(tmp_path / f"{number}.npy", np.full((8, 8), number, np.uint8))
-    tree, pieces = NpyTree.scan(Location.of(tmp_path), rows_per_file)
-    assert (tree.item_shape, tree.one_per_file, pieces.total) == (item_shape, one, 3 if one else 24)
+    tree, pieces = scan(tmp_path, rows_per_file)
+    assert (tree.schema.item_shape, tree.schema.one_per_file, pieces.total) == (item_shape, one, 3 if one else 24)
 
 
 def test_vectors_as_many_rows_of_one_value(tmp_path: Path) -> None:
     save(tmp_path / "a.npy", np.arange(7.0))
-    tree, pieces = NpyTree.scan(Location.of(tmp_path), "many")
-    assert (tree.item_shape, pieces.total) == ((1,), 7)
+    tree, pieces = scan(tmp_path, "many")
+    assert (tree.schema.item_shape, pieces.total) == ((1,), 7)
     np.testing.assert_array_equal(read_all(tree, pieces)[:, 0], np.arange(7.0))
 
 
@@ -104,7 +109,7 @@ def test_tree_is_nested_sorted_and_follows_links(tmp_path: Path) -> None:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("no array")
     os.mkfifo(root / "pipe.npy")
-    tree, pieces = NpyTree.scan(Location.of(str(root) + "/"), "auto")
+    tree, pieces = scan(str(root) + "/", "auto")
     assert pieces.path.tolist() == sorted([*names, "link/far.npy", "file link.npy"])
     values = dict(zip(pieces.path, read_all(tree, pieces)[:, 0], strict=True))
     assert values == {**{name: n for n, name in enumerate(names)}, "link/far.npy": 9, "file link.npy": 9}
@@ -114,19 +119,19 @@ def test_links_that_lead_nowhere_or_round(tmp_path: Path) -> None:
     save(tmp_path / "a.npy", np.ones(2))
     (tmp_path / "dangling.npy").symlink_to(tmp_path / "gone")
     with pytest.raises(InvalidInput, match=r"dangling\.npy cannot be read: No such file"):
-        NpyTree.scan(Location.of(tmp_path), "auto")
+        scan(tmp_path, "auto")
     (tmp_path / "dangling.npy").unlink()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     with pytest.raises(InvalidInput, match="up is a symbolic link to a directory it lies in"):
-        NpyTree.scan(Location.of(tmp_path), "auto")
+        scan(tmp_path, "auto")
 
 
 def test_name_that_is_not_text(tmp_path: Path) -> None:
     save(tmp_path / "a.npy", np.ones(2))
     os.link(tmp_path / "a.npy", os.fsencode(tmp_path) + b"/\xff.npy")
     with pytest.raises(InvalidInput, match=r"xff\.npy' is not UTF-8"):
-        NpyTree.scan(Location.of(tmp_path), "auto")
+        scan(tmp_path, "auto")
 
 
 def test_cuts_of_a_million_pieces_cost_the_same_wherever_they_are() -> None:

@@ -20,8 +20,8 @@ def modules_after(statement: str) -> set[str]:
     [
         ("import cvae_dist", {"torch", "dask", "distributed", "zarr", "numpy", "sklearn"}),
         ("import cvae_dist.store", {"torch", "dask", "distributed", "sklearn"}),
-        ("import cvae_dist.ingest", {"torch", "distributed", "sklearn"}),
-        ("import cvae_dist.verify", {"torch", "distributed", "sklearn"}),
+        ("import cvae_dist.verbs.ingest", {"torch", "distributed", "sklearn"}),
+        ("import cvae_dist.verbs.verify", {"torch", "distributed", "sklearn"}),
         ("import cvae_dist.training.loader, cvae_dist.model", {"dask", "distributed", "sklearn"}),
     ],
 )
@@ -38,7 +38,7 @@ def test_every_exported_name_is_there(name: str) -> None:
 
 
 def test_a_verb_stays_a_function_when_its_module_is_imported_first() -> None:
-    code = "import cvae_dist.ingest, cvae_dist as cvae; print(cvae.ingest.__name__, callable(cvae.ingest))"
+    code = "import cvae_dist.verbs.ingest, cvae_dist as cvae; print(cvae.ingest.__name__, callable(cvae.ingest))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["ingest", "True"]
 

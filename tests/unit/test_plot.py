@@ -14,12 +14,12 @@ from sklearn.datasets import load_digits
 
 from cvae_dist import plot
 from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
-from cvae_dist.plot import verbs
 from cvae_dist.plot.figure import DPI
 from cvae_dist.plot.labels import Classes, classify
 from cvae_dist.plot.latents import PIXELS
 from cvae_dist.plot.palette import OTHER_COLOUR, PALETTE
 from cvae_dist.plot.tiles import as_images
+from cvae_dist.verbs import plot as verbs
 
 RNG = np.random.default_rng(0)
 
@@ -424,9 +424,10 @@ def test_neither_pyplot_nor_torch_nor_dask_is_imported(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with real stores and a real model."""
-    from cvae_dist.embed import decode, embed
     from cvae_dist.estimator import CompressionVAE
-    from cvae_dist.ingest import ingest
+    from cvae_dist.verbs.decode import decode
+    from cvae_dist.verbs.embed import embed
+    from cvae_dist.verbs.ingest import ingest
 
     folder = tmp_path_factory.mktemp("made")
     digits = load_digits()
@@ -453,23 +454,23 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 class TestVerbs:
     def test_latents(self, made: Path, figures: list[Any]) -> None:
         events: list[Any] = []
-        plot.plot_latents(str(made / "latents.zarr"), str(made / "latents.png"), on_event=events.append)
+        verbs.plot_latents(str(made / "latents.zarr"), str(made / "latents.png"), on_event=events.append)
         assert legend(figures[0].axes[0]) == [str(digit) for digit in range(10)]
         assert len(figures[0].axes[0].collections[0].get_offsets()) == 120
         assert (made / "latents.png").stat().st_size > 10_000
         assert [(event.stage, event.kind) for event in events] == [("plot latents", "done")]
 
     def test_latents_without_labels(self, made: Path, figures: list[Any]) -> None:
-        plot.plot_latents(str(made / "latents.zarr"), str(made / "plain.png"), label=None)
+        verbs.plot_latents(str(made / "latents.zarr"), str(made / "plain.png"), label=None)
         assert figures[0].axes[0].get_legend() is None
 
     def test_latents_with_too_many_classes(self, made: Path, figures: list[Any]) -> None:
-        plot.plot_latents(str(made / "latents.zarr"), str(made / "ids.png"), label="id")
+        verbs.plot_latents(str(made / "latents.zarr"), str(made / "ids.png"), label="id")
         assert legend(figures[0].axes[0])[-1] == "other (101 classes)"
 
     def test_unknown_column_names_the_known(self, made: Path) -> None:
         with pytest.raises(InvalidInput, match=r"no column 'colour'.*id, label"):
-            plot.plot_latents(str(made / "latents.zarr"), str(made / "no.png"), label="colour")
+            verbs.plot_latents(str(made / "latents.zarr"), str(made / "no.png"), label="colour")
         assert not (made / "no.png").exists()
 
     def test_of_many_rows_evenly_spread_chunks_are_drawn(
@@ -480,20 +481,20 @@ class TestVerbs:
         assert len(ranges) == 5
         assert ranges[0] == (0, 10)
         assert ranges[-1] == (990, 1000)
-        plot.plot_latents(str(made / "latents.zarr"), str(made / "some.png"))
+        verbs.plot_latents(str(made / "latents.zarr"), str(made / "some.png"))
         assert figures
 
     def test_grid(self, made: Path, figures: list[Any]) -> None:
-        plot.plot_grid(str(made / "model"), str(made / "grid.png"), grid_size=4)
+        verbs.plot_grid(str(made / "model"), str(made / "grid.png"), grid_size=4)
         assert figures[0].axes[0].images[0].get_array().shape == (32, 32)
 
     def test_loss(self, made: Path, figures: list[Any]) -> None:
-        plot.plot_loss(str(made / "model"), str(made / "loss.png"))
+        verbs.plot_loss(str(made / "model"), str(made / "loss.png"))
         assert len(figures[0].axes) == 3
 
     def test_reconstructions(self, made: Path, figures: list[Any]) -> None:
         rows, back = str(made / "rows.zarr"), str(made / "reconstructions.zarr")
-        plot.plot_reconstructions(rows, back, str(made / "reconstructions.png"), n=5)
+        verbs.plot_reconstructions(rows, back, str(made / "reconstructions.png"), n=5)
         axes = figures[0].axes[0]
         assert axes.images[0].get_array().shape == (16, 40)
         assert [tick.get_text() for tick in axes.get_xticklabels()][0] == "0\n0"
@@ -503,13 +504,13 @@ class TestVerbs:
     def test_no_rows_asked_for(self, made: Path, n: int) -> None:
         rows, back = str(made / "rows.zarr"), str(made / "reconstructions.zarr")
         with pytest.raises(InvalidInput, match=f"{n} rows of .*120 rows"):
-            plot.plot_reconstructions(rows, back, str(made / "no.png"), n=n)
+            verbs.plot_reconstructions(rows, back, str(made / "no.png"), n=n)
 
     def test_missing_store(self, tmp_path: Path) -> None:
         with pytest.raises(SourceNotFound):
-            plot.plot_latents(str(tmp_path / "none.zarr"), str(tmp_path / "p.png"))
+            verbs.plot_latents(str(tmp_path / "none.zarr"), str(tmp_path / "p.png"))
         with pytest.raises(SourceNotFound):
-            plot.plot_grid(str(tmp_path / "none"), str(tmp_path / "p.png"))
+            verbs.plot_grid(str(tmp_path / "none"), str(tmp_path / "p.png"))
 
 
 def test_strings_of_variable_width_are_classes() -> None:
@@ -520,7 +521,7 @@ def test_strings_of_variable_width_are_classes() -> None:
 
 def test_no_history_is_said(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="train the model first"):
-        plot.plot_loss(str(tmp_path), str(tmp_path / "loss.png"))
+        verbs.plot_loss(str(tmp_path), str(tmp_path / "loss.png"))
 
 
 class TestLoss:

@@ -13,17 +13,18 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture
 
-from cvae_dist.embed import _mix, sample
 from cvae_dist.errors import Corrupt, InvalidInput, MissingExtra, NotFitted, SettingsChanged
 from cvae_dist.estimator import CompressionVAE
-from cvae_dist.ingest import ingest
 from cvae_dist.model import prior
 from cvae_dist.model.directory import load_prior
+from cvae_dist.model.draws import _key
 from cvae_dist.model.prior import Flow, Mixture, fit_prior, restored
 from cvae_dist.pipeline import run
-from cvae_dist.prior import fit_prior as fit_prior_of_rows
 from cvae_dist.store import Location, RowStore
 from cvae_dist.training.loop import train
+from cvae_dist.verbs.fit_prior import fit_prior as fit_prior_of_rows
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.sample import sample
 
 DIGITS = load_digits().data.astype(np.float32)
 QUICK: dict[str, Any] = {"num_steps": 20, "cells_encoder": (32,)}
@@ -193,7 +194,7 @@ class TestVerbs:
         assert result.log_density > result.log_density_of_normal
         asked: dict[str, Any] = {"prior": "mixture", "seed": 3, "temperature": 0.5, "noise": False}
         block = load_prior(Location.of(model), "mixture")[0].draw(
-            1024, 0.5, np.random.RandomState(_mix(3, 0, "latent") % 2**32)
+            1024, 0.5, np.random.RandomState(_key(3, 0, "latent") % 2**32)
         )
         expected = CompressionVAE(logdir=model).decode(block)
         for n, name in ((10, "ten.zarr"), (1500, "many.zarr")):

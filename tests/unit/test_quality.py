@@ -7,8 +7,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 import cvae_dist
-from cvae_dist.quality import evenly, neighbour_accuracy, read_rows, reconstruction_error
 from cvae_dist.store import RowStore
+from cvae_dist.verbs.quality import evenly, neighbour_accuracy, read_rows, reconstruction_error
 
 
 @pytest.fixture

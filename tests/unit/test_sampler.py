@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.store.ranges import expand_ranges, split_ranges
 from cvae_dist.training.sampler import (
     Permutation,
     Sampler,
     derive_key,
-    expand_ranges,
     plan_sampler,
     skip,
-    split_ranges,
     validation_rows,
 )
 

@@ -7,10 +7,10 @@ import pytest
 
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.events import Event
-from cvae_dist.ingest import ingest
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.lineage import digest_bytes
-from cvae_dist.verify import Problem, info, verify
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.verify import Problem, info, verify
 
 
 @pytest.fixture

@@ -1,46 +1,72 @@
 """The write protocol with a made-up verb."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cvae_dist.cluster import Job, Made, Plan, Span, reused_block, write_rows
+from cvae_dist.cluster import Job, Made, Output, Plan, Span, reused_block
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, ignore
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
-from cvae_dist.verify import verify
+from cvae_dist.verbs.verify import verify
 
 LAYOUT = Layout(4, 2, (ArrayLayout("x", "<f4", ("sample", "feature"), (2,)),))
 
 
-class Make:
-    """Rows counted from 0; remembers the shards it made."""
+@dataclass(frozen=True)
+class CountRows:
+    """The task of a shard: rows counted from 0."""
 
-    def __init__(self) -> None:
+    make: "Make"
+    span: Span
+
+    @property
+    def identity(self) -> str:
+        self.make.identified.append(self.span.shard)
+        return self.make.identity(self.span)
+
+    def __call__(self) -> Made:
+        self.make.made.append(self.span.shard)
+        return Made({"x": np.repeat(np.arange(self.span.start, self.span.stop, dtype=np.float32), 2).reshape(-1, 2)})
+
+
+class Make:
+    """Makes tasks; remembers the shards that were asked for, identified and made."""
+
+    def __init__(self, identity: Callable[[Span], str] = lambda span: "") -> None:
+        self.identity = identity
+        self.asked: list[int] = []
+        self.identified: list[int] = []
         self.made: list[int] = []
 
-    def __call__(self, span: Span, inputs: Any) -> Made:
-        self.made.append(span.shard)
-        return Made({"x": np.repeat(np.arange(span.start, span.stop, dtype=np.float32), 2).reshape(-1, 2)})
+    def __call__(self, span: Span) -> CountRows:
+        self.asked.append(span.shard)
+        return CountRows(self, span)
 
 
-def job(rows: int, make: Make, **changes: Any) -> Job:
-    plain = Job("rows", LAYOUT, rows, {"a": 1}, make, lambda span: None, lambda span: "")
-    return replace(plain, **changes)
+def job(rows: int, make: Callable[[Span], Any], **changes: Any) -> Job:
+    return replace(Job("rows", LAYOUT, rows, {"a": 1}, make), **changes)
 
 
 def write(path: Path, work: Job, overwrite: bool = False, client: Any = None, on_event: Any = ignore) -> Any:
-    return write_rows(
-        Location.of(path),
-        lambda store: work,
-        stage="test",
-        overwrite=overwrite,
-        client=client,
-        on_event=on_event,
-    )
+    with Output.held(Location.of(path), "test", overwrite=overwrite, client=client, on_event=on_event) as output:
+        return output.write(work)
+
+
+def test_task_and_identity_of_a_shard_are_asked_for_once_a_run(tmp_path: Path) -> None:
+    fresh = Make()
+    write(tmp_path / "s", job(10, fresh))
+    assert sorted(fresh.asked) == sorted(fresh.identified) == sorted(fresh.made) == [0, 1, 2]
+    done = Make()
+    write(tmp_path / "s", job(10, done))
+    assert (done.asked, done.identified, done.made) == ([0, 1, 2], [0, 1, 2], [])
+    grown = Make()
+    write(tmp_path / "s", job(14, grown, first_shard=2))
+    assert (grown.asked, grown.identified, grown.made) == ([2, 3], [2, 3], [2, 3])
 
 
 def test_written_once_and_grown(tmp_path: Path) -> None:
@@ -76,8 +102,8 @@ def test_published_rows_are_never_taken_away_or_changed(tmp_path: Path) -> None:
         write(tmp_path / "s", job(6, Make()))
     for rows in (10, 17):
         with pytest.raises(SettingsChanged, match="rows 0 to 4 of .* are published, but what they are made from"):
-            write(tmp_path / "s", job(rows, Make(), identity=lambda span: "other"))
-    changed_tail = job(10, Make(), identity=lambda span: "other" if span.shard == 2 else "")
+            write(tmp_path / "s", job(rows, Make(lambda span: "other")))
+    changed_tail = job(10, Make(lambda span: "other" if span.shard == 2 else ""))
     with pytest.raises(SettingsChanged, match="rows 8 to 10"):
         write(tmp_path / "s", changed_tail)
     assert (tmp_path / "s" / "zarr.json").read_bytes() == before
@@ -95,12 +121,8 @@ def test_other_arrays_or_grid(tmp_path: Path) -> None:
 def test_overwrite_is_refused_before_anything_is_deleted(tmp_path: Path) -> None:
     write(tmp_path / "s", job(10, Make()))
 
-    def refuse(store: RowStore | None) -> Job:
-        assert store is None, "what is overwritten must not be looked at"
-        raise InvalidInput("no")
-
-    with pytest.raises(InvalidInput, match="no"):
-        write_rows(Location.of(tmp_path / "s"), refuse, stage="test", overwrite=True, client=None, on_event=ignore)
+    with Output.held(Location.of(tmp_path / "s"), "test", overwrite=True, client=None, on_event=ignore) as output:
+        assert output.existing is None, "what is overwritten must not be looked at"
     with pytest.raises(InvalidInput, match="may use 100 MB"):
         write(tmp_path / "s", job(10, Make(), settings={"a": 2}), overwrite=True, client=SmallCluster())
     assert RowStore.open(str(tmp_path / "s")).rows == 10
@@ -120,13 +142,20 @@ def test_too_small_worker_is_refused_before_anything_is_written(tmp_path: Path) 
     make = Make()
     with pytest.raises(InvalidInput, match=r"worker tcp://w:1 may use 100 MB, but its 3 threads need 330 MB \(10 MB"):
         write(tmp_path / "s", job(10, make, task_bytes=10_000_000), client=SmallCluster())
-    assert make.made == []
+    assert make.asked == make.identified == [], "memory is refused before anything is digested"
     assert list(tmp_path.iterdir()) == []
+
+
+class TooFewRows:
+    identity = ""
+
+    def __call__(self) -> Made:
+        return Made({"x": np.zeros((1, 2), np.float32)})
 
 
 def test_not_the_whole_shard(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not the whole shard"):
-        write(tmp_path / "s", job(10, lambda span, inputs: Made({"x": np.zeros((1, 2), np.float32)})))
+        write(tmp_path / "s", job(10, lambda span: TooFewRows()))
 
 
 def test_a_record_that_vanished_or_changed_during_the_run_is_not_published(tmp_path: Path) -> None:
@@ -182,10 +211,10 @@ def test_reused_block() -> None:
 
 def test_a_plan_says_what_a_run_takes() -> None:
     work = job(10, Make(), task_bytes=1_000_000)
-    pending = tuple((span, 0) for span in work.spans())
+    pending = tuple(work.spans())
     plan = Plan(work, pending[1:], 0)
     size = work.layout.rows_per_shard
-    assert (plan.rows, plan.shards_per_task) == (10 - size, 1)
+    assert (plan.rows, plan.shards_per_region) == (10 - size, 1)
     assert str(plan).startswith(f"{len(pending) - 1} of {len(pending)} shards to write, about 0.0 MB, 1 MB of memory")
-    assert [span for task in Plan(work, pending, 1).tasks() for span, _ in task] == list(work.spans())
+    assert [span for region in Plan(work, pending, 1).regions() for span in region] == list(work.spans())
     assert str(Plan(work, (), 0)) == ""

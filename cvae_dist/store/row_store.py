@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import zarr
 
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
-from cvae_dist.store.layout import STRING, ArrayLayout, Block, Layout, group_metadata, write_small_array
+from cvae_dist.store.layout import STRING, ArrayLayout, Block, Layout, group_metadata, shard_key, write_small_array
 from cvae_dist.store.ledger import Ledger, Record
 from cvae_dist.store.lineage import digest_json, history_line, versions
 from cvae_dist.store.moments import Moments
@@ -142,7 +143,7 @@ class RowStore:
         """Number of published rows."""
         return int(self.document["rows"])
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Arrays and shard grid."""
         return Layout.from_json(self.document["layout"])
@@ -207,7 +208,7 @@ class RowStore:
         """Zarr reads a missing or empty object as zeros and empty strings; here none is so by intention."""
         size = (array.shards or array.chunks)[0]
         for chunk in range(start // size, -(-stop // size)):
-            key = f"{name}/c/{chunk}" + "/0" * (array.ndim - 1)
+            key = f"{name}/{shard_key(chunk, array.ndim)}"
             if not (self.location / key).size():
                 raise FileNotFoundError(f"shard {chunk} is missing or empty ({self.location}/{key})")
 

@@ -55,7 +55,7 @@ def store_of(
     elif (Location.of(X, storage_options) / "zarr.json").exists():
         yield RowStore.open(os.fspath(X), storage_options)
     else:
-        from cvae_dist.ingest import ingest  # here, as arrays need no Dask
+        from cvae_dist.verbs.ingest import ingest  # here, as arrays need no Dask
 
         with tempfile.TemporaryDirectory(prefix="cvae-dist-") as temporary:
             target = f"{directory.rstrip('/')}.{_STORE}" if directory else f"{temporary}/{_STORE}"

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
-from cvae_dist.ingest import ingest
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
+from cvae_dist.verbs.ingest import ingest
 
 LAYOUT = Layout(
     4,

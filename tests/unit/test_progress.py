@@ -7,7 +7,7 @@ import pytest
 
 from cvae_dist.errors import StorageFailed
 from cvae_dist.events import Event
-from cvae_dist.report import (
+from cvae_dist.progress import (
     JsonLines,
     LiveBars,
     Pace,
@@ -57,7 +57,7 @@ def test_the_pace_counts_only_what_this_run_did() -> None:
 def test_plain_lines_are_few_and_say_rate_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cvae_dist.report.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("cvae_dist.progress.SECONDS_BETWEEN_LINES", 0.0)
     report = PlainLines()
     report(STAGE[0])
     report._paces["train"].started -= 10

@@ -29,8 +29,8 @@ from cvae_dist.cluster import StoreResult, resolve_client
 from cvae_dist.config import TrainConfig, invalid_settings
 from cvae_dist.errors import Corrupt, InvalidPipeline, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.quality import Quality, measure
 from cvae_dist.store import Location
+from cvae_dist.verbs.quality import Quality, measure
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,20 @@ class Verb:
 
 
 VERBS: Mapping[str, Verb] = {
-    "ingest": Verb("cvae_dist.ingest", "ingest", ("source",), "store"),
+    "ingest": Verb("cvae_dist.verbs.ingest", "ingest", ("source",), "store"),
     "train": Verb("cvae_dist.training.loop", "train", ("store",), "model"),
-    "embed": Verb("cvae_dist.embed", "embed", ("store", "model"), "latents"),
-    "decode": Verb("cvae_dist.embed", "decode", ("latents", "model"), "out"),
-    "score": Verb("cvae_dist.embed", "score", ("store", "model"), "out"),
-    "fit-prior": Verb("cvae_dist.prior", "fit_prior", ("store",), "model"),
-    "sample": Verb("cvae_dist.embed", "sample", ("model",), "out"),
-    "verify": Verb("cvae_dist.verify", "verify", ("url",), "url"),
-    "plot latents": Verb("cvae_dist.plot", "plot_latents", ("latents",), "filename"),
-    "plot grid": Verb("cvae_dist.plot", "plot_grid", ("model",), "filename"),
-    "plot loss": Verb("cvae_dist.plot", "plot_loss", ("model",), "filename"),
-    "plot reconstructions": Verb("cvae_dist.plot", "plot_reconstructions", ("store", "reconstructions"), "filename"),
+    "embed": Verb("cvae_dist.verbs.embed", "embed", ("store", "model"), "latents"),
+    "decode": Verb("cvae_dist.verbs.decode", "decode", ("latents", "model"), "out"),
+    "score": Verb("cvae_dist.verbs.score", "score", ("store", "model"), "out"),
+    "fit-prior": Verb("cvae_dist.verbs.fit_prior", "fit_prior", ("store",), "model"),
+    "sample": Verb("cvae_dist.verbs.sample", "sample", ("model",), "out"),
+    "verify": Verb("cvae_dist.verbs.verify", "verify", ("url",), "url"),
+    "plot latents": Verb("cvae_dist.verbs.plot", "plot_latents", ("latents",), "filename"),
+    "plot grid": Verb("cvae_dist.verbs.plot", "plot_grid", ("model",), "filename"),
+    "plot loss": Verb("cvae_dist.verbs.plot", "plot_loss", ("model",), "filename"),
+    "plot reconstructions": Verb(
+        "cvae_dist.verbs.plot", "plot_reconstructions", ("store", "reconstructions"), "filename"
+    ),
 }
 # Arguments that `run` gives to every verb that takes them.
 SHARED = ("client", "config", "on_event", "storage_options")

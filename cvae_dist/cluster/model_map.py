@@ -1,0 +1,150 @@
+"""A trained model over the shards of a store: what ``embed``, ``decode`` and ``score`` have in common."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cvae_dist.cluster.handles import ModelHandle, StoreHandle
+from cvae_dist.cluster.plan import Job, Made, Span
+from cvae_dist.cluster.process import reused_block
+from cvae_dist.cluster.write import Output, StoreResult
+from cvae_dist.errors import InvalidInput
+from cvae_dist.events import OnEvent
+from cvae_dist.model.threads import torch_threads
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import ArrayLayout, Layout, Location, Record, RowStore
+from cvae_dist.store.layout import Block
+from cvae_dist.store.lineage import without_credentials
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_TARGET_SHARD_BYTES = 16_000_000
+_MOST_INPUT_SHARDS = 16  # input shards behind one output shard: enough work for a task, little to repeat
+_LEAST_OUTPUT_SHARDS = 8  # so that several workers have something to do
+
+Compute = Callable[[VAE, Block, int, int], Mapping[str, Block]]
+
+
+def map_rows(
+    source: StoreHandle,
+    model: ModelHandle,
+    compute: Compute,
+    out: Location,
+    *,
+    stage: str,
+    kind: str,
+    arrays: Sequence[ArrayLayout],
+    batch_size: int,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    overwrite: bool,
+    client: "Client | None",
+    on_event: OnEvent,
+) -> StoreResult:
+    """Write what a model makes of the rows of a store; ids and carried columns travel along.
+
+    Parameters
+    ----------
+    source, model : StoreHandle, ModelHandle
+        What is read.
+    compute : callable
+        ``compute(vae, rows, start, batch_size)`` returns the blocks of ``arrays``, by name, of the rows that begin
+        with number ``start``. Picklable and pure.
+    out : Location
+        The store to write.
+    stage, kind : str
+        Name of the verb, and of what it writes.
+    arrays : sequence of ArrayLayout
+        What ``compute`` makes; the statistics are those of the first one.
+    batch_size : int
+        Rows the model sees at once.
+    settings : Mapping
+        What decides the result, beside the model.
+    overwrite, client, on_event
+        See :meth:`Output.held`.
+    """
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size={batch_size} shows the model no rows; use 1 or more")
+    out.require_apart(source.location, model.location)
+    store, _ = source.open()
+    threads = 1 if client else torch.get_num_threads()
+    columns = [array for array in store.layout.arrays if array.name in store.columns]
+    layout = _output_layout(store, (*_with_coordinates(arrays, store.columns), *columns))
+    records = store.ledger.read_all(store.layout.shards(store.rows))
+    job = Job(
+        kind=kind,
+        layout=layout,
+        rows=store.rows,
+        settings={"model": model.digest, **settings},
+        task=lambda span: _MapShard(source, model, compute, batch_size, span, _identity(store, records, span)),
+        lineage={
+            "store": without_credentials(store.url),
+            "store_fingerprint": store.fingerprint,
+            "model": without_credentials(str(model.location)),
+        },
+        task_bytes=layout.rows_per_shard * store.layout.arrays[0].row_bytes,
+        threads=threads,
+    )
+    # shards made side by side in this process compute with one thread each: one reads while another computes
+    alone = torch_threads(1) if threads > 1 else contextlib.nullcontext()
+    with alone, Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output:
+        return output.write(_keep_grid(job, output.existing))
+
+
+@dataclass(frozen=True)
+class _MapShard:
+    """Read the rows of one shard, send them through the model, and carry the columns."""
+
+    source: StoreHandle
+    model: ModelHandle
+    compute: Compute
+    batch_size: int
+    span: Span
+    identity: str
+
+    def __call__(self) -> Made:
+        store, reader = self.source.open()
+        start, stop = self.span.start, self.span.stop
+        rows = reused_block((len(self.span), reader.n_features), reader.dtype)
+        reader.read_into(rows, np.array([start]), np.array([len(rows)]), verify=True)
+        columns = {name: store.read(name, start, stop) for name in store.columns}
+        return Made({**self.compute(self.model.load(), rows, start, self.batch_size), **columns})
+
+
+def _with_coordinates(arrays: Sequence[ArrayLayout], columns: Sequence[str]) -> list[ArrayLayout]:
+    """Let arrays name the carried columns as their coordinates (CF conventions)."""
+    named = {"coordinates": " ".join(columns)} if columns else {}
+    return [replace(array, attributes={**array.attributes, **named}) for array in arrays]
+
+
+def _keep_grid(job: Job, existing: RowStore | None) -> Job:
+    """Keep the shard grid of an output that is there: it was chosen for the size its source had at first."""
+    if existing is None or {a.name for a in existing.layout.arrays} != {a.name for a in job.layout.arrays}:
+        return job
+    return replace(job, layout=existing.layout)
+
+
+def _output_layout(store: RowStore, arrays: tuple[ArrayLayout, ...]) -> Layout:
+    """Choose output shards that cover whole input shards: enough for a task, at most 16 MB, and many of them."""
+    rows = store.layout.rows_per_shard
+    fitting = _TARGET_SHARD_BYTES // (rows * max(array.row_bytes for array in arrays))
+    spread = store.layout.shards(store.rows) // _LEAST_OUTPUT_SHARDS
+    return Layout.of(arrays, rows_per_shard=rows * max(1, min(fitting, spread, _MOST_INPUT_SHARDS)))
+
+
+def _identity(store: RowStore, records: Sequence[Record | None], span: Span) -> str:
+    """Digest the ledger records of the input shards behind a span.
+
+    A last input shard that is not full may be replaced while its store grows. The store's fingerprint stands for it.
+    """
+    size = store.layout.rows_per_shard
+    full = records[span.start // size : span.stop // size]
+    text = repr([record.digests if record is not None else None for record in full])
+    rest = store.fingerprint if span.stop % size else ""
+    return hashlib.blake2b(f"{text} {rest}".encode(), digest_size=16).hexdigest()

@@ -1,0 +1,5 @@
+"""The face for schedulers: the stages of a YAML file, run in order."""
+
+from cvae_dist.pipeline.stages import PipelineResult, StageResult, read_pipeline, run
+
+__all__ = ["PipelineResult", "StageResult", "read_pipeline", "run"]
