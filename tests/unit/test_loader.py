@@ -15,7 +15,7 @@ from cvae_dist.errors import Corrupt, InvalidInput
 from cvae_dist.store import Location
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader, ShardedArray
 from cvae_dist.training.loader import Loader, read_rows
-from cvae_dist.training.sampler import NO_ROWS, Rows, Sampler, plan_sampler, validation_rows
+from cvae_dist.training.sampler import NO_ROWS, RowNumbers, Sampler, plan_sampler, validation_rows
 
 Array = npt.NDArray[Any]
 
@@ -62,7 +62,7 @@ def plan(reader: Reader, buffer_bytes: int, held_out: int = HELD_OUT, batch_size
     return plan_sampler(kept, batch_size, row_bytes, 5, buffer_bytes, reader.block_rows_hint, held_out)
 
 
-def check(loader: Loader, sampler: Sampler, rows: Array, excluded: Rows, steps: int, **start: int) -> None:
+def check(loader: Loader, sampler: Sampler, rows: Array, excluded: RowNumbers, steps: int, **start: int) -> None:
     """Compare every batch with the rows that the sampler's definition names."""
     part = {"rank": loader._rank, "world": loader._world}
     epoch, step = start.get("epoch", 0), start.get("first_step", 0)
@@ -122,7 +122,7 @@ def test_a_store_that_fits_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     calls = []
     read_into = reader.read_into
 
-    def counted(out: Array, starts: Rows, counts: Rows, verify: bool = False) -> None:
+    def counted(out: Array, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         calls.append(len(out))
         read_into(out, starts, counts, verify)
 
@@ -146,13 +146,13 @@ def test_memory_is_reused_and_as_large_as_stated(tmp_path: Path) -> None:
 
 
 class Failing(ArrayRows):
-    """Rows behind a connection that breaks."""
+    """RowNumbers behind a connection that breaks."""
 
     def __init__(self, array: Array, error: BaseException, after: int) -> None:
         super().__init__(array)
         self.error, self.left = error, after
 
-    def read_into(self, out: Array, starts: Rows, counts: Rows, verify: bool = False) -> None:
+    def read_into(self, out: Array, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         self.left -= 1
         if self.left < 0:
             raise self.error
