@@ -146,7 +146,7 @@ def test_memory_is_reused_and_as_large_as_stated(tmp_path: Path) -> None:
 
 
 class Failing(ArrayRows):
-    """RowNumbers behind a connection that breaks."""
+    """Rows behind a connection that breaks."""
 
     def __init__(self, array: Array, error: BaseException, after: int) -> None:
         super().__init__(array)
