@@ -1,4 +1,4 @@
-"""The commands. Each but ``run`` is made from its verb: the verb's arguments are its flags, its docstring its help."""
+"""The commands. All but ``run`` are made from their verbs: arguments become flags, docstrings become help."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from cvae_dist.cli.results import ran, show
 from cvae_dist.config import TrainConfig
 from cvae_dist.verbs import VERBS, Verb
 
-Command = Callable[..., int | None]
+Command = Callable[..., int]
 
 plot = App(name="plot", help="Draw latents, the decoder's grid, the loss, or rows beside their reconstructions.")
-app.command(plot)
 
 _COMMANDS = {**VERBS, "info": Verb("cvae_dist.verbs.verify", "info", ("url",), "url")}  # info is no stage of a pipeline
 for _name, _verb in _COMMANDS.items():
     _parent, _, _word = _name.rpartition(" ")
     (plot if _parent else app).command(f"{__name__}:{_name}", name=_word, help=_verb.summary)
+app.command(plot)
 
 
 def __getattr__(name: str) -> Command:
@@ -36,15 +36,13 @@ def _command(name: str, verb: Verb) -> Command:
     parameters = list(_parameters(verb, defaults))
 
     @wraps(verb.load())
-    def command(
-        *locations: str, shared: Output = defaults, settings: TrainConfig | None = None, **options: Any
-    ) -> int | None:
+    def command(*locations: str, shared: Output = defaults, settings: TrainConfig | None = None, **options: Any) -> int:
         with shared.display() as display, shared.client() as client:
             given = {"config": settings, "on_event": display, "storage_options": shared.storage_options}
             result = verb(*locations, given={**given, "client": client}, **options)
         return show(display, name, locations[-1], result)
 
-    vars(command)["__signature__"] = inspect.Signature(parameters)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # cyclopts reads it
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 

@@ -32,6 +32,7 @@ Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 Settings = Annotated[TrainConfig, Parameter(name="*", group="Model and training")]
 StorageOptions = Annotated[dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)]
 
+# by the name of the argument
 FLAGS: Mapping[str, Any] = {
     "batch_size": Count,
     "grid_size": Count,

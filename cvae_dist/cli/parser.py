@@ -24,7 +24,7 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         return
     path = named[0].tokens[0].value
     options = {name.replace("_", "-"): value for name, value in _read_mapping(path).items()}
-    known = {name.lstrip("-") for argument in arguments for name in argument.names}
+    known = {name[2:] for argument in arguments for name in argument.names if name.startswith("--")}
     for name in options.keys() - known:
         raise CycloptsError(msg=f"--config {path}: unknown option {name!r}: {suggestion(name, known)}")
     if "storage-options" in options:

@@ -4,7 +4,6 @@ The command line and pipelines take names, types and help of their arguments fro
 imports torch, Dask and matplotlib when it is called, and not before. The table imports a verb when it is needed.
 """
 
-import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,10 +53,9 @@ class Verb:
     @property
     def summary(self) -> str:
         """First line of the function's docstring. It is read from the source, as an import takes a second."""
-        source = Path(__file__).parents[2].joinpath(*self.module.split(".")).with_suffix(".py")
-        functions = (node for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.FunctionDef))
-        docstring = next(ast.get_docstring(node) for node in functions if node.name == self.function)
-        return (docstring or "").partition("\n")[0]
+        source = Path(__file__).parents[2].joinpath(*self.module.split(".")).with_suffix(".py").read_text("utf-8")
+        _, _, definition = source.partition(f"\ndef {self.function}(")
+        return definition.split('"""')[1].splitlines()[0]
 
 
 VERBS: Mapping[str, Verb] = {
