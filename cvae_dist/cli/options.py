@@ -1,4 +1,4 @@
-"""The options that commands share, and what a flag is beyond the annotation of its verb's argument."""
+"""The options that commands share, and the flags that are more than the annotation of their argument says."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 Settings = Annotated[TrainConfig, Parameter(name="*", group="Model and training")]
 StorageOptions = Annotated[dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)]
 
-# by the name of the argument
+# By the name of the argument.
 FLAGS: Mapping[str, Any] = {
     "batch_size": Count,
     "grid_size": Count,
