@@ -78,7 +78,7 @@ def train(
     overwrite
         Train anew and replace the model that is there, whatever its settings.
     """
-    from cvae_dist.training.loop import train
+    from cvae_dist.verbs.train import train
 
     with shared.report() as report:
         result = train(

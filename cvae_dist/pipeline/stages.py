@@ -50,7 +50,7 @@ class Verb:
 
 VERBS: Mapping[str, Verb] = {
     "ingest": Verb("cvae_dist.verbs.ingest", "ingest", ("source",), "store"),
-    "train": Verb("cvae_dist.training.loop", "train", ("store",), "model"),
+    "train": Verb("cvae_dist.verbs.train", "train", ("store",), "model"),
     "embed": Verb("cvae_dist.verbs.embed", "embed", ("store", "model"), "latents"),
     "decode": Verb("cvae_dist.verbs.decode", "decode", ("latents", "model"), "out"),
     "score": Verb("cvae_dist.verbs.score", "score", ("store", "model"), "out"),
@@ -271,10 +271,8 @@ def _perform(stage: Stage, shared: Shared, client: Any, on_event: OnEvent) -> St
 def _stage_result(stage: Stage, outcome: Any, seconds: float) -> StageResult:
     rows = outcome.rows if isinstance(outcome, StoreResult) else None
     already_done = getattr(outcome, "nothing_to_do", False)
-    if stage.name == "train":
-        if outcome.stopped_because == "interrupted":
-            raise KeyboardInterrupt  # the stages that follow need the finished model
-        already_done = outcome.stopped_because == "already finished"
+    if stage.name == "train" and outcome.stopped_because == "interrupted":
+        raise KeyboardInterrupt  # the stages that follow need the finished model
     return StageResult(stage.name, stage.output, rows, seconds, already_done)
 
 
