@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from cvae_dist.model.directory import load_model
     from cvae_dist.pipeline import run
     from cvae_dist.store import RowStore
-    from cvae_dist.training.loop import train
     from cvae_dist.verbs.decode import decode
     from cvae_dist.verbs.embed import embed
     from cvae_dist.verbs.fit_prior import fit_prior
     from cvae_dist.verbs.ingest import ingest
     from cvae_dist.verbs.sample import sample
     from cvae_dist.verbs.score import score
+    from cvae_dist.verbs.train import train
     from cvae_dist.verbs.verify import info, verify
 
 __version__ = "0.1.0"
@@ -63,7 +63,7 @@ _HOME = {
     "run": "cvae_dist.pipeline",
     "sample": "cvae_dist.verbs.sample",
     "score": "cvae_dist.verbs.score",
-    "train": "cvae_dist.training.loop",
+    "train": "cvae_dist.verbs.train",
     "verify": "cvae_dist.verbs.verify",
 }
 

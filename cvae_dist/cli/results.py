@@ -10,9 +10,9 @@ from cvae_dist.progress import Display, duration, figure
 if TYPE_CHECKING:
     from cvae_dist.cluster import StoreResult
     from cvae_dist.pipeline import PipelineResult, StageResult
-    from cvae_dist.training.loop import TrainResult
     from cvae_dist.verbs.fit_prior import PriorResult
     from cvae_dist.verbs.quality import Quality
+    from cvae_dist.verbs.train import TrainResult
     from cvae_dist.verbs.verify import VerifyResult
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
@@ -49,7 +49,7 @@ def trained(display: Display, result: "TrainResult") -> None:
     """Say what a training came to; an interrupted one is an interruption of the command."""
     if result.stopped_because == "interrupted":
         raise KeyboardInterrupt
-    if result.stopped_because == "already finished":
+    if result.nothing_to_do:
         line = f"train: nothing to do, {result.model} is trained already ({result.steps:,} steps)"
     else:
         line = f"train: wrote {result.model} after {result.steps:,} steps in {duration(result.seconds)}"

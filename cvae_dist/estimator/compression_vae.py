@@ -23,7 +23,9 @@ from cvae_dist.estimator.scoring import Scoring
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Moments, RowStore
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
-from cvae_dist.training.loop import Trained, fit, train
+from cvae_dist.training.fit import fit
+from cvae_dist.training.loop import Trained
+from cvae_dist.verbs.train import train
 
 if TYPE_CHECKING:
     Rows = ArrayLike | str | os.PathLike[str] | RowStore

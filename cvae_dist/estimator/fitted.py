@@ -16,7 +16,7 @@ from cvae_dist.errors import NotFitted
 from cvae_dist.model.directory import is_finished, load_model, read_description
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location
-from cvae_dist.training.history import History, Record
+from cvae_dist.training.history import History, HistoryRecord
 
 _NAMES = "feature_names.json"
 _RESTORED = ("model_", "history_", "item_shape_", "n_features_in_")
@@ -32,7 +32,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
     logdir: str | os.PathLike[str] | None
     storage_options: Mapping[str, Any] | None
     model_: VAE
-    history_: list[Record]
+    history_: list[HistoryRecord]
     item_shape_: tuple[int, ...]
     n_features_in_: int
     feature_names_in_: NDArray[Any]

@@ -96,7 +96,7 @@ def _perform(stage: Stage, given: Mapping[str, Any]) -> StageResult:
     if stage.name == "verify" and not outcome.ok:
         raise Corrupt("\n".join(map(str, outcome.problems)))
     rows = outcome.rows if isinstance(outcome, StoreResult) else None
-    nothing_to_do = getattr(outcome, "nothing_to_do", getattr(outcome, "stopped_because", "") == "already finished")
+    nothing_to_do = getattr(outcome, "nothing_to_do", False)
     return StageResult(stage.name, stage.output, rows, time.monotonic() - started, nothing_to_do)
 
 

@@ -1,25 +1,61 @@
-"""The course of a training: ``history.jsonl`` and TensorBoard scalars."""
+"""The course of a training: ``history.jsonl``, TensorBoard scalars, and the figures of its end."""
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from cvae_dist.store.urls import Location
 
-Record = dict[str, float | int]
+HistoryRecord = dict[str, float | int]
+StoppedBecause = Literal["finished", "no improvement", "interrupted", "diverged"]
 
 log = logging.getLogger(__name__)
 
 _NOT_PLOTTED = frozenset({"step", "epoch", "time"})
 
 
+@dataclass(frozen=True)
+class Figures:
+    """How a training ended.
+
+    Attributes
+    ----------
+    steps : int
+        Gradient steps done, in this run and those it went on from.
+    epochs : float
+        Passes over the training rows.
+    loss : float
+        Mean training loss per row since the last validation before the end, in nats.
+    validation_loss : float or None
+        Best validation -ELBO per row, in nats; None without validation rows.
+    stopped_because : {"finished", "no improvement", "interrupted", "diverged"}
+        An interrupted training goes on when it is run again.
+    seconds : float
+        Time spent training, over all runs.
+    """
+
+    steps: int
+    epochs: float
+    loss: float
+    validation_loss: float | None
+    stopped_because: StoppedBecause
+    seconds: float
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures that are finite numbers."""
+    return {name: value for name, value in figures.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
 class History:
     """Records of a training, one per validation.
 
-    The whole file is written each time: it is small (validations grow rarer), and so it can live on an object
-    store and never disagrees with the checkpoint that a resumed run starts from.
+    The whole file is written each time. It is small, as validations grow rarer. So it can live on an object store, and
+    it never disagrees with the checkpoint that a resumed run starts from.
 
     Parameters
     ----------
@@ -29,9 +65,9 @@ class History:
         What an interrupted run had recorded up to its checkpoint.
     """
 
-    def __init__(self, place: Location | None, records: Sequence[Record] = ()) -> None:
+    def __init__(self, place: Location | None, records: Sequence[HistoryRecord] = ()) -> None:
         self._place = place
-        self.records: list[Record] = list(records)
+        self.records: list[HistoryRecord] = list(records)
 
     @classmethod
     def read(cls, place: Location) -> Self:
@@ -42,24 +78,20 @@ class History:
             lines = []
         return cls(place, [json.loads(line) for line in lines])
 
-    def append(self, record: Record) -> None:
+    def append(self, record: HistoryRecord) -> None:
         """Add a record and write the file."""
         self.records.append(record)
         self.write()
 
     def write(self) -> None:
-        """Write the file, dropping what a killed run wrote after its last checkpoint."""
+        """Write the file, without what a killed run wrote after its last checkpoint."""
         if self._place is not None:
             self._place.write("".join(json.dumps(record) + "\n" for record in self.records).encode())
 
-
-def _writer(folder: str, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
-    except ImportError:
-        log.info("no TensorBoard scalars are written: pip install 'cvae-dist[tensorboard]'")
-        return None
-    return SummaryWriter(folder, purge_step=first_step)
+    @property
+    def next_step(self) -> int:
+        """The first step that no record covers."""
+        return int(self.records[-1]["step"]) + 1 if self.records else 0
 
 
 class Scalars:
@@ -84,3 +116,12 @@ class Scalars:
     ) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _writer(folder: str, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
+    except ImportError:
+        log.info("no TensorBoard scalars are written: pip install 'cvae-dist[tensorboard]'")
+        return None
+    return SummaryWriter(folder, purge_step=first_step)

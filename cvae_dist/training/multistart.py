@@ -25,7 +25,7 @@ _FEWEST_LANDMARKS = 30  # a neighbourhood of ten should not be all rows
 _FEWEST_STEPS = 2000  # of the training itself: a shorter one is a try, and would cost less than its starts
 _RANDOM_STARTS = 2
 _REGRESSION_STEPS, _ELBO_STEPS = 300, 1000
-_BATCH_ROWS = 100
+_BATCH_SIZE = 100
 _REGRESSION_RATE, _ELBO_RATE = 1e-2, 5e-3
 _LOGVAR, _WIDTH_SHARE = -6.0, 0.1  # a posterior narrow enough not to blur the coordinates it was taught
 _SCALE_RATE = 10  # of the rate, for the likelihood's own parameters: sigma must follow the residual
@@ -104,7 +104,6 @@ class _Together:
 
     def __init__(self, vae: VAE, starts: list[Weights]) -> None:
         self._vae = vae
-        self._count = len(starts)
         self._stacked = {name: torch.stack([start[name] for start in starts]).requires_grad_() for name in starts[0]}
 
     def regress(self, x: Tensor, targets: Tensor, generator: torch.Generator) -> None:
@@ -176,7 +175,7 @@ class _Together:
         for step in range(steps):
             for group in adam.param_groups:
                 group["lr"] = schedule.learning_rate(step, steps, rate) * (_SCALE_RATE if group["fast"] else 1)
-            chosen = torch.randint(n_rows, (min(_BATCH_ROWS, n_rows),), generator=generator)
+            chosen = torch.randint(n_rows, (min(_BATCH_SIZE, n_rows),), generator=generator)
             adam.zero_grad()
             loss(chosen, step).backward()  # type: ignore[no-untyped-call]
             adam.step()

@@ -41,7 +41,7 @@ def choose_precision(requested: Precision, vae: VAE, batch_size: int) -> Decisio
     """
     if requested != "auto":
         return Decision(requested, "as asked for")
-    if _work(vae, batch_size) < _LEAST_WORK:
+    if multiply_adds(vae, batch_size) < _LEAST_WORK:
         return Decision("float32", "steps are small")
     if not has_bfloat16(next(vae.parameters()).device):
         return Decision("float32", "this processor has no bfloat16 arithmetic")
@@ -52,7 +52,8 @@ def choose_precision(requested: Precision, vae: VAE, batch_size: int) -> Decisio
     )
 
 
-def _work(vae: VAE, batch_size: int) -> int:
+def multiply_adds(vae: VAE, batch_size: int) -> int:
+    """Return the multiply-adds of a forward pass over a batch, nearly."""
     return sum(weight.numel() for weight in vae.parameters()) * batch_size
 
 

@@ -15,7 +15,7 @@ from cvae_dist.model.networks import computing_in
 from cvae_dist.model.tiling import keep_freed_memory
 from cvae_dist.model.vae import VAE
 from cvae_dist.training import schedule
-from cvae_dist.training.history import Record
+from cvae_dist.training.history import Figures, HistoryRecord
 from cvae_dist.training.optimizer import Optimizer, assign, clone
 from cvae_dist.training.validation import Validation
 
@@ -26,7 +26,7 @@ _RUNAWAY = 1000  # times the loss of the first weights
 
 
 @dataclass
-class _Sums:
+class _LossSums:
     """Terms of the training loss summed over rows since the last validation, in nats."""
 
     reconstruction: float = 0.0
@@ -38,7 +38,7 @@ class _Sums:
         self.kl += kl
         self.rows += rows
 
-    def means(self) -> Record:
+    def means(self) -> HistoryRecord:
         if not self.rows:
             return {}
         reconstruction, kl = self.reconstruction / self.rows, self.kl / self.rows
@@ -100,7 +100,7 @@ class Trainer:
         self._optimizer = Optimizer(vae, cast(float, config.ema_decay), config.grad_clip)
         self._generator = torch.Generator()
         self._next_test = self._test_after(0)
-        self._sums = _Sums()
+        self._sums = _LossSums()
         self._last_loss = math.nan
         self._best_weights = clone(self._optimizer.average)
         self.best_loss = math.inf
@@ -177,9 +177,9 @@ class Trainer:
         """Whether the history gets its next record now."""
         return self.step >= self._next_test or self.finished
 
-    def test(self) -> Record:
+    def test(self) -> HistoryRecord:
         """Validate the averaged weights, keep them if they are the best, and return the figures."""
-        record: Record = {
+        record: HistoryRecord = {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             **self._sums.means(),
@@ -194,7 +194,7 @@ class Trainer:
             record |= self._validate()
         else:
             self._keep()
-        self._sums = _Sums()
+        self._sums = _LossSums()
         self._next_test = self._test_after(self.step)
         return record
 
@@ -212,10 +212,10 @@ class Trainer:
         self._skipped_before += self._optimizer.skipped
         assign(dict(self.vae.named_parameters()), self._best_weights)
         self._optimizer = Optimizer(self.vae, cast(float, self.config.ema_decay), self.config.grad_clip)
-        self._optimizer_begun, self._sums = self.step, _Sums()
+        self._optimizer_begun, self._sums = self.step, _LossSums()
         self._best_step, self._tests_since_best = self.step, 0
 
-    def _validate(self) -> Record:
+    def _validate(self) -> HistoryRecord:
         reconstruction, kl = self.validation.terms(self.vae, self._optimizer.average)
         loss = reconstruction + self.config.kl_weight * kl
         self._tests_since_best += 1
@@ -275,17 +275,18 @@ class Trainer:
         self._next_test = state["next_test"]
         assign(dict(self.vae.named_parameters()), state["parameters"])
         self._optimizer.restore(state["optimizer"])
-        self._sums = _Sums(**state["sums"])
+        self._sums = _LossSums(**state["sums"])
         best = state["best"]
         self.best_loss, self._best_step = best["loss"], best["step"]
         self._tests_since_best = best["tests_since"]
         self._best_weights = dict(best["weights"])
 
-    def go_on_from(self, step: int, weights: Mapping[str, Tensor], best_loss: float) -> None:
-        """Begin at ``step`` with the best weights of a finished training, and a fresh optimiser."""
-        self.step = self.begun = self._optimizer_begun = self._best_step = self.good_step = step
-        self.best_loss = best_loss
-        self._next_test = self._test_after(step)
+    def go_on_from(self, end: Figures, weights: Mapping[str, Tensor]) -> None:
+        """Begin where a finished training ended, with its best ``weights`` and a fresh optimiser."""
+        self.step = self.begun = self._optimizer_begun = self._best_step = self.good_step = end.steps
+        self.best_loss = math.inf if end.validation_loss is None else end.validation_loss
+        self.seconds = end.seconds
+        self._next_test = self._test_after(end.steps)
         self._best_weights = clone(weights)
         for mine in (dict(self.vae.named_parameters()), self._optimizer.average):
             assign(mine, self._best_weights)

@@ -15,14 +15,20 @@ from cvae_dist.model.vae import VAE
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader
 from cvae_dist.training.loader import read_rows
+from cvae_dist.training.sampler import validation_rows
 
 _MAX_BYTES = 16_000_000
-_BATCH_ROWS = 1024
+_BATCH_SIZE = 1024
 
 
 def affordable_count(count: int, reader: Reader) -> int:
     """Return how many of ``count`` rows may be held in memory all through the training."""
     return min(count, max(1, _MAX_BYTES // (reader.n_features * reader.dtype.itemsize)))
+
+
+def choose_rows(reader: Reader, count: int, seed: int) -> RowNumbers:
+    """Choose ``count`` rows, or as many as there are and may be held in memory."""
+    return validation_rows(reader.n_rows, affordable_count(count, reader), seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ class Validation:
         sums = torch.zeros(2, dtype=torch.float64)
         with inference():
             for (part, tile), (_, noise) in zip(
-                tiles(self.rows, _BATCH_ROWS), tiles(self.noise, _BATCH_ROWS), strict=True
+                tiles(self.rows, _BATCH_SIZE), tiles(self.noise, _BATCH_SIZE), strict=True
             ):
                 terms = torch.func.functional_call(vae, dict(weights), (tile, noise))
                 sums += torch.stack(terms)[:, : part.stop - part.start].sum(dim=1, dtype=torch.float64)

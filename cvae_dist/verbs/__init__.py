@@ -60,7 +60,7 @@ class Verb:
 
 VERBS: Mapping[str, Verb] = {
     "ingest": Verb("cvae_dist.verbs.ingest", "ingest", ("source",), "store"),
-    "train": Verb("cvae_dist.training.loop", "train", ("store",), "model"),
+    "train": Verb("cvae_dist.verbs.train", "train", ("store",), "model"),
     "embed": Verb("cvae_dist.verbs.embed", "embed", ("store", "model"), "latents"),
     "decode": Verb("cvae_dist.verbs.decode", "decode", ("latents", "model"), "out"),
     "score": Verb("cvae_dist.verbs.score", "score", ("store", "model"), "out"),

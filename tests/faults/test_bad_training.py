@@ -16,8 +16,8 @@ from cvae_dist.cli import main
 from cvae_dist.errors import CvaeDistError, InvalidInput, NotFitted, TrainingDiverged
 from cvae_dist.estimator import CompressionVAE
 from cvae_dist.events import Event
-from cvae_dist.training.loop import train
 from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.train import train
 
 QUICK: dict[str, Any] = {"num_steps": 40}
 RANDOM = np.random.default_rng(0)

@@ -19,7 +19,7 @@ import numpy as np
 from cvae_dist.config import TrainConfig
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
-from cvae_dist.training.loop import fit
+from cvae_dist.training.fit import fit
 from cvae_dist.training.trainer import Trainer
 
 advance, replace, writes = Trainer.advance, os.replace, 0

@@ -10,8 +10,8 @@ import pytest
 from cvae_dist.errors import SettingsChanged
 from cvae_dist.pipeline import run
 from cvae_dist.store import Layout, RowStore
-from cvae_dist.training.loop import train
 from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.train import train
 from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import item, small_grid, stamps, write_items
 

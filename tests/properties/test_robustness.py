@@ -8,7 +8,8 @@ import pytest
 from cvae_dist.config import TrainConfig
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
-from cvae_dist.training.loop import Trained, fit
+from cvae_dist.training.fit import fit
+from cvae_dist.training.loop import Trained
 
 Rng = np.random.Generator
 

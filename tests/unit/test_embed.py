@@ -11,11 +11,11 @@ from cvae_dist.estimator import CompressionVAE
 from cvae_dist.events import Event
 from cvae_dist.model import networks
 from cvae_dist.store import RowStore
-from cvae_dist.training.loop import train
 from cvae_dist.verbs.decode import decode
 from cvae_dist.verbs.embed import embed
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.score import score
+from cvae_dist.verbs.train import train
 
 
 class Made(NamedTuple):

@@ -20,12 +20,14 @@ from cvae_dist.model import VAE, load_model
 from cvae_dist.store import Lease, Location, Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import schedule
-from cvae_dist.training.loop import Trained, fit, train
+from cvae_dist.training.fit import fit
+from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.sampler import validation_rows
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.train import train
 
 DIGITS, CLASSES = load_digits(return_X_y=True)
 DIGITS = DIGITS.astype(np.float32)
@@ -185,10 +187,14 @@ def test_train_from_a_store_resumes_finishes_and_then_has_nothing_to_do(
     assert description["lineage"]["store"] == store
     assert description["lineage"]["item_shape"] == [8, 8]
     assert description["lineage"]["held_out"] == {"rows": 300, "count": 30, "seed": 0}
-    assert description["lineage"]["figures"]["steps"] == 60
+    figures = description["lineage"]["figures"]
+    assert list(figures) == ["steps", "epochs", "loss", "validation_loss", "stopped_because", "seconds"]
+    assert (figures["steps"], figures["stopped_because"]) == (60, "finished")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     again = train(store, model, **QUICK)
-    assert (again.steps, again.stopped_because) == (60, "already finished")
+    assert (again.steps, again.stopped_because, again.nothing_to_do) == (60, "finished", True)
+    assert not result.nothing_to_do
+    assert (again.model, again.seconds) == (model, result.seconds)
     assert again.validation_loss == result.validation_loss
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == written
 
@@ -318,7 +324,8 @@ class TestFinishedTrainingsGoOn:
         train(store, model, **QUICK)
         result = train(store, model, **QUICK | {"num_steps": 80})
         assert (result.steps, result.stopped_because) == (80, "finished")
-        assert train(store, model, **QUICK | {"num_steps": 80}).stopped_because == "already finished"
+        assert not result.nothing_to_do
+        assert train(store, model, **QUICK | {"num_steps": 80}).nothing_to_do
 
 
 def test_overwrite_begins_anew(undisturbed: tuple[VAE, Any], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import multistart
-from cvae_dist.training.loop import fit
+from cvae_dist.training.fit import fit
 from cvae_dist.training.multistart import choose_start, is_worthwhile
 from cvae_dist.training.trainer import Trainer
 
@@ -149,7 +149,7 @@ def test_a_resumed_training_keeps_its_start(step: int, tmp_path: Path, monkeypat
             fit_rows(tmp_path, events.append)
     told = [event.message for event in events if event.message.startswith("begun from")]
     assert len(told) == 1
-    monkeypatch.setattr("cvae_dist.training.loop.choose_start", lambda *arguments: pytest.fail("chosen again"))
+    monkeypatch.setattr("cvae_dist.training.prepare.choose_start", lambda *arguments: pytest.fail("chosen again"))
     resumed = fit_rows(tmp_path, events.append).state_dict()
     assert [event.message for event in events if event.message.startswith("begun from")] == told * 2
     for name, value in undisturbed.state_dict().items():

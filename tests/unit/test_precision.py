@@ -12,7 +12,7 @@ from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import precision
-from cvae_dist.training.loop import fit
+from cvae_dist.training.fit import fit
 from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.trainer import Trainer
 

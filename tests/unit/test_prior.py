@@ -21,10 +21,10 @@ from cvae_dist.model.draws import _key
 from cvae_dist.model.prior import Flow, Mixture, fit_prior, restored
 from cvae_dist.pipeline import run
 from cvae_dist.store import Location, RowStore
-from cvae_dist.training.loop import train
 from cvae_dist.verbs.fit_prior import fit_prior as fit_prior_of_rows
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.sample import sample
+from cvae_dist.verbs.train import train
 
 DIGITS = load_digits().data.astype(np.float32)
 QUICK: dict[str, Any] = {"num_steps": 20, "cells_encoder": (32,)}

@@ -10,7 +10,7 @@ from cvae_dist.config import TrainConfig
 from cvae_dist.model import diagnosis, scoring
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
-from cvae_dist.training.loop import fit
+from cvae_dist.training.fit import fit
 from tests.bench.model.bench_quality import trained
 from tests.bench.model.data import Images, mnist
 from tests.bench.table import Row

@@ -1,0 +1,121 @@
+"""Training into a model directory: whose it is, and what goes on there."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cvae_dist.config import WITHOUT_EFFECT_ON_WEIGHTS
+from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.events import Event, OnEvent
+from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description
+from cvae_dist.store import Lease, Location
+from cvae_dist.training.checkpoint import Checkpoints
+from cvae_dist.training.history import Figures, History, finite
+from cvae_dist.training.loop import CHECKPOINTS, HISTORY, LOGS, Trained, diverged, run
+from cvae_dist.training.prepare import Training, TrainingData
+
+
+def train_in(place: Location, training: Training, overwrite: bool, on_event: OnEvent) -> tuple[Figures, bool]:
+    """Train into a model directory, under its lease, from where an earlier run stopped.
+
+    Returns
+    -------
+    Figures
+        How the training ended, now or before.
+    bool
+        Whether it had ended before, so that there was nothing to do.
+    """
+    with Lease.held(place):
+        _require_ours(place)
+        if overwrite:
+            _discard(place)
+        earlier = None
+        if is_finished(place):
+            if not training.asks_for_more(_made_with(place)):
+                return _nothing_to_do(place, training, on_event), True
+            earlier = finished(place)
+        state = _last_state(place, training, earlier)
+        return run(training, on_event, place, state, earlier).figures, False
+
+
+def finished(place: Location) -> Trained:
+    """Return the finished training at ``place``, without what a longer one has recorded since."""
+    figures = Figures(**read_description(place)["lineage"]["figures"])
+    history = [record for record in History.read(place / HISTORY).records if record["step"] <= figures.steps]
+    return Trained(load_model(place), history, figures, _made_with(place))
+
+
+def _made_with(place: Location) -> Mapping[str, Any]:
+    made_with: Mapping[str, Any] = read_description(place)["lineage"].get("made_with", {})
+    return made_with
+
+
+def _require_ours(place: Location) -> None:
+    """Refuse a directory in which a training would replace or delete files of somebody else."""
+    if is_finished(place):
+        read_description(place)
+        return
+    checkpoints = Checkpoints(place / CHECKPOINTS)
+    ours = checkpoints.begun or (place / HISTORY).exists()  # a killed run may have left weights alone beside it
+    if (checkpoints.foreign() and not checkpoints.begun) or ((place / "model.safetensors").exists() and not ours):
+        raise InvalidInput(
+            f"{place} holds files that cvae-dist did not write where a training keeps its own. "
+            "Nothing was changed; name another directory for the model"
+        )
+
+
+def _discard(place: Location) -> None:
+    """Delete what an earlier training left; first what makes it a model, then what makes it resumable."""
+    delete_model(place)
+    Checkpoints(place / CHECKPOINTS).clear()
+    for name in (HISTORY, LOGS):
+        (place / name).delete()
+
+
+def _last_state(place: Location, training: Training, earlier: Trained | None) -> dict[str, Any] | None:
+    """Return what the last checkpoint of this training holds, and delete what a killed run left half-written."""
+    checkpoints = Checkpoints(place / CHECKPOINTS)
+    state = checkpoints.load()
+    if state and earlier and state["made_with"] == earlier.made_with:
+        state = None  # that of the earlier training, which was killed just after its end
+    if state:
+        _require_same(place, state["made_with"], training.made_with)
+    place.sweep_partial()
+    checkpoints.sweep()
+    return state
+
+
+def _nothing_to_do(place: Location, training: Training, on_event: OnEvent) -> Figures:
+    """Return how the finished training at ``place`` ended, or refuse when it was another one."""
+    lineage = read_description(place)["lineage"]
+    figures = Figures(**lineage["figures"])
+    if _has_grown(training.data, lineage):
+        given = training.asked.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS), exclude_unset=True)
+        _require_same(place, lineage["made_with"], {name: value for name, value in given.items() if value is not None})
+        message = (
+            f"already trained, on {lineage['held_out']['rows']:,} of what are now {training.data.reader.n_rows:,} "
+            "rows; --overwrite trains anew on all of them"
+        )
+    else:
+        _require_same(place, _made_with(place), training.made_with)
+        message = f"already trained: {place} has all its {figures.steps} steps; --overwrite trains anew"
+    if figures.stopped_because == "diverged":
+        raise diverged(training.config, figures.steps, f"{place} holds the last good weights", finished(place))
+    on_event(Event("train", "done", figures.steps, figures.steps, "steps", message, finite(asdict(figures))))
+    return figures
+
+
+def _has_grown(data: TrainingData, lineage: Mapping[str, Any]) -> bool:
+    """Whether the store of a finished training has more rows now: every night it may, and the model stays good."""
+    return bool(data.url == lineage["store"] != "memory" and data.reader.n_rows > lineage["held_out"]["rows"])
+
+
+def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to go on with what was made with other settings or rows than those of ``asked``."""
+    changed = [name for name in asked if there.get(name) != asked[name]]
+    if changed:
+        differences = ", ".join(f"{name}: {there.get(name)!r} there, {asked[name]!r} asked for" for name in changed)
+        raise SettingsChanged(
+            f"the model at {place} was made with other settings or rows ({differences}). Nothing changed; "
+            "go on with the same settings, name another directory, or use --overwrite to train it anew"
+        )

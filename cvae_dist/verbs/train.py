@@ -1,0 +1,92 @@
+"""The verb ``train``: rows to a model."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cvae_dist.config import TrainConfig, make_config
+from cvae_dist.errors import InvalidInput
+from cvae_dist.events import OnEvent, ignore
+from cvae_dist.store import Location, RowStore
+from cvae_dist.store.urls import StorageOptions
+from cvae_dist.training.history import Figures
+
+
+@dataclass(frozen=True)
+class TrainResult(Figures):
+    """How a training ended, and where its model is.
+
+    Attributes
+    ----------
+    model : str
+        URL of the model directory.
+    nothing_to_do : bool
+        The training had ended before; the other figures are of that end.
+    """
+
+    model: str
+    nothing_to_do: bool = False
+
+
+def train(
+    store: str | os.PathLike[str] | RowStore,
+    model: str | os.PathLike[str],
+    config: TrainConfig | None = None,
+    *,
+    overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
+    on_event: OnEvent = ignore,
+    **settings: Any,
+) -> TrainResult:
+    """Train a model on the rows of a store. Goes on by itself after an interruption.
+
+    A finished model goes on too where only num_steps is larger than it was. It goes on from its best weights and at
+    its last step, with a fresh optimiser and a new warm-up of the learning rate. The result is not, to the bit, the
+    model of a training that was longer from the start.
+
+    Parameters
+    ----------
+    store : path, URL or RowStore
+        Zarr store of rows, made by ingest.
+    model : path or URL
+        Directory of the model to write.
+    config : TrainConfig
+        All settings at once.
+    overwrite : bool
+        Train anew and replace the model that is there, whatever its settings.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
+    on_event : callable
+        Listener for progress.
+    **settings
+        Single settings of a TrainConfig. They win over config.
+
+    Returns
+    -------
+    TrainResult
+
+    Raises
+    ------
+    SourceNotFound, InvalidInput
+        There is no such store, it has no rows, a setting is unknown or out of range, or other files are at the model.
+    SettingsChanged, OutputLocked
+        The model was begun with other settings or on other rows, or another process is training it.
+    TrainingDiverged
+        The loss ran away or was not finite, with a thousandth of the learning rate too. The last good weights are kept.
+    Corrupt, StorageFailed
+        The rows or the checkpoints are damaged, or the model cannot be written.
+    """
+    from cvae_dist.training.prepare import Training, TrainingData
+    from cvae_dist.training.resume import train_in
+
+    config = make_config(TrainConfig, (config.model_dump(exclude_unset=True) if config else {}) | settings)
+    rows = store if isinstance(store, RowStore) else RowStore.open(Location.of(store, storage_options))
+    rows.require_kind("rows")
+    place = Location.of(model, storage_options)
+    if place.lies_in(rows.location):
+        raise InvalidInput(
+            f"the model {place} lies in the store {rows.location} that it is trained on. Nothing was changed; "
+            "name a directory of its own"
+        )
+    figures, nothing_to_do = train_in(place, Training.of(TrainingData.of(rows), config), overwrite, on_event)
+    return TrainResult(**asdict(figures), model=str(place), nothing_to_do=nothing_to_do)
