@@ -169,7 +169,7 @@ class TestOfAModel:
         seen: list[int] = []
         fit = Mixture.fit
         monkeypatch.setattr(prior.Mixture, "fit", lambda z, *rest: (seen.append(len(z)), fit(z, *rest))[1])
-        monkeypatch.setattr("cvae_dist.estimator.generation.MAX_FITTED_ROWS", 50)
+        monkeypatch.setattr("cvae_dist.model.prior.MAX_FITTED_ROWS", 50)
         CompressionVAE(DIGITS[:200], **QUICK).train().fit_prior()
         assert seen == [50]
 
