@@ -1,8 +1,8 @@
 """The face for Python: one class with the reference's words and scikit-learn's words.
 
-``compression_vae`` holds the constructor and the training, ``fitted`` what a trained model does, with ``generation``,
-``scoring`` and ``pictures`` behind it. ``inputs`` says what X may be (``arrays``: numbers in memory, ``lazy``: Dask
-and xarray), ``saved`` what lies in the model directory, ``reference`` what becomes of the reference's arguments.
+``compression_vae`` holds the constructor and the training, ``fitted`` what a trained estimator does, by means of
+``generation``, ``scoring`` and ``pictures``. ``inputs`` says what X may be: numbers in memory (``arrays``), Dask and
+xarray (``lazy``), files and stores. ``saved`` is the model directory, ``reference`` the arguments of the reference.
 """
 
 from cvae_dist.estimator.compression_vae import CompressionVAE

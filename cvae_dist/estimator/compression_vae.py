@@ -1,4 +1,4 @@
-"""The estimator: what it is given, its training, and scikit-learn's words."""
+"""The estimator: its constructor, its training, and scikit-learn's words."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from cvae_dist.estimator.arrays import checked_rows
 from cvae_dist.estimator.fitted import Fitted, Floats, Latents
 from cvae_dist.estimator.inputs import GivenRows, RowsLike, is_place, store_of
 from cvae_dist.events import OnEvent, ignore
-from cvae_dist.store import Moments, RowStore
+from cvae_dist.store import Location, Moments, RowStore
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.verbs.train import train
 
 
-@reference.refusing_unknown_settings
+@reference.strict_constructor
 @dataclass(eq=False, repr=False)  # scikit-learn has its own
 class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # type: ignore[misc]
     """Reversible, generative embedding by a variational autoencoder.
 
-    The constructor only stores its arguments. ``train`` (or ``fit``) does the work, ``embed`` (or
-    ``transform``) maps rows to latents, ``decode`` (or ``inverse_transform``) maps latents back to rows.
+    The constructor only stores its arguments. ``train`` (or ``fit``) does the work, ``embed`` (or ``transform``) maps
+    rows to latents, ``decode`` (or ``inverse_transform``) maps latents back to rows.
 
     Parameters
     ----------
     X : array, DataFrame, path, URL or RowStore, optional
-        Rows to train on: numbers of shape (n, n_features), or (n, ...) which is flattened to rows and
-        remembered as the items' shape; a tree of .npy files, which is first written to a store beside
-        ``logdir``, named like it with ``.rows.zarr``, by ``ingest`` with its defaults: the first axis of a file
-        counts rows unless it is the only one (for an image per file, ``ingest(..., rows_per_file="one")`` first);
-        a Dask array, DataArray or Dataset, whose blocks are computed once, into a temporary file; or a store made
-        by ``ingest``. ``fit(X)`` takes them as well.
+        Rows to train on; ``fit(X)`` takes the same. Numbers have the shape (n, n_features), or (n, ...): then items are
+        flattened to rows, and their shape is remembered. The blocks of a Dask array, DataArray or Dataset are computed
+        once, into a temporary file. A path or URL is that of a store made by ``ingest``, or of a tree of .npy files.
+        Such a tree is first ingested, into a store beside ``logdir`` that is named like it with ``.rows.zarr``, or
+        else a temporary one. There the first axis of a file counts rows, unless it is the only one; for an image per
+        file call ``ingest(..., rows_per_file="one")`` first.
     X_valid : array, DataFrame, path, URL or RowStore, optional
         Rows to validate on, as for X; 10,000 of them at most are looked at. Without them a share of X is held out.
     train_valid_split : float, optional
@@ -56,13 +56,13 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     cells_encoder : sequence of int, optional
         Width of every encoder layer; the decoder mirrors it. Default: from the data.
     initializer, batch_size_test : optional
-        Arguments of the reference, accepted and without effect, which the log says.
+        Arguments of the reference. They are accepted and have no effect, which the log says.
     batch_size : int, optional
         Rows of one step. Default: 256, less for few rows.
     logdir : path or URL, optional
-        Model directory. It is written by ``train``, which goes on from a checkpoint found there and does
-        nothing where the same training is finished. ``CompressionVAE(logdir=...)`` restores a finished
-        model without any data. Default: nothing is written.
+        Model directory, which ``train`` writes. It goes on from a checkpoint that it finds there, and does nothing
+        where the same training is finished. ``CompressionVAE(logdir=...)`` restores a finished model without any data.
+        Default: nothing is written.
     feature_normalization : bool or "auto"
         True: one scale per feature; False: one for all; "auto": from the data.
     tb_logging : bool
@@ -82,9 +82,9 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     kl_warmup, ema_decay, grad_clip, multi_start, precision, test_every, checkpoint_every, buffer_bytes : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     random_state : int, RandomState or None
-        The same int gives the same model, bit for bit; None a different one each time.
-    storage_options : mapping, optional
-        Passed to fsspec for URLs.
+        The same int gives the same model, bit for bit; None gives a different one each time.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
 
     Attributes
     ----------
@@ -157,11 +157,11 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     ) -> Self:
         """Train on the constructor's ``X``; what is given here wins over the constructor.
 
-        With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C), and a
-        finished one is restored. A finished training, of ``logdir`` or of this object, goes on where ``num_steps`` is
-        larger than it was and all else is the same: from its best weights and at its last step, with a fresh
-        optimiser and the learning rate that the longer training has there, after a new warm-up. That is not, to the
-        bit, the model of a training that was longer from the start.
+        With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C), and a finished one
+        is restored. A finished training, of ``logdir`` or of this object, goes on where only ``num_steps`` is larger
+        than it was: from its best weights and at its last step, with a fresh optimiser and the learning rate that the
+        longer training has there, after a new warm-up. The model is not, to the bit, that of a training that was
+        longer from the start.
 
         Parameters
         ----------
@@ -170,9 +170,9 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         overwrite : bool
             Discard the model that is there, and begin anew.
         dropout_keep_prob, lr_scheduling_steps, lr_scheduling_factor, lr_scheduling_min : optional
-            Arguments of the reference, accepted and without effect, which the log says.
+            Arguments of the reference. They are accepted and have no effect, which the log says.
         on_event : callable
-            Receives progress.
+            Listener for progress.
 
         Returns
         -------
@@ -206,7 +206,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     def fit(self, X: RowsLike | None = None, y: object = None) -> Self:
         """Train on ``X``, by default the constructor's; ``y`` is ignored. See :meth:`train`.
 
-        As in scikit-learn, a model in memory is never gone on with.
+        As in scikit-learn, training begins anew, but for what ``logdir`` holds.
         """
         self.__dict__.pop("_trained", None)
         return self._fit(self.X if X is None else X, self._config(), overwrite=False, on_event=ignore)
@@ -229,7 +229,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         return tags
 
     def _config(self, **given: Any) -> TrainConfig:
-        """Return the settings: every field of TrainConfig by its name, but for ``seed``; what is ``given`` wins."""
+        """Return the settings, every field of TrainConfig by its name but for the seed; what is ``given`` wins."""
         own = {name: _plain(getattr(self, name)) for name in TrainConfig.model_fields if name != "seed"}
         own |= {"seed": self._seed(), "loss": self.loss}
         if self.X_valid is not None:
@@ -258,16 +258,16 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
             return self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
 
     def _fit_store(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
-        if self.logdir is None or self._place is None or self.X_valid is not None:
+        if self.logdir is None or self.X_valid is not None:
             self.n_features_in_ = store.n_features
             reader, moments = RowReader(store), store.statistics()
             return self._fit_rows(reader, moments, store.item_shape, config, overwrite, on_event)
         directory, options = os.fspath(self.logdir), self.storage_options
-        # By the verb, which keeps the store's fingerprint in the model's lineage.
+        # the verb keeps the store's fingerprint in the model's lineage
         result = train(store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event)
         if result.stopped_because == "interrupted":
             raise KeyboardInterrupt
-        self.__dict__.update(saved.restored(self._place))
+        self.__dict__.update(saved.restored(Location.of(directory, options)))
         return self
 
     def _fit_rows(

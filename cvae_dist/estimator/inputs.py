@@ -72,12 +72,12 @@ class GivenRows:
     def map(self, function: lazy.RowFunction, gives: lazy.Variable, *, refuses_nan: bool = False) -> NDArray[Any]:
         """Return ``function`` of all rows: lazily of lazy ones, of a store's a bounded number at a time.
 
-        A function that ``refuses_nan`` itself spares the rows a reading before.
+        Plain numbers are not searched for NaN before a function that ``refuses_nan`` itself.
         """
         if lazy.is_labelled_or_lazy(self.X):
             return cast("NDArray[Any]", lazy.apply(self.X, function, lazy.rows_of(self.estimator.model_), gives))
         if not is_place(self.X):
-            return function(self._checked(self.X, finite=not refuses_nan))
+            return function(self._checked(self.X, may_hold_nan=refuses_nan))
         with self._store() as store:
             return np.concatenate([function(block) for block in _blocks(store)])
 
@@ -101,11 +101,11 @@ class GivenRows:
             with lazy.computed(self.X) as items:
                 yield ArrayRows(self._checked(items))
 
-    def _checked(self, X: Any, *, finite: bool = True) -> NDArray[Any]:
-        """Return rows in memory as (n, n_features); plain numbers are looked at no more than they must be."""
+    def _checked(self, X: Any, *, may_hold_nan: bool = False) -> NDArray[Any]:
+        """Return rows in memory as (n, n_features); plain numbers are spared scikit-learn's slower check."""
         known = self.estimator
         fits = is_plain(X) and X.shape[1] == known.n_features_in_ and not hasattr(known, "feature_names_in_")
-        return X if fits and (not finite or is_finite(X)) else checked_rows(known, X, reset=False)[0]
+        return X if fits and (may_hold_nan or is_finite(X)) else checked_rows(known, X, reset=False)[0]
 
     @contextmanager
     def _store(self) -> Iterator[RowStore]:

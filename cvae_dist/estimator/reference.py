@@ -48,7 +48,7 @@ def refusing_unknown(function: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
-def refusing_unknown_settings(cls: type[T]) -> type[T]:
+def strict_constructor(cls: type[T]) -> type[T]:
     """Make the constructor of ``cls`` refuse unknown arguments; see :func:`refusing_unknown`."""
     setattr(cls, "__init__", refusing_unknown(cls.__init__))  # noqa: B010 - a type checker takes __init__ for fixed
     return cls
