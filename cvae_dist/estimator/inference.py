@@ -23,7 +23,7 @@ from cvae_dist.model.sampling import posterior_spread
 from cvae_dist.store import RowStore
 from cvae_dist.store.reader import RowReader
 from cvae_dist.training.loader import read_rows
-from cvae_dist.training.sampler import validation_rows
+from cvae_dist.training.permutation import pick_rows
 
 if TYPE_CHECKING:
     Floats = NDArray[np.float32]
@@ -157,7 +157,7 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
 
     def _some_rows(self, X: Any, most: int) -> NDArray[Any]:
         """Return :meth:`_rows` of rows wherever they are, but no more than ``most``, chosen by their numbers."""
-        return self._picked(X, lambda total: validation_rows(total, most, 0))[0]
+        return self._picked(X, lambda total: pick_rows(total, most, 0))[0]
 
     def _picked(
         self, X: Any, choose: Callable[[int], NDArray[np.int64]]

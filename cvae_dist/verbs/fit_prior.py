@@ -18,7 +18,7 @@ from cvae_dist.store import Location, RowStore
 from cvae_dist.store.reader import RowReader
 from cvae_dist.store.urls import StorageOptions
 from cvae_dist.training.loader import read_rows
-from cvae_dist.training.sampler import validation_rows
+from cvae_dist.training.permutation import pick_rows
 
 Url = str | os.PathLike[str]
 
@@ -101,7 +101,7 @@ def fit_prior(
         on_event(Event("fit-prior", "done", result.rows, result.rows, "rows", "nothing to do, it was fitted already"))
         return result
     random = np.random.RandomState(seed)
-    chosen = validation_rows(rows.rows, priors.MAX_FITTED_ROWS, 0)
+    chosen = pick_rows(rows.rows, priors.MAX_FITTED_ROWS, 0)
     on_event(Event("fit-prior", "start", 0, len(chosen), "rows", f"fitting the prior {prior!r} to their latents"))
     latents = posterior_draws(vae, read_rows(RowReader(rows), chosen), 1, random)[:, 0]
     fitted = priors.fit_prior(prior, latents, random, n_components)
