@@ -22,7 +22,7 @@ from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
 from cvae_dist.store.urls import StorageOptions
 from cvae_dist.training.loader import read_rows
-from cvae_dist.training.sampler import validation_rows
+from cvae_dist.training.permutation import pick_rows
 
 RowsLike = ArrayLike | str | os.PathLike[str] | RowStore
 
@@ -83,7 +83,7 @@ class GivenRows:
 
     def some(self, most: int) -> NDArray[Any]:
         """Return the rows, but no more than ``most``, chosen by their numbers."""
-        return self.chosen(lambda total: validation_rows(total, most, 0))[0]
+        return self.chosen(lambda total: pick_rows(total, most, 0))[0]
 
     def chosen(self, choose: Callable[[int], RowNumbers]) -> tuple[NDArray[Any], RowNumbers, int]:
         """Return the rows whose numbers ``choose(total)`` gives, these numbers, and the total."""

@@ -23,6 +23,7 @@ from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.loader import Batch, Loader
 from cvae_dist.training.precision import multiply_adds
 from cvae_dist.training.prepare import Beginning, Training
+from cvae_dist.training.sampler import Share
 from cvae_dist.training.trainer import Trainer
 
 CHECKPOINTS, HISTORY, LOGS = "checkpoints", "history.jsonl", "logs"  # in a model directory
@@ -89,7 +90,7 @@ def run(
         elif earlier:
             trainer.go_on_from(earlier.figures, dict(earlier.vae.named_parameters()))
         with (
-            Loader(training.data.reader, sampler, excluded=excluded, buffer_bytes=config.buffer_bytes) as loader,
+            Loader(training.data.reader, Share(sampler, excluded), buffer_bytes=config.buffer_bytes) as loader,
             Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}

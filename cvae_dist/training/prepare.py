@@ -15,8 +15,10 @@ from cvae_dist.store.reader import Reader, RowReader
 from cvae_dist.training.history import Figures
 from cvae_dist.training.loader import read_rows
 from cvae_dist.training.multistart import MAX_LANDMARKS, choose_start, is_worthwhile
+from cvae_dist.training.permutation import pick_rows
+from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.precision import Decision, choose_precision
-from cvae_dist.training.sampler import NO_ROWS, Sampler, plan_sampler, validation_rows
+from cvae_dist.training.sampler import NO_ROWS, Sampler
 from cvae_dist.training.validation import Validation, choose_rows
 
 
@@ -150,7 +152,7 @@ class Training:
         reader = self.data.reader
         if not is_worthwhile(self.config, reader.n_rows, reader.n_features):
             return ""
-        picked = validation_rows(reader.n_rows, MAX_LANDMARKS + len(excluded), self.config.seed)
+        picked = pick_rows(reader.n_rows, MAX_LANDMARKS + len(excluded), self.config.seed)
         landmarks = read_rows(reader, np.setdiff1d(picked, excluded))
         return choose_start(vae, self.config, landmarks, validation.rows)
 

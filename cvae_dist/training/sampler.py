@@ -1,6 +1,6 @@
 """Which rows come next: a shuffled order of any number of rows, a pure function of (seed, epoch, position).
 
-The order is found by a fixed recipe, no part of which depends on how many ranks read it:
+The order is found by a fixed recipe, which does not depend on how many ranks read it:
 
 1. small *blocks* of neighbouring rows are put in the order of a keyed pseudo-random permutation;
 2. that *virtual axis* is cut into ``lanes``, of equal length to one row, each served by one rank;
@@ -12,97 +12,19 @@ The order is found by a fixed recipe, no part of which depends on how many ranks
 Nothing of the size of the data is ever allocated, and the whole state of a run is ``{epoch, step}``.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import isqrt
 
 import numpy as np
-import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, split_ranges
-
-Words = npt.NDArray[np.uint64]
+from cvae_dist.training.permutation import BLOCK_ORDER, ROW_ORDER, Permutation, derive_key
+from cvae_dist.training.request import Part, Request
 
 NO_ROWS: RowNumbers = np.empty(0, dtype=np.int64)
 NO_ROWS.flags.writeable = False
-INDEX_BYTES = 8  # a buffered row costs its bytes and one index
-
-_LANES = (48, 24, 12, 6, 4, 2, 1)  # composite, so that many world sizes share them evenly
-_LANES_OF_CHUNKS = 12  # enough for a small gang, where a window of a lane has to hold several large blocks
-_BLOCKS_PER_LANE = 4
-_LARGEST_BLOCK = 1024
-_BLOCKS_PER_BATCH_ROW = 10  # variance inflation 1 + B / K <= 1.1
-_LARGEST_WINDOW = 2**19  # rows over all lanes: bounds each temporary of a shuffle to 4 MB
-_INDEX_WINDOW = 2**16  # rows over all lanes where the data is in memory and only indices are prefetched
-
-_ROUNDS = 6
-_MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64 (Steele et al. 2014)
-_BLOCK_ORDER, _ROW_ORDER, _HELD_OUT = 1, 2, 3  # what a derived key is for
-_HASHED_ROWS = 2**16  # rows hashed at once: the temporaries stay in the second level cache
-
-
-@dataclass(frozen=True)
-class Permutation:
-    """Keyed invertible permutation of ``range(size)`` in O(1) memory.
-
-    A Feistel network (Luby and Rackoff 1988) on a grid just larger than ``size``, repeated for the few
-    values that fall outside (cycle walking, Black and Rogaway 2002).
-    """
-
-    size: int
-    key: int
-
-    def __call__(self, values: RowNumbers) -> RowNumbers:
-        """Return where each of ``values`` (int64, inside ``range(size)``) goes."""
-        return self._walk(values, self._encrypt)
-
-    def inverse(self, values: RowNumbers) -> RowNumbers:
-        """Return what goes to each of ``values``."""
-        return self._walk(values, self._decrypt)
-
-    @cached_property
-    def _grid(self) -> tuple[np.uint64, np.uint64]:
-        height = isqrt(max(1, self.size) - 1) + 1
-        return np.uint64(height), np.uint64(-(-self.size // height))
-
-    @cached_property
-    def _keys(self) -> tuple[np.uint64, ...]:
-        return tuple(np.uint64(derive_key(self.key, number)) for number in range(_ROUNDS))
-
-    def _walk(self, values: RowNumbers, step: Callable[[Words], Words]) -> RowNumbers:
-        result = step(values.astype(np.uint64))
-        outside = np.flatnonzero(result >= np.uint64(self.size))
-        while outside.size:
-            walked = step(result[outside])
-            result[outside] = walked
-            outside = outside[walked >= np.uint64(self.size)]
-        return result.view(np.int64)
-
-    def _encrypt(self, values: Words) -> Words:
-        height, width = self._grid
-        left = values // width
-        right = values - left * width
-        for number, key in enumerate(self._keys):
-            if number % 2:
-                right = _wrap(right + _below(left + key, width), width)
-            else:
-                left = _wrap(left + _below(right + key, height), height)
-        return left * width + right
-
-    def _decrypt(self, values: Words) -> Words:
-        height, width = self._grid
-        left = values // width
-        right = values - left * width
-        for number, key in reversed(tuple(enumerate(self._keys))):
-            if number % 2:
-                right = _wrap(right + (width - _below(left + key, width)), width)
-            else:
-                left = _wrap(left + (height - _below(right + key, height)), height)
-        return left * width + right
 
 
 @dataclass(frozen=True)
@@ -114,7 +36,7 @@ class Sampler:
     rows : int
         Training rows; each comes exactly once per epoch.
     batch_size : int
-        RowNumbers of a step over all ranks; only the last step of an epoch is shorter.
+        Rows of a step over all ranks; only the last step of an epoch is shorter.
     seed : int
         Seed of the order.
     lanes : int
@@ -122,7 +44,7 @@ class Sampler:
     block_rows : int
         Neighbouring rows that are read together.
     window_rows : int
-        RowNumbers of one lane that are shuffled together.
+        Rows of one lane that are shuffled together.
     """
 
     rows: int
@@ -154,7 +76,7 @@ class Sampler:
 
     @property
     def buffer_rows(self) -> int:
-        """RowNumbers of the shuffle buffer over all lanes and ranks."""
+        """Rows of the shuffle buffer over all lanes and ranks."""
         return min(self.rows, self.lanes * self.window_rows)
 
     @property
@@ -194,21 +116,13 @@ class Sampler:
         """Return where the rows of a rank stand inside the global batch of a step (ascending int64)."""
         first, end = self.step(step)
         self.lanes_of(rank, world)
+        return self.served(first, end, rank, world) - first
+
+    def served(self, first: int, end: int, rank: int, world: int) -> RowNumbers:
+        """Return the positions of the epoch in [first, end) that a rank serves."""
         positions = np.arange(first, end, dtype=np.int64)
-        return positions[positions % self.lanes % world == rank] - first if world > 1 else positions - first
-
-    def served_before(self, position: int, rank: int, world: int) -> int:
-        """Return how many positions before ``position`` of the epoch a rank serves."""
-        turns, lane = divmod(position, self.lanes)
-        return turns * -(-(self.lanes - rank) // world) + max(0, -(-(lane - rank) // world))
-
-    def window_of(self, position: int) -> int:
-        """Return the number of the window that holds a position of the epoch."""
-        return position // (self.lanes * self.window_rows)
-
-    def window_start(self, window: int) -> int:
-        """Return the first position of a window."""
-        return min(self.rows, window * self.lanes * self.window_rows)
+        served: RowNumbers = positions[positions % self.lanes % world == rank]
+        return served
 
     def order(self, epoch: int, excluded: RowNumbers = NO_ROWS) -> "EpochOrder":
         """Return the order of one epoch over the rows of a store without ``excluded`` (sorted int64)."""
@@ -292,13 +206,13 @@ class EpochOrder:
         sampler = self.sampler
         low, high = self._lane_window(window, np.arange(sampler.lanes))
         width = int(high[0] - low[0])
-        key = np.array([self._key(_ROW_ORDER), window], dtype=np.uint64)
+        key = np.array([self._key(ROW_ORDER), window], dtype=np.uint64)
         words = np.random.Philox(key=key).random_raw(sampler.lanes * width).reshape(sampler.lanes, width)
         bits = np.uint64(max(1, (width - 1).bit_length()))
         words >>= bits
         words <<= bits
         words |= np.arange(width, dtype=np.uint64)
-        words[high - low < width, -1] = _MASK
+        words[high - low < width, -1] = np.iinfo(np.uint64).max
         words.sort(axis=1)
         words &= np.uint64((1 << int(bits)) - 1)
         return words.view(np.int64)
@@ -315,7 +229,7 @@ class EpochOrder:
     @cached_property
     def _permutation(self) -> Permutation:
         stored = self.sampler.rows + len(self.excluded)
-        return Permutation(-(-stored // self.sampler.block_rows), self._key(_BLOCK_ORDER))
+        return Permutation(-(-stored // self.sampler.block_rows), self._key(BLOCK_ORDER))
 
     @cached_property
     def _short_block(self) -> tuple[int, int]:
@@ -341,86 +255,75 @@ class EpochOrder:
         return (virtual + missing * (virtual >= start_after)) // self.sampler.block_rows
 
 
-def plan_sampler(
-    rows: int,
-    batch_size: int,
-    row_bytes: int,
-    seed: int,
-    buffer_bytes: int,
-    block_rows_hint: int = 1,
-    excluded_rows: int = 0,
-) -> Sampler:
-    """Choose lanes, blocks and windows so that a loader of ``buffer_bytes`` shuffles as well as it can.
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What one rank reads of the order: an :class:`~cvae_dist.training.request.Order`.
 
-    Parameters
+    Attributes
     ----------
-    rows : int
-        Training rows.
-    batch_size : int
-        RowNumbers of a step over all ranks.
-    row_bytes : int
-        Bytes of a stored row.
-    seed : int
-        Seed of the order.
-    buffer_bytes : int
-        Memory of the loader of one rank.
-    block_rows_hint : int
-        RowNumbers that are cheap to read together: 1, or the rows of a chunk that can only be read whole.
-    excluded_rows : int
-        RowNumbers of the store that are not trained on.
-
-    Raises
-    ------
-    InvalidInput
-        No rows, or a batch of no rows.
+    sampler : Sampler
+        The order.
+    excluded : numpy.ndarray, int64, ascending
+        Rows of the store that are not trained on.
+    rank, world : int
+        Which share it is, and of how many.
     """
-    if rows < 1 or batch_size < 1:
-        raise InvalidInput(f"{rows} training rows in batches of {batch_size}: both must be at least 1")
-    if fits(rows + excluded_rows, row_bytes, buffer_bytes):
-        lanes = _composite(min(rows, _LANES[0]))
-        return Sampler(rows, batch_size, seed, lanes, 1, _balanced_window(rows, lanes, _INDEX_WINDOW))
-    slots = (buffer_bytes - batch_size * row_bytes) // (2 * (row_bytes + INDEX_BYTES))
-    buffered = min(max(slots, 1), _LARGEST_WINDOW)
-    lanes = _LANES[0]
-    if block_rows_hint > 1:
-        lanes = max(_LANES_OF_CHUNKS, buffered // (_BLOCKS_PER_LANE * block_rows_hint))
-    lanes = _composite(min(lanes, rows, buffered))
-    window = _balanced_window(rows, lanes, buffered)
-    block = lanes * window // (_BLOCKS_PER_BATCH_ROW * batch_size)
-    block = block_rows_hint if block_rows_hint > 1 else min(max(block, 1), _LARGEST_BLOCK)
-    return Sampler(rows, batch_size, seed, lanes, block, window)
 
+    sampler: Sampler
+    excluded: RowNumbers
+    rank: int = 0
+    world: int = 1
 
-def fits(rows: int, row_bytes: int, buffer_bytes: int) -> bool:
-    """Whether a loader of ``buffer_bytes`` holds the whole store in memory."""
-    return rows * row_bytes <= buffer_bytes
+    def __post_init__(self) -> None:
+        self.sampler.lanes_of(self.rank, self.world)
+        excluded, stored = self.excluded, self.stored_rows
+        if excluded.size and (np.any(np.diff(excluded) < 1) or excluded[0] < 0 or excluded[-1] >= stored):
+            raise InvalidInput(f"the {len(excluded)} excluded rows must be ascending, distinct and below {stored}")
 
+    @property
+    def stored_rows(self) -> int:
+        """Rows of the store."""
+        return self.sampler.rows + len(self.excluded)
 
-def validation_rows(rows: int, count: int, seed: int) -> RowNumbers:
-    """Choose rows to hold out: those with the ``count`` smallest keyed hashes.
+    @property
+    def request_rows(self) -> int:
+        """Rows of the largest request."""
+        return min(self._lanes * self.sampler.window_rows, self.sampler.rows)
 
-    Whether a row is chosen depends on its number and the seed, so a store that grows keeps its choice but
-    for the rows that new ones displace.
+    @property
+    def part_rows(self) -> int:
+        """Rows of the largest part of a step."""
+        return min(-(-self.sampler.batch_size // self.sampler.lanes) * self._lanes, self.sampler.batch_size)
 
-    Returns
-    -------
-    numpy.ndarray, shape (min(count, rows),), int64
-        Ascending.
-    """
-    key = np.uint64(derive_key(seed, _HELD_OUT))
-    hashes, chosen = np.empty(0, dtype=np.uint64), NO_ROWS
-    limit = np.uint64(_MASK)
-    for first in range(0, rows if count > 0 else 0, _HASHED_ROWS):
-        block = np.arange(first, min(first + _HASHED_ROWS, rows), dtype=np.uint64)
-        hashed = _mix(block * np.uint64(_GOLDEN) + key)
-        below = np.flatnonzero(hashed <= limit)
-        hashes, chosen = np.append(hashes, hashed[below]), np.append(chosen, below + first)
-        if len(hashes) > count:
-            # the hash is a bijection, so there are no ties
-            smallest = np.argpartition(hashes, count - 1)[:count]
-            hashes, chosen = hashes[smallest], chosen[smallest]
-            limit = hashes.max()
-    return np.sort(chosen)
+    @property
+    def _lanes(self) -> int:
+        return len(self.sampler.lanes_of(self.rank, self.world))
+
+    def requests(self, epoch: int, step: int) -> Iterator[Request]:
+        """Yield a request for every window from a position on, epoch after epoch without end."""
+        buffered = self.sampler.lanes * self.sampler.window_rows
+        position = self.sampler.step(step)[0]
+        window = position // buffered
+        passed = len(self.sampler.served(window * buffered, position, self.rank, self.world))
+        while True:
+            order = self.sampler.order(epoch, self.excluded)
+            for number in range(window, self.sampler.windows):
+                starts, counts = order.ranges(number, self.rank, self.world)
+                yield Request(starts, counts, order.take(number, self.rank, self.world)[passed:])
+                passed = 0
+            epoch, window = epoch + 1, 0
+
+    def parts(self, epoch: int, step: int) -> Iterator[Part]:
+        """Return this rank's part of every step from a position on, epoch after epoch without end."""
+        self.sampler.step(step)
+        return self._parts(epoch, step)
+
+    def _parts(self, epoch: int, step: int) -> Iterator[Part]:
+        while True:
+            for number in range(step, self.sampler.steps_per_epoch):
+                first, end = self.sampler.step(number)
+                yield Part(epoch, number, self.sampler.positions(number, self.rank, self.world), end - first)
+            epoch, step = epoch + 1, 0
 
 
 def skip(values: RowNumbers, excluded: RowNumbers) -> RowNumbers:
@@ -428,50 +331,3 @@ def skip(values: RowNumbers, excluded: RowNumbers) -> RowNumbers:
     if not excluded.size:
         return values
     return values + np.searchsorted(excluded - np.arange(excluded.size), values, side="right")
-
-
-def derive_key(*parts: int) -> int:
-    """Return a 64-bit key from integers (negative and larger ones are taken modulo 2**64)."""
-    key = 0
-    for part in parts:
-        key = (key ^ (part & _MASK)) + _GOLDEN & _MASK
-        key = (key ^ key >> 30) * _MIX_1 & _MASK
-        key = (key ^ key >> 27) * _MIX_2 & _MASK
-        key ^= key >> 31
-    return key
-
-
-def _mix(words: Words) -> Words:
-    """Finalize SplitMix64, in place."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(_MIX_1)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(_MIX_2)
-    words ^= words >> np.uint64(31)
-    return words
-
-
-def _below(words: Words, limit: np.uint64) -> Words:
-    """Hash words to ``range(limit)``, ``limit < 2**32``: multiply and shift is faster than a remainder."""
-    hashed = _mix(words)
-    hashed >>= np.uint64(32)
-    hashed *= limit
-    hashed >>= np.uint64(32)
-    return hashed
-
-
-def _wrap(words: Words, limit: np.uint64) -> Words:
-    """Reduce words below ``2 * limit`` modulo ``limit``."""
-    np.subtract(words, limit, out=words, where=words >= limit)
-    return words
-
-
-def _composite(limit: int) -> int:
-    return next(lanes for lanes in _LANES if lanes <= limit)
-
-
-def _balanced_window(rows: int, lanes: int, buffered: int) -> int:
-    """Return rows per lane of windows that are nearly equal and together hold at most ``buffered`` rows."""
-    longest = -(-rows // lanes)
-    windows = -(-longest // max(1, buffered // lanes))
-    return -(-longest // windows)

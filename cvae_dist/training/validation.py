@@ -15,7 +15,7 @@ from cvae_dist.model.vae import VAE
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader
 from cvae_dist.training.loader import read_rows
-from cvae_dist.training.sampler import validation_rows
+from cvae_dist.training.permutation import pick_rows
 
 _MAX_BYTES = 16_000_000
 _BATCH_SIZE = 1024
@@ -28,7 +28,7 @@ def affordable_count(count: int, reader: Reader) -> int:
 
 def choose_rows(reader: Reader, count: int, seed: int) -> RowNumbers:
     """Choose ``count`` rows, or as many as there are and may be held in memory."""
-    return validation_rows(reader.n_rows, affordable_count(count, reader), seed)
+    return pick_rows(reader.n_rows, affordable_count(count, reader), seed)
 
 
 @dataclass(frozen=True, eq=False)

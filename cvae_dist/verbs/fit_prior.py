@@ -84,7 +84,7 @@ def fit_prior(
     from cvae_dist.model.directory import load_model, prior_lineage, save_prior
     from cvae_dist.model.sampling import posterior_draws
     from cvae_dist.training.loader import read_rows
-    from cvae_dist.training.sampler import validation_rows
+    from cvae_dist.training.permutation import pick_rows
 
     if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise InvalidInput(f"seed={seed!r} is no seed: nothing was fitted; give a whole number from 0 to 4,294,967,295")
@@ -99,7 +99,7 @@ def fit_prior(
         on_event(Event("fit-prior", "done", result.rows, result.rows, "rows", "nothing to do, it was fitted already"))
         return result
     random = np.random.RandomState(seed)
-    chosen = validation_rows(rows.rows, priors.MAX_FITTED_ROWS, 0)
+    chosen = pick_rows(rows.rows, priors.MAX_FITTED_ROWS, 0)
     on_event(Event("fit-prior", "start", 0, len(chosen), "rows", f"fitting the prior {prior!r} to their latents"))
     latents = posterior_draws(vae, read_rows(RowReader(rows), chosen), 1, random)[:, 0]
     fitted = priors.fit_prior(prior, latents, random, n_components)

@@ -151,10 +151,10 @@ def measure(
         Options of the file system, for fsspec.
     """
     from cvae_dist.model.directory import read_description
-    from cvae_dist.training.sampler import validation_rows
+    from cvae_dist.training.permutation import pick_rows
 
     lineage = read_description(Location.of(model, storage_options))["lineage"]
-    held_out = validation_rows(**lineage["held_out"])
+    held_out = pick_rows(**lineage["held_out"])
     if not len(held_out):
         return Quality(0)
     accuracy = mse = fraction = None

@@ -17,7 +17,9 @@ from cvae_dist.store import Location
 from cvae_dist.store.layout import ArrayLayout, Layout
 from cvae_dist.store.reader import RowReader, ShardedArray
 from cvae_dist.training.loader import Loader
-from cvae_dist.training.sampler import plan_sampler, validation_rows
+from cvae_dist.training.permutation import pick_rows
+from cvae_dist.training.plan import plan_sampler
+from cvae_dist.training.sampler import Share
 from tests.bench.table import Row
 
 Array = npt.NDArray[np.generic]
@@ -55,12 +57,12 @@ def write_array(path: Path, n_rows: int, n_features: int, dtype: str) -> Sharded
 def open_loader(array: ShardedArray, buffer_bytes: int = _BUFFER_BYTES) -> Loader:
     """Open a loader that streams: the buffer is much smaller than the array."""
     reader = RowReader(array)
-    excluded = validation_rows(reader.n_rows, 10_000, 0)
+    excluded = pick_rows(reader.n_rows, 10_000, 0)
     kept = reader.n_rows - len(excluded)
     sampler = plan_sampler(kept, _BATCH, array.row_bytes, 0, buffer_bytes, reader.block_rows_hint, len(excluded))
-    loader = Loader(reader, sampler, excluded=excluded, buffer_bytes=buffer_bytes)
+    loader = Loader(reader, Share(sampler, excluded), buffer_bytes=buffer_bytes)
     assert not loader.resident
-    assert loader.variance_inflation <= 1.1
+    assert sampler.variance_inflation <= 1.1
     return loader
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.ranges import RowNumbers, expand_ranges
-from cvae_dist.training.sampler import Permutation, Sampler, validation_rows
+from cvae_dist.training.permutation import Permutation, pick_rows
+from cvae_dist.training.sampler import Sampler, Share
 
 KEYS = st.integers(0, 2**64 - 1)
 pytestmark = pytest.mark.filterwarnings("error")
@@ -31,7 +33,7 @@ def stores(draw: st.DrawFn) -> tuple[Sampler, RowNumbers]:
     """A sampler, and the rows excluded from the store."""
     sampler = draw(samplers())
     count = draw(st.integers(0, 30))
-    return sampler, validation_rows(sampler.rows + count, count, draw(KEYS))
+    return sampler, pick_rows(sampler.rows + count, count, draw(KEYS))
 
 
 def worlds(draw: st.DataObject, sampler: Sampler) -> list[int]:
@@ -81,10 +83,10 @@ def test_windows_hold_the_rows_of_the_steps_in_order(
             for window in range(sampler.windows):
                 starts, counts = order.ranges(window, rank, world)
                 assert (counts > 0).all()
-                first, end = sampler.window_start(window), sampler.window_start(window + 1)
-                served = sampler.served_before(end, rank, world) - sampler.served_before(first, rank, world)
+                first = window * sampler.lanes * sampler.window_rows
+                served = np.arange(first, min(sampler.rows, first + sampler.lanes * sampler.window_rows))
                 taken = order.take(window, rank, world)
-                assert len(taken) == counts.sum() == served
+                assert len(taken) == counts.sum() == np.count_nonzero(served % sampler.lanes % world == rank)
                 windows.append(expand_ranges(starts, counts)[taken])
                 reads += len(starts)
             steps = range(sampler.steps_per_epoch)
@@ -92,6 +94,34 @@ def test_windows_hold_the_rows_of_the_steps_in_order(
             assert np.array_equal(np.concatenate(windows), np.concatenate(expected))
         blocks = -(-(sampler.rows + len(excluded)) // sampler.block_rows)
         assert reads <= blocks + sampler.lanes * sampler.windows + len(excluded)
+
+
+@given(store=stores(), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_requests_hold_the_rows_of_the_parts_from_any_position_on(
+    store: tuple[Sampler, RowNumbers], data: st.DataObject
+) -> None:
+    sampler, excluded = store
+    world = data.draw(st.integers(1, sampler.lanes))
+    share = Share(sampler, excluded, data.draw(st.integers(0, world - 1)), world)
+    epoch, first = data.draw(st.integers(0, 3)), data.draw(st.integers(0, sampler.steps_per_epoch - 1))
+    wanted: list[int] = []
+    steps = sampler.steps_per_epoch + 2
+    for number, part in enumerate(islice(share.parts(epoch, first), steps), start=first):
+        assert (part.epoch, part.step) == (epoch + number // sampler.steps_per_epoch, number % sampler.steps_per_epoch)
+        start, end = sampler.step(part.step)
+        assert part.n_global == end - start
+        assert np.array_equal(part.positions, sampler.positions(part.step, share.rank, world))
+        assert len(part.positions) <= share.part_rows <= sampler.batch_size
+        wanted += sampler.indices(part.epoch, part.step, share.rank, world, excluded).tolist()
+    given: list[int] = []
+    requests = share.requests(epoch, first)
+    while len(given) < len(wanted):
+        request = next(requests)
+        assert len(request.take) <= request.counts.sum() <= share.request_rows
+        given += expand_ranges(request.starts, request.counts)[request.take].tolist()
+    assert given[: len(wanted)] == wanted
+    assert share.stored_rows == sampler.rows + len(excluded)
 
 
 @given(sampler=samplers(), data=st.data())

@@ -13,9 +13,12 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cvae_dist.errors import Corrupt, InvalidInput
 from cvae_dist.store import Location
+from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader, ShardedArray
 from cvae_dist.training.loader import Loader, read_rows
-from cvae_dist.training.sampler import NO_ROWS, RowNumbers, Sampler, plan_sampler, validation_rows
+from cvae_dist.training.permutation import pick_rows
+from cvae_dist.training.plan import plan_sampler
+from cvae_dist.training.sampler import NO_ROWS, Sampler, Share
 
 Array = npt.NDArray[Any]
 
@@ -62,9 +65,9 @@ def plan(reader: Reader, buffer_bytes: int, held_out: int = HELD_OUT, batch_size
     return plan_sampler(kept, batch_size, row_bytes, 5, buffer_bytes, reader.block_rows_hint, held_out)
 
 
-def check(loader: Loader, sampler: Sampler, rows: Array, excluded: RowNumbers, steps: int, **start: int) -> None:
+def check(loader: Loader, share: Share, rows: Array, steps: int, **start: int) -> None:
     """Compare every batch with the rows that the sampler's definition names."""
-    part = {"rank": loader._rank, "world": loader._world}
+    sampler, excluded, part = share.sampler, share.excluded, {"rank": share.rank, "world": share.world}
     epoch, step = start.get("epoch", 0), start.get("first_step", 0)
     for batch, _ in zip(loader.batches(**start), range(steps), strict=False):
         assert (batch.epoch, batch.step) == (epoch, step)
@@ -84,36 +87,38 @@ def test_batches_are_those_of_the_order(
 ) -> None:
     rows = values(dtype, width)
     reader = write(tmp_path, rows, compressed)
-    excluded = validation_rows(ROWS, HELD_OUT, 3)
+    excluded = pick_rows(ROWS, HELD_OUT, 3)
     sampler = plan(reader, buffer_bytes)
-    with Loader(reader, sampler, excluded=excluded, rank=rank, world=world, buffer_bytes=buffer_bytes) as loader:
+    share = Share(sampler, excluded, rank, world)
+    with Loader(reader, share, buffer_bytes=buffer_bytes) as loader:
         assert loader.resident == (buffer_bytes == RESIDENT)
         assert (sampler.windows > 1) == (buffer_bytes == WINDOWED)
-        check(loader, sampler, rows, excluded, 35)
-        check(loader, sampler, rows, excluded, 20, epoch=2, first_step=7)
-        check(loader, sampler, rows, excluded, 3, epoch=1, first_step=sampler.steps_per_epoch - 1)
+        check(loader, share, rows, 35)
+        check(loader, share, rows, 20, epoch=2, first_step=7)
+        check(loader, share, rows, 3, epoch=1, first_step=sampler.steps_per_epoch - 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 50, 903, 2000])
 def test_any_batch_size_works_with_any_world(tmp_path: Path, batch_size: int) -> None:
     rows = values()
     reader = write(tmp_path, rows)
-    excluded = validation_rows(ROWS, HELD_OUT, 3)
+    excluded = pick_rows(ROWS, HELD_OUT, 3)
     sampler = Sampler(ROWS - HELD_OUT, batch_size, 2, lanes=7, block_rows=6, window_rows=20)
     for rank in range(7):
-        with Loader(reader, sampler, excluded=excluded, rank=rank, world=7, buffer_bytes=100) as loader:
+        share = Share(sampler, excluded, rank, world=7)
+        with Loader(reader, share, buffer_bytes=100) as loader:
             assert not loader.resident
-            check(loader, sampler, rows, excluded, 2 * min(20, sampler.steps_per_epoch))
+            check(loader, share, rows, 2 * min(20, sampler.steps_per_epoch))
 
 
 def test_arrays_in_memory_are_not_copied() -> None:
     rows = values()
     reader = ArrayRows(rows)
-    sampler = plan(reader, WINDOWED, held_out=0)
-    with Loader(reader, sampler, buffer_bytes=WINDOWED) as loader:
+    share = Share(plan(reader, WINDOWED, held_out=0), NO_ROWS)
+    with Loader(reader, share, buffer_bytes=WINDOWED) as loader:
         assert loader.resident
         assert loader.buffer_bytes < rows.nbytes
-        check(loader, sampler, rows, NO_ROWS, 40)
+        check(loader, share, rows, 40)
 
 
 def test_a_store_that_fits_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,20 +132,19 @@ def test_a_store_that_fits_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
         read_into(out, starts, counts, verify)
 
     monkeypatch.setattr(reader, "read_into", counted)
-    sampler = plan(reader, RESIDENT, held_out=0)
-    with Loader(reader, sampler, buffer_bytes=RESIDENT) as loader:
-        check(loader, sampler, rows, NO_ROWS, 50)
-        check(loader, sampler, rows, NO_ROWS, 50, epoch=7)
+    share = Share(plan(reader, RESIDENT, held_out=0), NO_ROWS)
+    with Loader(reader, share, buffer_bytes=RESIDENT) as loader:
+        check(loader, share, rows, 50)
+        check(loader, share, rows, 50, epoch=7)
     assert calls == [ROWS]
 
 
 def test_memory_is_reused_and_as_large_as_stated(tmp_path: Path) -> None:
     reader = write(tmp_path, values())
-    sampler = plan(reader, WINDOWED, held_out=0)
-    with Loader(reader, sampler, buffer_bytes=WINDOWED) as loader:
+    share = Share(plan(reader, WINDOWED, held_out=0), NO_ROWS)
+    with Loader(reader, share, buffer_bytes=WINDOWED) as loader:
         assert loader.buffer_bytes <= WINDOWED
-        assert loader.variance_inflation == sampler.variance_inflation
-        assert "variance inflation" in repr(loader)
+        assert f"1003 rows streamed by {share.request_rows}, " in repr(loader)
         addresses = {batch.x.ctypes.data for batch, _ in zip(loader.batches(), range(40), strict=False)}
         assert len(addresses) == 1
 
@@ -162,7 +166,7 @@ class Failing(ArrayRows):
 def streaming(reader: ArrayRows, monkeypatch: pytest.MonkeyPatch) -> Loader:
     """Open a loader that treats an array in memory like storage."""
     monkeypatch.setattr("cvae_dist.training.loader.ArrayRows", type(None))
-    return Loader(reader, plan(reader, WINDOWED, held_out=0), buffer_bytes=WINDOWED)
+    return Loader(reader, Share(plan(reader, WINDOWED, held_out=0), NO_ROWS), buffer_bytes=WINDOWED)
 
 
 @pytest.mark.timeout(20)
@@ -183,7 +187,7 @@ def test_a_corrupt_shard_is_named(tmp_path: Path, buffer_bytes: int) -> None:
     reader = write(tmp_path, values())
     (tmp_path / "x/c/5/0").unlink()
     with (
-        Loader(reader, plan(reader, buffer_bytes, 0), buffer_bytes=buffer_bytes) as loader,
+        Loader(reader, Share(plan(reader, buffer_bytes, 0), NO_ROWS), buffer_bytes=buffer_bytes) as loader,
         pytest.raises(Corrupt, match="x/c/5/0"),
     ):
         for _ in loader.batches():
@@ -193,7 +197,7 @@ def test_a_corrupt_shard_is_named(tmp_path: Path, buffer_bytes: int) -> None:
 @pytest.mark.timeout(20)
 def test_close_ends_thread_and_iterator(tmp_path: Path) -> None:
     reader = write(tmp_path, values())
-    loader = Loader(reader, plan(reader, WINDOWED, 0), buffer_bytes=WINDOWED)
+    loader = Loader(reader, Share(plan(reader, WINDOWED, 0), NO_ROWS), buffer_bytes=WINDOWED)
     batches = loader.batches()
     assert not loader_threads()
     next(batches)
@@ -208,7 +212,7 @@ def test_close_ends_thread_and_iterator(tmp_path: Path) -> None:
 @pytest.mark.timeout(20)
 def test_a_dropped_iterator_leaves_no_thread(tmp_path: Path) -> None:
     reader = write(tmp_path, values())
-    loader = Loader(reader, plan(reader, WINDOWED, 0), buffer_bytes=WINDOWED)
+    loader = Loader(reader, Share(plan(reader, WINDOWED, 0), NO_ROWS), buffer_bytes=WINDOWED)
     batches = loader.batches()
     next(batches)
     del batches
@@ -223,7 +227,7 @@ def test_a_dropped_iterator_leaves_no_thread(tmp_path: Path) -> None:
 @pytest.mark.timeout(20)
 def test_a_new_iterator_ends_the_one_before(tmp_path: Path) -> None:
     reader = write(tmp_path, values())
-    with Loader(reader, plan(reader, WINDOWED, 0), buffer_bytes=WINDOWED) as loader:
+    with Loader(reader, Share(plan(reader, WINDOWED, 0), NO_ROWS), buffer_bytes=WINDOWED) as loader:
         old, new = loader.batches(), loader.batches()
         next(old)
         next(new)
@@ -236,8 +240,7 @@ def test_a_new_iterator_ends_the_one_before(tmp_path: Path) -> None:
 def test_the_next_epoch_is_read_while_this_one_is_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Failing(values(), OSError(), after=10**6)
     with streaming(reader, monkeypatch) as loader:
-        sampler = loader._sampler
-        batches = loader.batches(0, sampler.steps_per_epoch - 1)
+        batches = loader.batches(0, plan(reader, WINDOWED, held_out=0).steps_per_epoch - 1)
         next(batches)
         deadline = time.monotonic() + 10
         while 10**6 - reader.left < 3 and time.monotonic() < deadline:
@@ -250,7 +253,7 @@ def test_a_thread_that_vanishes_does_not_hang_the_consumer(monkeypatch: pytest.M
     monkeypatch.setattr("cvae_dist.training.loader._ALIVE_SECONDS", 0.05)
     monkeypatch.setattr("cvae_dist.training.loader._Prefetcher._run", lambda self: None)
     with (
-        Loader(ArrayRows(values()), Sampler(ROWS, 10, 0, 4, 1, 50)) as loader,
+        Loader(ArrayRows(values()), Share(Sampler(ROWS, 10, 0, 4, 1, 50), NO_ROWS), buffer_bytes=RESIDENT) as loader,
         pytest.raises(RuntimeError, match="ended without a word"),
     ):
         next(loader.batches())
@@ -258,15 +261,15 @@ def test_a_thread_that_vanishes_does_not_hang_the_consumer(monkeypatch: pytest.M
 
 def test_orders_for_other_rows_are_refused() -> None:
     reader, sampler = ArrayRows(values()), Sampler(900, 10, 0, 4, 1, 50)
-    with pytest.raises(InvalidInput, match="900 training rows and 0 are excluded, but there are 1003"):
-        Loader(reader, sampler)
+    with pytest.raises(InvalidInput, match="the order is made for 900 rows, but there are 1003 rows"):
+        Loader(reader, Share(sampler, NO_ROWS), buffer_bytes=RESIDENT)
     for wrong in (np.arange(103)[::-1], np.zeros(103, int), np.arange(901, 1004), np.arange(-1, 102)):
         with pytest.raises(InvalidInput, match="103 excluded rows must be ascending"):
-            Loader(reader, sampler, excluded=wrong)
+            Share(sampler, excluded=wrong)
     with pytest.raises(InvalidInput, match="5 ranks share 4 lanes"):
-        Loader(reader, sampler, excluded=np.arange(103), rank=0, world=5)
+        Share(sampler, excluded=np.arange(103), rank=0, world=5)
     with pytest.raises(InvalidInput, match="step 90 of an epoch of 90"):
-        Loader(reader, sampler, excluded=np.arange(103)).batches(0, 90)
+        Loader(reader, Share(sampler, np.arange(103)), buffer_bytes=RESIDENT).batches(0, 90)
 
 
 def test_single_rows_are_read_together(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from cvae_dist.training import schedule
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
-from cvae_dist.training.sampler import validation_rows
+from cvae_dist.training.permutation import pick_rows
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.verbs.ingest import ingest
@@ -80,7 +80,7 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: int = s
 def test_latents_of_digits_tell_the_classes_apart() -> None:
     vae, history = fit_digits(rows=1797, num_steps=1200, test_every=None)
     held_out = np.zeros(1797, bool)
-    held_out[validation_rows(1797, 180, 0)] = True
+    held_out[pick_rows(1797, 180, 0)] = True
     latents = vae.embed_rows(DIGITS)
     neighbours = KNeighborsClassifier(5).fit(latents[~held_out], CLASSES[~held_out])
     assert neighbours.score(latents[held_out], CLASSES[held_out]) > 0.8
@@ -121,6 +121,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_weights(
     started: list[Event] = []
     vae, history = fit_digits(tmp_path, started.append)
     assert started[0].done == steps
+    assert started[0].values == {"variance_inflation": 1.0, "validation_rows": 30}
     assert_same_weights(vae, undisturbed[0])
     assert_same_weights(load_model(str(tmp_path)), undisturbed[0])
     timeless = [
@@ -469,7 +470,7 @@ def test_a_diverged_training_has_not_finished_where_its_store_has_grown(
 def fit_spoilt_digits(directory: Path | None, on_event: Any = ignore) -> Any:
     """Train on rows of which some, that do not validate, are no numbers; their statistics do not show it."""
     rows = DIGITS[:300].copy()
-    rows[np.setdiff1d(np.arange(300), validation_rows(300, 30, 0))[::30]] = np.nan
+    rows[np.setdiff1d(np.arange(300), pick_rows(300, 30, 0))[::30]] = np.nan
     config = TrainConfig(**QUICK | {"num_steps": 2000})
     moments = Moments.of(DIGITS[:300])
     return fit(ArrayRows(rows), moments, (8, 8), config, str(directory) if directory else None, on_event)

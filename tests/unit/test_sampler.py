@@ -3,14 +3,9 @@ import pytest
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.ranges import expand_ranges, split_ranges
-from cvae_dist.training.sampler import (
-    Permutation,
-    Sampler,
-    derive_key,
-    plan_sampler,
-    skip,
-    validation_rows,
-)
+from cvae_dist.training.permutation import Permutation, derive_key, pick_rows
+from cvae_dist.training.plan import plan_sampler
+from cvae_dist.training.sampler import Sampler, skip
 
 MASK = 2**64 - 1
 
@@ -61,7 +56,7 @@ def test_the_order_is_frozen() -> None:
         297,
         951,
     ]
-    assert validation_rows(1000, 5, seed=1).tolist() == [395, 410, 580, 607, 790]
+    assert pick_rows(1000, 5, seed=1).tolist() == [395, 410, 580, 607, 790]
 
 
 def test_keys_accept_any_integer() -> None:
@@ -133,23 +128,23 @@ def test_steps_outside_the_epoch_are_refused() -> None:
         Sampler(100, 10, 0, 4, 1, 10).indices(0, 10)
 
 
-def test_validation_rows_are_nested_as_a_store_grows() -> None:
-    small, large = validation_rows(70_000, 500, 3), validation_rows(200_000, 500, 3)
+def test_picked_rows_are_nested_as_a_store_grows() -> None:
+    small, large = pick_rows(70_000, 500, 3), pick_rows(200_000, 500, 3)
     assert set(large[large < 70_000]) < set(small)
     assert len(small) == len(large) == 500
     assert (np.diff(small) > 0).all()
     assert abs(small.mean() / 35_000 - 1) < 0.1
 
 
-def test_validation_rows_are_those_with_the_smallest_hashes() -> None:
+def test_picked_rows_are_those_with_the_smallest_hashes() -> None:
     hashes = [mix(row * 0x9E3779B97F4A7C15 + derive_key(3, 3) & MASK) for row in range(2000)]
-    assert validation_rows(2000, 20, 3).tolist() == sorted(np.argsort(np.array(hashes, np.uint64))[:20].tolist())
+    assert pick_rows(2000, 20, 3).tolist() == sorted(np.argsort(np.array(hashes, np.uint64))[:20].tolist())
 
 
-def test_validation_rows_at_the_limits() -> None:
-    assert validation_rows(5, 0, 0).tolist() == []
-    assert validation_rows(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
-    assert validation_rows(0, 9, 0).tolist() == []
+def test_picked_rows_at_the_limits() -> None:
+    assert pick_rows(5, 0, 0).tolist() == []
+    assert pick_rows(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    assert pick_rows(0, 9, 0).tolist() == []
 
 
 def test_skip_and_split_leave_out_the_excluded_rows() -> None:

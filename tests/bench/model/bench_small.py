@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from cvae_dist.estimator import CompressionVAE
 from cvae_dist.training.loop import Trained
-from cvae_dist.training.sampler import validation_rows
+from cvae_dist.training.permutation import pick_rows
 from tests.bench.model.data import mnist
 from tests.bench.table import Row
 from tests.peers.test_sklearn_estimator import EXPECTED_FAILURES
@@ -150,7 +150,7 @@ def _difficult(name: str, seed: int) -> tuple[NDArray[np.generic], bool | str]:
 
 def _explained(trained: Trained, data: NDArray[np.generic], seed: int) -> float:
     """Return the share of the variance of the validation rows, in the model's units, that two numbers a row keep."""
-    held_out = data[validation_rows(len(data), max(1, len(data) // 10), seed)]
+    held_out = data[pick_rows(len(data), max(1, len(data) // 10), seed)]
     scale = trained.vae.scaling(torch.from_numpy(held_out))
     kept = trained.vae.scaling(torch.from_numpy(trained.vae.decode_rows(trained.vae.embed_rows(held_out))))
     total = float(scale.square().mean())

@@ -1,0 +1,144 @@
+"""Chance that is a pure function of keys: a permutation of any size, and rows picked by their hashes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
+
+import numpy as np
+import numpy.typing as npt
+
+from cvae_dist.store.ranges import RowNumbers
+
+Words = npt.NDArray[np.uint64]
+
+_ROUNDS = 6
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64 (Steele et al. 2014)
+BLOCK_ORDER, ROW_ORDER, PICKED = 1, 2, 3  # what a derived key is for
+_HASHED_ROWS = 2**16  # rows hashed at once: the temporaries stay in the second level cache
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Keyed invertible permutation of ``range(size)`` in O(1) memory.
+
+    A Feistel network (Luby and Rackoff 1988) on a grid just larger than ``size``. It is repeated for the few values
+    that fall outside (cycle walking, Black and Rogaway 2002).
+    """
+
+    size: int
+    key: int
+
+    def __call__(self, values: RowNumbers) -> RowNumbers:
+        """Return where each of ``values`` (int64, inside ``range(size)``) goes."""
+        return self._walk(values, self._encrypt)
+
+    def inverse(self, values: RowNumbers) -> RowNumbers:
+        """Return what goes to each of ``values``."""
+        return self._walk(values, self._decrypt)
+
+    @cached_property
+    def _grid(self) -> tuple[np.uint64, np.uint64]:
+        height = isqrt(max(1, self.size) - 1) + 1
+        return np.uint64(height), np.uint64(-(-self.size // height))
+
+    @cached_property
+    def _keys(self) -> tuple[np.uint64, ...]:
+        return tuple(np.uint64(derive_key(self.key, number)) for number in range(_ROUNDS))
+
+    def _walk(self, values: RowNumbers, step: Callable[[Words], Words]) -> RowNumbers:
+        result = step(values.astype(np.uint64))
+        outside = np.flatnonzero(result >= np.uint64(self.size))
+        while outside.size:
+            walked = step(result[outside])
+            result[outside] = walked
+            outside = outside[walked >= np.uint64(self.size)]
+        return result.view(np.int64)
+
+    def _encrypt(self, values: Words) -> Words:
+        height, width = self._grid
+        left = values // width
+        right = values - left * width
+        for number, key in enumerate(self._keys):
+            if number % 2:
+                right = _wrap(right + _below(left + key, width), width)
+            else:
+                left = _wrap(left + _below(right + key, height), height)
+        return left * width + right
+
+    def _decrypt(self, values: Words) -> Words:
+        height, width = self._grid
+        left = values // width
+        right = values - left * width
+        for number, key in reversed(tuple(enumerate(self._keys))):
+            if number % 2:
+                right = _wrap(right + (width - _below(left + key, width)), width)
+            else:
+                left = _wrap(left + (height - _below(right + key, height)), height)
+        return left * width + right
+
+
+def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
+    """Pick ``count`` of ``rows`` rows: those with the smallest keyed hashes.
+
+    They are held out for validation; priors are fitted and models diagnosed on rows picked so, too. Whether a row is
+    picked depends on its number and the seed. So a store that grows keeps its choice, but for the rows that new ones
+    displace.
+
+    Returns
+    -------
+    numpy.ndarray, shape (min(count, rows),), int64
+        Ascending.
+    """
+    key = np.uint64(derive_key(seed, PICKED))
+    hashes, picked = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+    limit = np.uint64(_MASK)
+    for first in range(0, rows if count > 0 else 0, _HASHED_ROWS):
+        block = np.arange(first, min(first + _HASHED_ROWS, rows), dtype=np.uint64)
+        hashed = _mix(block * np.uint64(_GOLDEN) + key)
+        below = np.flatnonzero(hashed <= limit)
+        hashes, picked = np.append(hashes, hashed[below]), np.append(picked, below + first)
+        if len(hashes) > count:
+            # the hash is a bijection, so there are no ties
+            smallest = np.argpartition(hashes, count - 1)[:count]
+            hashes, picked = hashes[smallest], picked[smallest]
+            limit = hashes.max()
+    return np.sort(picked)
+
+
+def derive_key(*parts: int) -> int:
+    """Return a 64-bit key from integers, which are taken modulo 2**64."""
+    key = 0
+    for part in parts:
+        key = (key ^ (part & _MASK)) + _GOLDEN & _MASK
+        key = (key ^ key >> 30) * _MIX_1 & _MASK
+        key = (key ^ key >> 27) * _MIX_2 & _MASK
+        key ^= key >> 31
+    return key
+
+
+def _mix(words: Words) -> Words:
+    """Finalize SplitMix64, in place."""
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(_MIX_1)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(_MIX_2)
+    words ^= words >> np.uint64(31)
+    return words
+
+
+def _below(words: Words, limit: np.uint64) -> Words:
+    """Hash words to ``range(limit)``, ``limit < 2**32``: multiply and shift is faster than a remainder."""
+    hashed = _mix(words)
+    hashed >>= np.uint64(32)
+    hashed *= limit
+    hashed >>= np.uint64(32)
+    return hashed
+
+
+def _wrap(words: Words, limit: np.uint64) -> Words:
+    """Reduce words below ``2 * limit`` modulo ``limit``."""
+    np.subtract(words, limit, out=words, where=words >= limit)
+    return words
