@@ -10,69 +10,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cvae_dist.config import ModelConfig, TrainConfig
-    from cvae_dist.errors import CvaeDistError
-    from cvae_dist.estimator import CompressionVAE
-    from cvae_dist.events import Event
-    from cvae_dist.model.directory import load_model
-    from cvae_dist.pipeline import run
-    from cvae_dist.store import RowStore
-    from cvae_dist.verbs.decode import decode
-    from cvae_dist.verbs.embed import embed
-    from cvae_dist.verbs.fit_prior import fit_prior
-    from cvae_dist.verbs.ingest import ingest
-    from cvae_dist.verbs.sample import sample
-    from cvae_dist.verbs.score import score
-    from cvae_dist.verbs.train import train
-    from cvae_dist.verbs.verify import info, verify
+    from cvae_dist.config import ModelConfig as ModelConfig
+    from cvae_dist.config import TrainConfig as TrainConfig
+    from cvae_dist.errors import CvaeDistError as CvaeDistError
+    from cvae_dist.estimator import CompressionVAE as CompressionVAE
+    from cvae_dist.events import Event as Event
+    from cvae_dist.model.directory import load_model as load_model
+    from cvae_dist.pipeline import run as run
+    from cvae_dist.store import RowStore as RowStore
+    from cvae_dist.verbs.decode import decode as decode
+    from cvae_dist.verbs.embed import embed as embed
+    from cvae_dist.verbs.fit_prior import fit_prior as fit_prior
+    from cvae_dist.verbs.info import info as info
+    from cvae_dist.verbs.ingest import ingest as ingest
+    from cvae_dist.verbs.sample import sample as sample
+    from cvae_dist.verbs.score import score as score
+    from cvae_dist.verbs.train import train as train
+    from cvae_dist.verbs.verify import verify as verify
 
 __version__ = "0.1.0"
-__all__ = [
-    "CompressionVAE",
-    "CvaeDistError",
-    "Event",
-    "ModelConfig",
-    "RowStore",
-    "TrainConfig",
-    "decode",
-    "embed",
-    "fit_prior",
-    "info",
-    "ingest",
-    "load_model",
-    "run",
-    "sample",
-    "score",
-    "train",
-    "verify",
-]
 
-_HOME = {
-    "CompressionVAE": "cvae_dist.estimator",
-    "CvaeDistError": "cvae_dist.errors",
-    "Event": "cvae_dist.events",
-    "ModelConfig": "cvae_dist.config",
-    "RowStore": "cvae_dist.store",
-    "TrainConfig": "cvae_dist.config",
-    "decode": "cvae_dist.verbs.decode",
-    "embed": "cvae_dist.verbs.embed",
-    "fit_prior": "cvae_dist.verbs.fit_prior",
-    "info": "cvae_dist.verbs.verify",
-    "ingest": "cvae_dist.verbs.ingest",
-    "load_model": "cvae_dist.model.directory",
-    "run": "cvae_dist.pipeline",
-    "sample": "cvae_dist.verbs.sample",
-    "score": "cvae_dist.verbs.score",
-    "train": "cvae_dist.verbs.train",
-    "verify": "cvae_dist.verbs.verify",
+_VERBS = ("decode", "embed", "fit_prior", "info", "ingest", "sample", "score", "train", "verify")
+_HOMES = {
+    "CompressionVAE": "estimator",
+    "CvaeDistError": "errors",
+    "Event": "events",
+    "ModelConfig": "config",
+    "RowStore": "store",
+    "TrainConfig": "config",
+    "load_model": "model.directory",
+    "run": "pipeline",
+    **{verb: f"verbs.{verb}" for verb in _VERBS},
 }
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     return value
 
 

@@ -89,4 +89,4 @@ def test_what_is_wrong_is_named_by_the_source(tmp_path: Path) -> None:
     parts["part1/a"][2, 1] = np.nan
     with pytest.raises(InvalidInput, match="memory://arrays/part1/a, row 2, holds NaN"):
         ingest(ArraySource(parts), tmp_path / "t")
-    assert ingest(ArraySource(parts), tmp_path / "t", nonfinite="drop").dropped == 1
+    assert ingest(ArraySource(parts), tmp_path / "u", nonfinite="drop").dropped == 1
