@@ -1,6 +1,5 @@
 """Settings of the model and of its training: names, limits and automatic values."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from cvae_dist.errors import InvalidInput
+from cvae_dist.errors import InvalidInput, suggestion
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 ComputePrecision = Literal["float32", "bf16"]
@@ -208,7 +207,7 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
     Raises
     ------
     InvalidInput
-        Naming every unknown option (with the nearest known one) and every value out of its range.
+        An option is unknown or a value is out of its range; all of them are named.
     """
     try:
         return kind(**settings)
@@ -217,7 +216,7 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
 
 
 def invalid_settings(error: ValidationError, kind: type[BaseModel]) -> InvalidInput:
-    """Turn pydantic's report into one readable line per setting."""
+    """Turn pydantic's error into one readable line per setting."""
     details: dict[str, str] = {}
     for detail in error.errors():
         name = str(detail["loc"][0]) if detail["loc"] else "settings"
@@ -229,9 +228,7 @@ def _explain(name: str, detail: ErrorDetails, kind: type[BaseModel]) -> str:
     if not detail["loc"]:
         return detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, kind.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(kind.model_fields))}"
-        return f"unknown option {name!r}: {hint}"
+        return f"unknown option {name!r}: {suggestion(name, kind.model_fields)}"
     if detail["type"] == "missing":
         return f"{name!r} is missing"
     reason = detail["msg"][0].lower() + detail["msg"][1:]

@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+from pydantic_core import to_jsonable_python
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from cvae_dist.events import Event
@@ -20,8 +20,8 @@ SECONDS_BETWEEN_LINES = 5.0
 MEASURED_HERE = frozenset({"rows_per_second", "steps_per_second", "seconds"})  # shown from the counts instead
 
 
-class Report(Protocol):
-    """Where a command's events go while it runs, and its outcome at the end."""
+class Display:
+    """Where a command's events go while it runs, and its outcome at the end. This one is quiet on the way."""
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -30,27 +30,31 @@ class Report(Protocol):
         """Show one sentence that belongs to no stage."""
 
     def result(self, line: str, values: Mapping[str, Any]) -> None:
-        """Show the outcome: one line for people, the same as values for programs."""
+        """Show the outcome: a line for people, the same as values for programs."""
+        print(line, flush=True)
 
     def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show rows of text under a heading."""
+        """Show rows of text under a heading, aligned, after an empty line."""
+        table = Table(*heading, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 160  # a log file has no width; a folded path could not be copied
+        console.print("", table, sep="\n")
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, kind: object, error: object, traceback: object) -> None: ...
 
 
-def open_report(*, as_json: bool = False, quiet: bool = False) -> Report:
-    """Return the report that fits where the output goes."""
+def open_display(*, as_json: bool = False, quiet: bool = False) -> Display:
+    """Return the display that fits where the output goes."""
     if as_json:
         return JsonLines()
     if quiet:
-        return Quiet()
+        return Display()
     return LiveBars() if sys.stderr.isatty() else PlainLines()
 
 
@@ -70,42 +74,7 @@ class Pace:
         return advanced / seconds if advanced > 0 and seconds > 0 else math.nan
 
 
-class Quiet:
-    """Errors on stderr and the closing line, nothing on the way."""
-
-    def __call__(self, event: Event) -> None:
-        """Discard the event."""
-
-    def note(self, message: str) -> None:
-        """Discard the sentence."""
-
-    def result(self, line: str, values: Mapping[str, Any]) -> None:
-        """Print the closing line."""
-        print(line, flush=True)
-
-    def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print an aligned table without frames, after an empty line."""
-        table = Table(*heading, box=None, pad_edge=False, header_style="bold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 160  # a log file has no width; a folded path could not be copied
-        console.print("", table, sep="\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
-
-
-class PlainLines(Quiet):
+class PlainLines(Display):
     """Occasional lines on stderr, for log files and schedulers."""
 
     def __init__(self) -> None:
@@ -113,7 +82,7 @@ class PlainLines(Quiet):
         self._last_line = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Print the first and the last event of a stage, notes, and progress every few seconds."""
+        """Print the first and the last event of a stage, its notes, and its progress every few seconds."""
         pace = self._paces.setdefault(event.stage, Pace())
         pace.rate(event.done)
         if event.kind == "progress" and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
@@ -128,18 +97,18 @@ class PlainLines(Quiet):
         print(message, file=sys.stderr, flush=True)
 
 
-class LiveBars(Quiet):
+class LiveBars(Display):
     """One bar per stage on a terminal: rows per second, time left and figures such as the loss."""
 
     def __init__(self) -> None:
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=30),
-            _Figures(),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column()),
             console=Console(stderr=True, highlight=False),
             redirect_stdout=False,  # results belong to stdout, whatever is drawn on stderr
         )
-        self._bars: dict[str, _Bar] = {}
+        self._bars: dict[str, tuple[TaskID, Pace]] = {}
 
     def __call__(self, event: Event) -> None:
         """Draw the event."""
@@ -147,43 +116,30 @@ class LiveBars(Quiet):
             self.note(f"{event.stage}: {event.message}")
             return
         if event.stage not in self._bars:
-            task = self._progress.add_task(event.stage, total=event.total or None, figures="")
-            self._bars[event.stage] = _Bar(task, Pace())
-        bar = self._bars[event.stage]
-        figures = ", ".join(_figures(event, bar.pace))
-        self._progress.update(bar.task, completed=event.done, total=event.total or None, figures=figures)
-        if event.kind == "done":
-            self._finish(event.stage)
-
-    def _finish(self, stage: str) -> None:
-        bar = self._bars.pop(stage)
-        task = self._progress.tasks[self._progress.task_ids.index(bar.task)]
-        self._progress.update(bar.task, total=task.completed or 1, completed=task.completed or 1)
-        self._progress.stop_task(bar.task)
+            self._bars[event.stage] = self._progress.add_task(event.stage, figures=""), Pace()
+        bar, pace = self._bars[event.stage]
+        figures = ", ".join(_figures(event, pace))
+        if event.kind == "done":  # a full bar, also where nothing was counted
+            full = event.done or 1
+            self._progress.update(bar, total=full, completed=full, figures=figures)
+            self._progress.stop_task(bar)
+            del self._bars[event.stage]
+        else:
+            self._progress.update(bar, completed=event.done, total=event.total or None, figures=figures)
 
     def note(self, message: str) -> None:
         """Print the sentence above the bars."""
         self._progress.console.print(Text(message))
 
-    def result(self, line: str, values: Mapping[str, Any]) -> None:
-        """Stop the bars, then print the closing line."""
-        self._progress.stop()
-        super().result(line, values)
-
     def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._progress.stop()
 
 
-class JsonLines(Quiet):
+class JsonLines(Display):
     """One JSON object per event on stdout; ``event`` says which, the last is ``result`` or ``error``."""
 
     def __call__(self, event: Event) -> None:
@@ -202,30 +158,13 @@ class JsonLines(Quiet):
     def table(self, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Discard the table: its values are in the result."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
             self._print({"event": "error", "kind": type(error).__name__, "message": error_text(error)})
 
     def _print(self, values: Mapping[str, Any]) -> None:
-        print(json.dumps(_strict(values), allow_nan=False, default=str), flush=True)
-
-
-@dataclass(frozen=True)
-class _Bar:
-    task: Any
-    pace: Pace
-
-
-class _Figures(ProgressColumn):
-    """What stands right of the bar."""
-
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields["figures"]))
+        """Print strict JSON, which has no NaN and no infinity: they become null."""
+        print(json.dumps(to_jsonable_python(values, inf_nan_mode="null", fallback=str), allow_nan=False), flush=True)
 
 
 def error_text(error: BaseException) -> str:
@@ -255,7 +194,7 @@ def figure(value: object) -> str:
 
 
 def _figures(event: Event, pace: Pace) -> list[str]:
-    """Return what there is to say about an event: count, rate, time left, values."""
+    """Return what an event says in numbers: count, rate, time left, values."""
     parts = [f"{event.done:,}/{event.total:,} {event.unit}"] if event.total else []
     rate = pace.rate(event.done)
     if math.isfinite(rate):
@@ -269,16 +208,4 @@ def _figures(event: Event, pace: Pace) -> list[str]:
 def _sentence(event: Event, pace: Pace) -> str:
     if event.kind == "note":
         return event.message
-    parts = _figures(event, pace)
-    return ", ".join([*parts, event.message] if event.message else parts)
-
-
-def _strict(value: Any) -> Any:
-    """Return ``value`` with what strict JSON lacks (NaN, infinities) as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value
+    return ", ".join([*_figures(event, pace), *([event.message] if event.message else [])])

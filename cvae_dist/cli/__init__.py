@@ -1,13 +1,13 @@
-"""The command line: one function per command, each a thin wrapper of the verb of the same name.
+"""The command line: one command for each verb, and ``run`` for a pipeline file.
 
-Options come from flags, else from the environment (``CVAE_DIST_DIM_LATENT=8``), else from the YAML file
-named by ``--config``, else from the defaults. Results go to stdout, everything else to stderr. Exit codes:
-0 done (also when there was nothing to do), 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
+Options come from flags, else from the environment (``CVAE_DIST_DIM_LATENT=8``), else from the YAML file that
+``--config`` names, else from the defaults. Results go to stdout, all else to stderr. Exit codes: 0 done (also when
+there was nothing to do), 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
 
-Commands import their verbs inside, so that ``--help`` needs neither torch nor Dask.
+A command is made when it is asked for. ``--help`` needs neither torch nor Dask.
 """
 
-from cvae_dist.cli import commands, plot_commands  # noqa: F401 - they add themselves to app
+from cvae_dist.cli import commands  # noqa: F401 - it adds the commands to app
 from cvae_dist.cli.parser import app
 from cvae_dist.cli.process import main
 

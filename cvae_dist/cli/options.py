@@ -1,8 +1,8 @@
-"""The options that commands share."""
+"""The options that commands share, and the flags that are more than the annotation of their argument says."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from cyclopts.token import Token
 from cyclopts.validators import Number
 
-from cvae_dist.progress import Report, open_report
+from cvae_dist.config import TrainConfig
+from cvae_dist.progress import Display, open_display
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -27,10 +28,21 @@ def _from_json(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
 
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
-Switch = Parameter(negative="", show_default=False)
+Switch = Annotated[bool, Parameter(negative="", show_default=False)]
+Settings = Annotated[TrainConfig, Parameter(name="*", group="Model and training")]
 StorageOptions = Annotated[dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)]
 
+# By the name of the argument.
+FLAGS: Mapping[str, Any] = {
+    "batch_size": Count,
+    "grid_size": Count,
+    "n": Annotated[Count, Parameter(name=["--n", "-n"])],
+    "n_components": Count,
+    "overwrite": Switch,
+}
 
+
+@Parameter(name="*", group="Shared options")
 @dataclass(frozen=True)
 class Output:
     """How the command shows itself, and where it reads and writes.
@@ -49,12 +61,16 @@ class Output:
 
     storage_options: StorageOptions = None
     config: str | None = None
-    json: Annotated[bool, Switch] = False
-    quiet: Annotated[bool, Switch] = False
+    json: Switch = False
+    quiet: Switch = False
 
-    def report(self) -> Report:
-        """Return what shows the events."""
-        return open_report(as_json=self.json, quiet=self.quiet)
+    def display(self) -> Display:
+        """Return what shows the command."""
+        return open_display(as_json=self.json, quiet=self.quiet)
+
+    def client(self) -> AbstractContextManager["Client | None"]:
+        """Return a context of the Dask client to use, or of None to work in this process."""
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -72,15 +88,8 @@ class Distributed(Output):
     scheduler: str | None = None
     workers: Count | None = None
 
-    @contextmanager
-    def client(self) -> Iterator["Client | None"]:
-        """Yield the Dask client to use, or None to work in this process."""
+    def client(self) -> AbstractContextManager["Client | None"]:
+        """Return a context of the Dask client to use, or of None to work in this process."""
         from cvae_dist.cluster import resolve_client
 
-        with resolve_client(scheduler=self.scheduler, workers=self.workers) as client:
-            yield client
-
-
-Local = Annotated[Output, Parameter(name="*", group="Shared options")]
-OnCluster = Annotated[Distributed, Parameter(name="*", group="Shared options")]
-Overwrite = Annotated[bool, Switch]
+        return resolve_client(scheduler=self.scheduler, workers=self.workers)

@@ -1,6 +1,5 @@
-"""What makes a call of a command line: flags, environment, configuration file; and what wrong usage reads like."""
+"""How a command line is read: flags, environment, configuration file; and the message of wrong usage."""
 
-import difflib
 import json
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from cvae_dist import __version__
 from cvae_dist.config import TrainConfig, invalid_settings
+from cvae_dist.errors import suggestion
 
 
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -24,11 +24,9 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         return
     path = named[0].tokens[0].value
     options = {name.replace("_", "-"): value for name, value in _read_mapping(path).items()}
-    known = {name.lstrip("-") for argument in arguments for name in argument.names}
+    known = {name[2:] for argument in arguments for name in argument.names if name.startswith("--")}
     for name in options.keys() - known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"`cvae-dist {' '.join(commands)} --help` lists them."
-        raise CycloptsError(msg=f"--config {path}: unknown option {name}. {hint}")
+        raise CycloptsError(msg=f"--config {path}: unknown option {name!r}: {suggestion(name, known)}")
     if "storage-options" in options:
         options["storage-options"] = json.dumps(options["storage-options"])
     source = cyclopts.config.Dict(options, source=path, use_commands_as_keys=False)

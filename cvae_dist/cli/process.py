@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code if isinstance(code, int) else DONE
         except BrokenPipeError:
-            # The reader went away (`cvae-dist info ... | head`); python would complain once more at exit.
+            # The reader went away (`cvae-dist info ... | head`), of which Python would complain again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except KeyboardInterrupt:
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], set[int]]]:
-    """Make SIGTERM interrupt like Ctrl-C; yield what returns the signals that arrived since.
+    """Make SIGTERM interrupt like Ctrl-C, and yield a function that returns the signals that arrived.
 
-    Python writes every signal's number to the descriptor, also of those that a verb handles itself.
+    Python writes the number of every signal to the pipe, even of one that a verb handles itself.
     """
     reader, writer = os.pipe()
     for end in (reader, writer):

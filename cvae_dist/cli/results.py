@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cvae_dist.progress import Report, duration, figure
+from cvae_dist.progress import Display, duration, figure
 
 if TYPE_CHECKING:
     from cvae_dist.cluster import StoreResult
@@ -18,16 +18,34 @@ if TYPE_CHECKING:
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
 
 
-def wrote_rows(report: Report, stage: str, result: "StoreResult") -> None:
+def show(display: Display, command: str, output: str, result: Any) -> int:
+    """Show what a verb returned; return the exit code."""
+    match command:
+        case "train":
+            trained(display, result)
+        case "fit-prior":
+            fitted(display, result)
+        case "verify":
+            return verified(display, output, result)
+        case "info":
+            described(display, result)
+        case _ if command.startswith("plot "):
+            drew(display, command, output)
+        case _:
+            wrote_rows(display, command, result)
+    return DONE
+
+
+def wrote_rows(display: Display, stage: str, result: "StoreResult") -> None:
     """Say what an ingest, embed, decode, score or sample wrote."""
     if not result.nothing_to_do:
         line = f"{stage}: wrote {result.rows_written:,} rows to {result.url} in {duration(result.seconds)}"
     else:
         line = f"{stage}: nothing to do, {result.url} has its {result.rows:,} rows already"
-    report.result(line, {"stage": stage, **asdict(result)})
+    display.result(line, {"stage": stage, **asdict(result)})
 
 
-def trained(report: Report, result: "TrainResult") -> None:
+def trained(display: Display, result: "TrainResult") -> None:
     """Say what a training came to; an interrupted one is an interruption of the command."""
     if result.stopped_because == "interrupted":
         raise KeyboardInterrupt
@@ -37,10 +55,10 @@ def trained(report: Report, result: "TrainResult") -> None:
         line = f"train: wrote {result.model} after {result.steps:,} steps in {duration(result.seconds)}"
     loss = result.validation_loss
     line += f", validation -ELBO {loss:.4g} nats per row" if loss is not None and math.isfinite(loss) else ""
-    report.result(line, {"stage": "train", **asdict(result)})
+    display.result(line, {"stage": "train", **asdict(result)})
 
 
-def fitted(report: Report, result: "PriorResult") -> None:
+def fitted(display: Display, result: "PriorResult") -> None:
     """Say which prior was fitted, and what it gains."""
     whose = f"to the latents of {result.rows:,} rows"
     if result.nothing_to_do:
@@ -48,30 +66,30 @@ def fitted(report: Report, result: "PriorResult") -> None:
     else:
         line = f"fit-prior: fitted {result.prior!r} {whose} of {result.model}"
     line += f": log p(z) {result.log_density:.4g} nats per latent, {result.log_density_of_normal:.4g} under N(0, I)"
-    report.result(line, {"stage": "fit-prior", **asdict(result)})
+    display.result(line, {"stage": "fit-prior", **asdict(result)})
 
 
-def drew(report: Report, stage: str, filename: str) -> None:
+def drew(display: Display, stage: str, filename: str) -> None:
     """Say where the picture is."""
-    report.result(f"{stage}: wrote {filename}", {"stage": stage, "url": filename})
+    display.result(f"{stage}: wrote {filename}", {"stage": stage, "url": filename})
 
 
-def verified(report: Report, url: str, result: "VerifyResult") -> int:
+def verified(display: Display, url: str, result: "VerifyResult") -> int:
     """List what is damaged; return the exit code, as scripts ask it."""
-    problems = [{"array": p.array, "shard": p.shard, "reason": p.reason} for p in result.problems]
+    problems = [asdict(problem) for problem in result.problems]
     found = [str(problem) for problem in result.problems]
     places = "1 place" if len(found) == 1 else f"{len(found)} places"
     verdict = f"{url} is damaged in {places}" if found else f"{url}: every byte is as written"
-    report.result("\n".join([*found, verdict]), {"stage": "verify", "url": url, "problems": problems})
+    display.result("\n".join([*found, verdict]), {"stage": "verify", "url": url, "problems": problems})
     return DONE if result.ok else FAILED
 
 
-def described(report: Report, facts: Mapping[str, Any]) -> None:
+def described(display: Display, facts: Mapping[str, Any]) -> None:
     """Show facts, one on each line."""
     entries = dict(_flattened(facts))
     width = max(map(len, entries), default=0)
     lines = [f"{name:<{width}}  {figure(value)}" for name, value in entries.items()]
-    report.result("\n".join(lines), facts)
+    display.result("\n".join(lines), facts)
 
 
 def _flattened(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,13 +101,13 @@ def _flattened(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def ran(report: Report, pipeline: str, result: "PipelineResult") -> None:
+def ran(display: Display, pipeline: str, result: "PipelineResult") -> None:
     """Show the stages of a pipeline, the quality of its model, and how long it took."""
-    report.table(("stage", "output", "rows", "time"), [_stage_row(stage) for stage in result.stages])
+    display.table(("stage", "output", "rows", "time"), [_stage_row(stage) for stage in result.stages])
     if result.quality is not None:
-        report.table(("quality", "", ""), _quality_rows(result.quality))
-    verdict = "nothing to do, all of it was done already" if result.already_done else "done"
-    report.result(f"{pipeline}: {verdict} ({duration(result.seconds)})", asdict(result))
+        display.table(("quality", "", ""), _quality_rows(result.quality))
+    verdict = "nothing to do, all of it was done already" if result.nothing_to_do else "done"
+    display.result(f"{pipeline}: {verdict} ({duration(result.seconds)})", asdict(result))
 
 
 def _quality_rows(quality: "Quality") -> list[tuple[str, str, str]]:
@@ -107,4 +125,4 @@ def _quality_rows(quality: "Quality") -> list[tuple[str, str, str]]:
 
 def _stage_row(stage: "StageResult") -> tuple[str, str, str, str]:
     rows = "" if stage.rows is None else f"{stage.rows:,}"
-    return stage.stage, stage.url, rows, "already done" if stage.already_done else duration(stage.seconds)
+    return stage.stage, stage.url, rows, "nothing to do" if stage.nothing_to_do else duration(stage.seconds)

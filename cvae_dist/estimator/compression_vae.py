@@ -1,51 +1,49 @@
-"""The estimator: what it is given, and its training."""
+"""The estimator: its constructor, its training, and scikit-learn's words."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
 from cvae_dist.config import LikelihoodName, Precision, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, TrainingDiverged
-from cvae_dist.estimator import lazy, reference
-from cvae_dist.estimator.exporting import Exporting
-from cvae_dist.estimator.generation import Generation
-from cvae_dist.estimator.inputs import checked_array, is_place, store_of
-from cvae_dist.estimator.pictures import Pictures
-from cvae_dist.estimator.scoring import Scoring
+from cvae_dist.estimator import lazy, reference, saved
+from cvae_dist.estimator.arrays import checked_rows
+from cvae_dist.estimator.fitted import Fitted, Floats, Latents
+from cvae_dist.estimator.inputs import GivenRows, RowsLike, is_place, store_of
 from cvae_dist.events import OnEvent, ignore
-from cvae_dist.store import Moments, RowStore
+from cvae_dist.store import Location, Moments, RowStore
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.verbs.train import train
 
-if TYPE_CHECKING:
-    Rows = ArrayLike | str | os.PathLike[str] | RowStore
 
-
-class CompressionVAE(Generation, Scoring, Pictures, Exporting):
+@reference.strict_constructor
+@dataclass(eq=False, repr=False)  # scikit-learn has its own
+class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # type: ignore[misc]
     """Reversible, generative embedding by a variational autoencoder.
 
-    The constructor only stores its arguments. ``train`` (or ``fit``) does the work, ``embed`` (or
-    ``transform``) maps rows to latents, ``decode`` (or ``inverse_transform``) maps latents back to rows.
+    The constructor only stores its arguments. ``train`` (or ``fit``) does the work, ``embed`` (or ``transform``) maps
+    rows to latents, ``decode`` (or ``inverse_transform``) maps latents back to rows.
 
     Parameters
     ----------
     X : array, DataFrame, path, URL or RowStore, optional
-        Rows to train on: numbers of shape (n, n_features), or (n, ...) which is flattened to rows and
-        remembered as the items' shape; a tree of .npy files, which is first written to a store beside
-        ``logdir``, named like it with ``.rows.zarr``, by ``ingest`` with its defaults: the first axis of a file
-        counts rows unless it is the only one (for an image per file, ``ingest(..., rows_per_file="one")`` first);
-        a Dask array, DataArray or Dataset, whose blocks are computed once, into a temporary file; or a store made
-        by ``ingest``. ``fit(X)`` takes them as well.
+        Rows to train on; ``fit(X)`` takes the same. Numbers have the shape (n, n_features), or (n, ...): then items are
+        flattened to rows, and their shape is remembered. The blocks of a Dask array, DataArray or Dataset are computed
+        once, into a temporary file. A path or URL is that of a store made by ``ingest``, or of a tree of .npy files.
+        Such a tree is first ingested, into a store beside ``logdir`` that is named like it with ``.rows.zarr``, or
+        else a temporary one. There the first axis of a file counts rows, unless it is the only one; for an image per
+        file call ``ingest(..., rows_per_file="one")`` first.
     X_valid : array, DataFrame, path, URL or RowStore, optional
         Rows to validate on, as for X; 10,000 of them at most are looked at. Without them a share of X is held out.
     train_valid_split : float, optional
@@ -58,13 +56,13 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     cells_encoder : sequence of int, optional
         Width of every encoder layer; the decoder mirrors it. Default: from the data.
     initializer, batch_size_test : optional
-        Arguments of the reference, accepted and without effect, which the log says.
+        Arguments of the reference. They are accepted and have no effect, which the log says.
     batch_size : int, optional
         Rows of one step. Default: 256, less for few rows.
     logdir : path or URL, optional
-        Model directory. It is written by ``train``, which goes on from a checkpoint found there and does
-        nothing where the same training is finished. ``CompressionVAE(logdir=...)`` restores a finished
-        model without any data. Default: nothing is written.
+        Model directory, which ``train`` writes. It goes on from a checkpoint that it finds there, and does nothing
+        where the same training is finished. ``CompressionVAE(logdir=...)`` restores a finished model without any data.
+        Default: nothing is written.
     feature_normalization : bool or "auto"
         True: one scale per feature; False: one for all; "auto": from the data.
     tb_logging : bool
@@ -81,12 +79,12 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         Peak of the learning rate, gradient steps. Default: from the data.
     lr_scheduling : bool
         False: the learning rate stays constant after its warm-up, instead of falling along a cosine.
-    kl_warmup, ema_decay, grad_clip, multi_start, precision, test_every, checkpoint_every : optional
+    kl_warmup, ema_decay, grad_clip, multi_start, precision, test_every, checkpoint_every, buffer_bytes : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     random_state : int, RandomState or None
-        The same int gives the same model, bit for bit; None a different one each time.
-    storage_options : mapping, optional
-        Passed to fsspec for URLs.
+        The same int gives the same model, bit for bit; None gives a different one each time.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
 
     Attributes
     ----------
@@ -110,67 +108,36 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     ((200, 2), dtype('float32'))
     """
 
-    @reference.refusing_unknown
-    def __init__(
-        self,
-        X: Rows | None = None,
-        X_valid: Rows | None = None,
-        train_valid_split: float | None = None,
-        dim_latent: int = 2,
-        iaf_flow_length: int | None = None,
-        cells_encoder: Sequence[int] | None = None,
-        initializer: Literal["orthogonal", "truncated_normal", "lecun_normal"] | None = None,
-        batch_size: int | None = None,
-        batch_size_test: int | None = None,
-        logdir: str | os.PathLike[str] | None = None,
-        feature_normalization: bool | Literal["auto"] = "auto",
-        tb_logging: bool = False,
-        *,
-        likelihood: LikelihoodName = "auto",
-        loss: Literal["bce", "mse"] | None = None,
-        kl_weight: float = 1.0,
-        residual_blocks: int | None = None,
-        learning_rate: float | None = None,
-        num_steps: int | None = None,
-        lr_scheduling: bool = True,
-        kl_warmup: float = 0.2,
-        ema_decay: float | None = None,
-        grad_clip: float = 3.0,
-        multi_start: bool | Literal["auto"] = "auto",
-        precision: Precision = "auto",
-        test_every: int | None = None,
-        checkpoint_every: int = 500,
-        random_state: int | np.random.RandomState | None = 0,
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.X = X
-        self.X_valid = X_valid
-        self.train_valid_split = train_valid_split
-        self.dim_latent = dim_latent
-        self.iaf_flow_length = iaf_flow_length
-        self.cells_encoder = cells_encoder
-        self.initializer = initializer
-        self.batch_size = batch_size
-        self.batch_size_test = batch_size_test
-        self.logdir = logdir
-        self.feature_normalization = feature_normalization
-        self.tb_logging = tb_logging
-        self.likelihood = likelihood
-        self.loss = loss
-        self.kl_weight = kl_weight
-        self.residual_blocks = residual_blocks
-        self.learning_rate = learning_rate
-        self.num_steps = num_steps
-        self.lr_scheduling = lr_scheduling
-        self.kl_warmup = kl_warmup
-        self.ema_decay = ema_decay
-        self.grad_clip = grad_clip
-        self.multi_start = multi_start
-        self.precision = precision
-        self.test_every = test_every
-        self.checkpoint_every = checkpoint_every
-        self.random_state = random_state
-        self.storage_options = storage_options
+    X: RowsLike | None = None
+    X_valid: RowsLike | None = None
+    train_valid_split: float | None = None
+    dim_latent: int = 2
+    iaf_flow_length: int | None = None
+    cells_encoder: Sequence[int] | None = None
+    initializer: Literal["orthogonal", "truncated_normal", "lecun_normal"] | None = None
+    batch_size: int | None = None
+    batch_size_test: int | None = None
+    logdir: str | os.PathLike[str] | None = None
+    feature_normalization: bool | Literal["auto"] = "auto"
+    tb_logging: bool = False
+    _: KW_ONLY
+    likelihood: LikelihoodName = "auto"
+    loss: Literal["bce", "mse"] | None = None
+    kl_weight: float = 1.0
+    residual_blocks: int | None = None
+    learning_rate: float | None = None
+    num_steps: int | None = None
+    lr_scheduling: bool = True
+    kl_warmup: float = 0.2
+    ema_decay: float | None = None
+    grad_clip: float = 3.0
+    multi_start: bool | Literal["auto"] = "auto"
+    precision: Precision = "auto"
+    test_every: int | None = None
+    checkpoint_every: int = 500
+    buffer_bytes: int = 96_000_000
+    random_state: int | np.random.RandomState | None = 0
+    storage_options: Mapping[str, Any] | None = None
 
     @reference.refusing_unknown
     def train(
@@ -190,11 +157,11 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
     ) -> Self:
         """Train on the constructor's ``X``; what is given here wins over the constructor.
 
-        With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C), and a
-        finished one is restored. A finished training, of ``logdir`` or of this object, goes on where ``num_steps`` is
-        larger than it was and all else is the same: from its best weights and at its last step, with a fresh
-        optimiser and the learning rate that the longer training has there, after a new warm-up. That is not, to the
-        bit, the model of a training that was longer from the start.
+        With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C), and a finished one
+        is restored. A finished training, of ``logdir`` or of this object, goes on where only ``num_steps`` is larger
+        than it was: from its best weights and at its last step, with a fresh optimiser and the learning rate that the
+        longer training has there, after a new warm-up. The model is not, to the bit, that of a training that was
+        longer from the start.
 
         Parameters
         ----------
@@ -203,9 +170,9 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         overwrite : bool
             Discard the model that is there, and begin anew.
         dropout_keep_prob, lr_scheduling_steps, lr_scheduling_factor, lr_scheduling_min : optional
-            Arguments of the reference, accepted and without effect, which the log says.
+            Arguments of the reference. They are accepted and have no effect, which the log says.
         on_event : callable
-            Receives progress.
+            Listener for progress.
 
         Returns
         -------
@@ -223,69 +190,84 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         TrainingDiverged
             The loss ran away or was not finite, at low learning rates too; the last good weights are the model.
         """
-        if self.X is None:
-            raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
-        given = dict(learning_rate=learning_rate, num_steps=num_steps)
-        given |= dict(test_every=test_every, lr_scheduling=lr_scheduling, checkpoint_every=checkpoint_every)
-        config = self._config({name: value for name, value in given.items() if value is not None})
-        asked = {
-            "dropout_keep_prob": dropout_keep_prob,
-            "lr_scheduling_steps": lr_scheduling_steps,
-            "lr_scheduling_factor": lr_scheduling_factor,
-            "lr_scheduling_min": lr_scheduling_min,
-        }
-        parameters = signature(CompressionVAE.train).parameters
-        reference.note_without_effect({k: value for k, value in asked.items() if value != parameters[k].default})
+        given = dict(learning_rate=learning_rate, num_steps=num_steps, test_every=test_every)
+        config = self._config(**given, lr_scheduling=lr_scheduling, checkpoint_every=checkpoint_every)
+        reference.note_without_effect(
+            CompressionVAE.train,
+            dropout_keep_prob=dropout_keep_prob,
+            lr_scheduling_steps=lr_scheduling_steps,
+            lr_scheduling_factor=lr_scheduling_factor,
+            lr_scheduling_min=lr_scheduling_min,
+        )
         if overwrite:
             self.__dict__.pop("_trained", None)
         return self._fit(self.X, config, overwrite, on_event)
 
-    def fit(self, X: Rows | None = None, y: object = None) -> Self:
+    def fit(self, X: RowsLike | None = None, y: object = None) -> Self:
         """Train on ``X``, by default the constructor's; ``y`` is ignored. See :meth:`train`.
 
-        As in scikit-learn, a model in memory is never gone on with.
+        As in scikit-learn, training begins anew, but for what ``logdir`` holds.
         """
         self.__dict__.pop("_trained", None)
-        rows = self.X if X is None else X
-        return self.train() if rows is None else self._fit(rows, self._config({}), False, ignore)
+        return self._fit(self.X if X is None else X, self._config(), overwrite=False, on_event=ignore)
 
-    def _config(self, settings: dict[str, Any]) -> TrainConfig:
-        own = {name: getattr(self, name) for name in TrainConfig.model_fields if hasattr(self, name)}
-        own = {name: _plain(value) for name, value in own.items() if value is not None}
+    def transform(self, X: Any) -> Latents:
+        """Return the latents of rows; see :meth:`embed`."""
+        return self.embed(X)
+
+    def inverse_transform(self, X: ArrayLike) -> Floats:
+        """Return the rows that latents stand for; see :meth:`decode`."""
+        return self.decode(X)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._model().dim_latent
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def _config(self, **given: Any) -> TrainConfig:
+        """Return the settings, every field of TrainConfig by its name but for the seed; what is ``given`` wins."""
+        own = {name: _plain(getattr(self, name)) for name in TrainConfig.model_fields if name != "seed"}
+        own |= {"seed": self._seed(), "loss": self.loss}
         if self.X_valid is not None:
             own["train_valid_split"] = 1.0  # all of X trains
-        if self.loss is not None:
-            own["loss"] = self.loss
         if isinstance(self.cells_encoder, Iterable):
             own["cells_encoder"] = tuple(self.cells_encoder)
-        return make_config(TrainConfig, own | self._seed() | settings)
+        return make_config(TrainConfig, _known(own) | _known(given))
 
-    def _seed(self) -> dict[str, int]:
+    def _seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
-            return {"seed": int(self.random_state)}
-        return {"seed": int(check_random_state(self.random_state).randint(2**31))}
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31))
 
     def _fit(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
-        asked = {"initializer": self.initializer, "batch_size_test": self.batch_size_test}
-        reference.note_without_effect({name: value for name, value in asked.items() if value is not None})
+        if X is None:
+            raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
+        reference.note_without_effect(
+            CompressionVAE, initializer=self.initializer, batch_size_test=self.batch_size_test
+        )
         self.__dict__.pop("priors_", None)  # they belong to the latents of an earlier model
-        if lazy.is_labelled_or_lazy(X):
-            with lazy.computed(X) as items:
-                return self._fit_array(items, config, overwrite, on_event)
-        if not is_place(X):
-            return self._fit_array(X, config, overwrite, on_event)
-        with store_of(X, self._directory, self.storage_options, on_event) as store:
-            if self._directory is not None and self.X_valid is None:
-                self._train(store, config, overwrite, on_event)
-            else:
-                self.n_features_in_ = store.n_features
-                moments = store.statistics()
-                self._fit_rows(RowReader(store), moments, store.item_shape, config, overwrite, on_event)
-        return self
+        if is_place(X):
+            with store_of(X, self.storage_options, self.logdir, on_event) as store:
+                return self._fit_store(store, config, overwrite, on_event)
+        with lazy.computed(X) as items:
+            rows, item_shape = checked_rows(self, items, reset=True)
+            return self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
 
-    def _fit_array(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
-        rows, item_shape = checked_array(self, X, reset=True)
-        self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
+    def _fit_store(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
+        if self.logdir is None or self.X_valid is not None:
+            self.n_features_in_ = store.n_features
+            reader, moments = RowReader(store), store.statistics()
+            return self._fit_rows(reader, moments, store.item_shape, config, overwrite, on_event)
+        directory, options = os.fspath(self.logdir), self.storage_options
+        # the verb keeps the store's fingerprint in the model's lineage
+        result = train(store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event)
+        if result.stopped_because == "interrupted":
+            raise KeyboardInterrupt
+        self.__dict__.update(saved.restored(Location.of(directory, options)))
         return self
 
     def _fit_rows(
@@ -296,44 +278,27 @@ class CompressionVAE(Generation, Scoring, Pictures, Exporting):
         config: TrainConfig,
         overwrite: bool,
         on_event: OnEvent,
-    ) -> None:
-        directory = self._place() if self._directory is not None else None
+    ) -> Self:
         self.item_shape_ = item_shape
+        valid = nullcontext() if self.X_valid is None else GivenRows(self, self.X_valid).reader()
         try:
-            with self._validation_rows() as valid:
+            with valid as validation:
                 self._trained = fit(
-                    reader, moments, item_shape, config, directory, on_event,
-                    overwrite=overwrite, validation=valid, earlier=getattr(self, "_trained", None),
+                    reader, moments, item_shape, config, self._place, on_event,
+                    overwrite=overwrite, validation=validation, earlier=getattr(self, "_trained", None),
                 )  # fmt: skip
         except TrainingDiverged as error:
             if isinstance(error.trained, Trained):
                 self.model_, self.history_ = error.trained.vae, error.trained.history
             raise
         self.model_, self.history_ = self._trained.vae, self._trained.history
-        if self._directory is not None:
-            self._keep_feature_names()
+        if self._place is not None:
+            saved.keep_feature_names(self._place, getattr(self, "feature_names_in_", None))
+        return self
 
-    @contextmanager
-    def _validation_rows(self) -> Iterator[Reader | None]:
-        """Give the rows of ``X_valid``, wherever they are."""
-        if self.X_valid is None:
-            yield None
-        elif is_place(self.X_valid):
-            with store_of(self.X_valid, None, self.storage_options) as store:
-                self._check_width(store)
-                yield RowReader(store)
-        else:
-            with self._in_memory(self.X_valid) as rows:
-                yield ArrayRows(rows)
 
-    def _train(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> None:
-        """Train by the verb, which keeps the store's fingerprint in the model's lineage."""
-        options = self.storage_options
-        directory = cast(str, self._directory)
-        result = train(store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event)
-        if result.stopped_because == "interrupted":
-            raise KeyboardInterrupt
-        self._restore()
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,29 +12,38 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from sklearn.utils import check_array
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.estimator.inputs import as_invalid_input, native
+from cvae_dist.estimator.arrays import checked_block
+from cvae_dist.model.vae import VAE
 
-Function = Callable[[NDArray[Any]], NDArray[Any]]
+RowFunction = Callable[[NDArray[Any]], NDArray[Any]]
 
 _SAMPLE = "sample"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What goes in, under the name that stores use, and what comes out; all of it along ``sample``."""
+class Variable:
+    """An array along ``sample``: its name in a Dataset and in stores, the dimensions of one row, its dtype."""
 
     name: str
-    result_name: str
-    result_dims: tuple[str, ...]
+    dims: Mapping[str, int]
+    dtype: DTypeLike
+
+    @property
+    def width(self) -> int:
+        """Values of one row."""
+        return math.prod(self.dims.values())
 
 
-ROWS = Kind("x", "latent", ("latent",))
-LATENTS = Kind("latent", "x", ("feature",))
-DRAWS = Kind("x", "latent", ("draw", "latent"))
-SCORES = Kind("x", "score", ())
+def rows_of(vae: VAE) -> Variable:
+    """Describe the rows of a model."""
+    return Variable("x", {"feature": vae.n_features}, vae.scaling.restored_dtype)
+
+
+def latents_of(vae: VAE) -> Variable:
+    """Describe the latents of a model."""
+    return Variable("latent", {"latent": vae.dim_latent}, np.float32)
 
 
 def is_labelled_or_lazy(X: object) -> bool:
@@ -43,57 +52,55 @@ def is_labelled_or_lazy(X: object) -> bool:
     return package == "xarray" or (package == "dask" and module.startswith("array"))
 
 
-def apply(X: Any, function: Function, kind: Kind, width: int, sizes: tuple[int, ...], dtype: DTypeLike) -> Any:
-    """Return ``function`` of rows, block by block, as the kind of object that ``X`` is; nothing is computed now.
+def apply(X: Any, function: RowFunction, takes: Variable, gives: Variable) -> Any:
+    """Return ``function`` of rows as the kind of object that ``X`` is; nothing is computed now.
 
     Parameters
     ----------
     X : dask.array.Array, xarray.DataArray or xarray.Dataset
-        Rows along the dimension ``sample``, or the first one; all others together are ``width`` values. Of a Dataset
-        the variable that stores call so, or its only one.
+        Rows along the dimension ``sample``, or the first one; all other dimensions together are one row. Of a Dataset
+        the variable that is called as ``takes``, or its only one.
     function : callable
-        (n, width) array -> (n, *sizes) array, row by row.
-    kind : Kind
-        Names of what goes in and what comes out.
-    sizes : tuple of int
-        Of what comes out for one row.
-    dtype : dtype
-        Of the result.
+        (n, width) array -> (n, ...) array, row by row.
+    takes, gives : Variable
+        What goes in and what comes out.
 
     Raises
     ------
     InvalidInput
-        The rows have another width, or are no real numbers. What is not finite is found when it is computed.
+        The rows have another width, or are no real numbers. Values that are not finite are found when it is computed.
     """
-    block = _Block(function, width)
     if hasattr(X, "data_vars"):
-        variable = X[_variable(X, kind)]
-        return apply(variable, function, kind, width, sizes, dtype).to_dataset(name=kind.result_name)
+        return apply(X[_variable(X, takes.name)], function, takes, gives).to_dataset(name=gives.name)
+    block = _BlockFunction(function, takes.width)
     if hasattr(X, "dims"):
-        return _of_labelled(X, block, kind, sizes, np.dtype(dtype))
-    _check(X.shape, X.dtype, width)
+        return _of_labelled(X, block, gives)
+    _check(X.shape, X.dtype, takes.width)
     import dask.array
 
     whole = X.rechunk({axis: -1 for axis in range(1, X.ndim)})
     return dask.array.map_blocks(
         block,
         whole,
-        dtype=dtype,
-        chunks=(whole.chunks[0], *((size,) for size in sizes)),
+        dtype=gives.dtype,
+        chunks=(whole.chunks[0], *((size,) for size in gives.dims.values())),
         drop_axis=list(range(1, X.ndim)),
-        new_axis=list(range(1, 1 + len(sizes))),
-        meta=np.empty((0,) * (1 + len(sizes)), dtype),
+        new_axis=list(range(1, 1 + len(gives.dims))),
+        meta=np.empty((0,) * (1 + len(gives.dims)), gives.dtype),
     )
 
 
 @contextmanager
-def computed(X: Any, kind: Kind = ROWS) -> Iterator[Any]:
-    """Give the values of X: what is in memory as it is, a lazy one in a temporary file, each block computed once."""
+def computed(X: Any, name: str = "x") -> Iterator[Any]:
+    """Give the values of X, of a Dataset those of the variable ``name``.
+
+    What is in memory is given as it is. A lazy array is computed into a temporary file, each block once.
+    """
     if not is_labelled_or_lazy(X):
         yield X
         return
     if hasattr(X, "data_vars"):
-        X = X[_variable(X, kind)]
+        X = X[_variable(X, name)]
     if hasattr(X, "dims"):
         X = X.transpose(_sample(X), ...).data
     if not hasattr(X, "dask"):
@@ -103,8 +110,7 @@ def computed(X: Any, kind: Kind = ROWS) -> Iterator[Any]:
         raise InvalidInput(
             f"a Dask array of shape {X.shape} has blocks of unknown size; call compute_chunk_sizes() first"
         )
-    if X.dtype.kind not in "biuf":
-        raise InvalidInput(f"rows of dtype {X.dtype} are no real numbers; convert them to a float or integer type")
+    _check_dtype(X.dtype)
     import dask.array
 
     with tempfile.TemporaryDirectory(prefix="cvae-dist-") as folder:
@@ -114,20 +120,17 @@ def computed(X: Any, kind: Kind = ROWS) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """What is done to one block of rows; it travels to the worker with the model inside ``function``."""
+class _BlockFunction:
+    """What a Dask worker does with one block of items; the model travels inside ``function``."""
 
-    function: Function
+    function: RowFunction
     width: int
 
     def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
-        flat = np.reshape(block, (len(block), self.width))
-        with as_invalid_input():
-            rows = check_array(flat, dtype="numeric", ensure_min_samples=0)
-        return self.function(native(rows))
+        return self.function(checked_block(block, self.width))
 
 
-def _of_labelled(X: Any, block: _Block, kind: Kind, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def _of_labelled(X: Any, block: _BlockFunction, gives: Variable) -> Any:
     import xarray
 
     sample = _sample(X)
@@ -137,13 +140,13 @@ def _of_labelled(X: Any, block: _Block, kind: Kind, sizes: tuple[int, ...], dtyp
         block,
         X if X.chunks is None else X.chunk(dict.fromkeys(others, -1)),
         input_core_dims=[others],
-        output_core_dims=[kind.result_dims],
-        exclude_dims=set(kind.result_dims) & set(others),
+        output_core_dims=[tuple(gives.dims)],
+        exclude_dims=set(gives.dims) & set(others),
         dask="parallelized",
-        output_dtypes=[dtype],
-        dask_gufunc_kwargs={"output_sizes": dict(zip(kind.result_dims, sizes, strict=True))},
+        output_dtypes=[np.dtype(gives.dtype)],
+        dask_gufunc_kwargs={"output_sizes": dict(gives.dims)},
     )
-    return result.rename(kind.result_name)
+    return result.rename(gives.name)
 
 
 def _sample(X: Any) -> Any:
@@ -152,14 +155,14 @@ def _sample(X: Any) -> Any:
     return _SAMPLE if _SAMPLE in X.dims else X.dims[0]
 
 
-def _variable(X: Any, kind: Kind) -> Any:
-    if kind.name in X.variables:  # xarray takes a variable with the name of its dimension for a coordinate
-        return kind.name
+def _variable(X: Any, name: str) -> Any:
+    if name in X.variables:  # xarray takes a variable with the name of its dimension for a coordinate
+        return name
     names = list(X.data_vars)
     if len(names) == 1:
         return names[0]
     raise InvalidInput(
-        f"a Dataset with the variables {names} does not say which are the rows: name one of them {kind.name!r}, "
+        f"a Dataset with the variables {names} does not say which are the rows: name one of them {name!r}, "
         "or give the DataArray"
     )
 
@@ -171,5 +174,9 @@ def _check(shape: tuple[int, ...], dtype: np.dtype[Any], width: int) -> None:
             f"X of shape {shape} has {features} features, but the model is expecting {width} features as input: "
             "give rows of the kind it was trained on"
         )
+    _check_dtype(dtype)
+
+
+def _check_dtype(dtype: np.dtype[Any]) -> None:
     if dtype.kind not in "biuf":
         raise InvalidInput(f"rows of dtype {dtype} are no real numbers; convert them to a float or integer type")

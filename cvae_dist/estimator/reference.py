@@ -1,20 +1,19 @@
-"""Arguments that only the reference has, or that nothing has: what becomes of each."""
+"""Arguments that only the reference has, or that nothing has, and what becomes of each."""
 
-import difflib
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
-from cvae_dist.errors import InvalidInput
+from cvae_dist.errors import InvalidInput, suggestion
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
-INITIALIZERS = ("orthogonal", "truncated_normal", "lecun_normal")
+_INITIALIZERS = ("orthogonal", "truncated_normal", "lecun_normal")
 _SCHEDULE = "the learning rate rises briefly and then falls along a cosine, or stays with lr_scheduling=False"
 _WITHOUT_EFFECT = {
     "initializer": "weights are always drawn He-normal, which suits the activations of these networks",
@@ -31,47 +30,50 @@ class UnknownArgument(InvalidInput, TypeError):
 
 
 def refusing_unknown(function: Callable[P, T]) -> Callable[P, T]:
-    """Make ``function`` refuse arguments that it does not have by naming, for each, the nearest one it has.
+    """Make calls of ``function`` with unknown arguments raise :class:`UnknownArgument`, which names the nearest known.
 
-    Its signature stays what it is. Calls raise :class:`UnknownArgument`.
+    Its signature stays what it is.
     """
     known = [name for name in signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        lines = [_suggest(name, known) for name in kwargs if name not in known]
-        if lines:
-            raise UnknownArgument("\n".join(lines))
+        unknown = [name for name in kwargs if name not in known]
+        if unknown:
+            raise UnknownArgument(
+                "\n".join(f"unknown argument {name!r}: {suggestion(name, known)}" for name in unknown)
+            )
         return function(*args, **kwargs)
 
     return checked
 
 
-def _suggest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known arguments: {', '.join(known)}"
-    return f"unknown argument {name!r}: {hint}"
+def strict_constructor(cls: type[T]) -> type[T]:
+    """Make the constructor of ``cls`` refuse unknown arguments; see :func:`refusing_unknown`."""
+    setattr(cls, "__init__", refusing_unknown(cls.__init__))  # noqa: B010 - a type checker takes __init__ for fixed
+    return cls
 
 
-def note_without_effect(given: Mapping[str, Any]) -> None:
-    """Log one line for every argument of the reference that is accepted and changes nothing.
+def note_without_effect(function: Callable[..., Any], **given: Any) -> None:
+    """Log one line for every argument of ``function`` that was given and changes nothing.
 
     Raises
     ------
     InvalidInput
-        A value that the reference would not know either.
+        The reference would not know the value either.
     """
-    _check(given)
+    _check(**given)
+    parameters = signature(function).parameters
     for name, value in given.items():
-        logger.warning("%s=%r is accepted but has no effect: %s", name, value, _WITHOUT_EFFECT[name])
+        if value != parameters[name].default:
+            _LOGGER.warning("%s=%r is accepted but has no effect: %s", name, value, _WITHOUT_EFFECT[name])
 
 
-def _check(given: Mapping[str, Any]) -> None:
-    initializer = given.get("initializer")
-    if initializer is not None and initializer not in INITIALIZERS:
-        near = difflib.get_close_matches(str(initializer), INITIALIZERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(INITIALIZERS)}"
-        raise InvalidInput(f"initializer={initializer!r} is unknown: {hint} None of them has an effect; leave it out")
-    keep = given.get("dropout_keep_prob", 1.0)
-    if not 0 < keep <= 1:
-        raise InvalidInput(f"dropout_keep_prob={keep!r} is no probability in (0, 1]; leave it out, there is no dropout")
+def _check(initializer: str | None = None, dropout_keep_prob: float = 1.0, **_: Any) -> None:
+    if initializer is not None and initializer not in _INITIALIZERS:
+        hint = suggestion(str(initializer), _INITIALIZERS)
+        raise InvalidInput(f"initializer={initializer!r} is unknown ({hint}). None of them has an effect; leave it out")
+    if not 0 < dropout_keep_prob <= 1:
+        raise InvalidInput(
+            f"dropout_keep_prob={dropout_keep_prob!r} is no probability in (0, 1]; leave it out, there is no dropout"
+        )

@@ -1,4 +1,4 @@
-"""The picture of a diagnosis: what each latent dimension carries, and what each feature gets back."""
+"""The picture of a diagnosis: what each latent dimension carries, and how well each feature is reconstructed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def diagnosis_bars(
     kl_per_dimension : (dim_latent,) float array
         Nats.
     active : (dim_latent,) bool array
-        Dimensions that are not are drawn in grey.
+        Dimensions that are not active are drawn in grey.
     explained : (n_features,) float array
-        Shares; features that are NaN are left out.
+        Shares of each feature's variance. Features that are NaN are left out.
     title : str, optional
+        Default: none.
 
     Returns
     -------

@@ -1,9 +1,10 @@
-"""What all pictures share: an empty figure, its file, and matplotlib only where it is needed."""
+"""What all pictures share: an empty figure, its file, and libraries imported only where they are needed."""
 
 from __future__ import annotations
 
 import importlib
 import io
+import os
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,15 @@ def blank_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def write_figure(figure: Figure, filename: str, storage_options: StorageOptions | None = None) -> None:
+def write_figure(
+    figure: Figure, filename: str | os.PathLike[str], storage_options: StorageOptions | None = None
+) -> None:
     """Write a figure atomically to a path or URL; the suffix chooses the format.
 
     Raises
     ------
     InvalidInput
-        The suffix is none matplotlib can write.
+        matplotlib cannot write files of this suffix.
     StorageFailed
         The storage refused.
     """
@@ -59,7 +62,7 @@ def write_figure(figure: Figure, filename: str, storage_options: StorageOptions 
 
 
 def _compact(picture: io.BytesIO) -> bytes:
-    """Return an opaque PNG without its transparency, and a grey one without its colours: half the bytes."""
+    """Return the PNG without transparency if it is opaque, and without colours if it is grey: half the bytes."""
     image = required("PIL.Image").open(picture)
     *colours, alpha = image.convert("RGBA").split()
     if alpha.getextrema() != (255, 255):

@@ -1,4 +1,4 @@
-"""The picture of rows, such as samples and interpolations, each a tile."""
+"""The picture of rows, such as samples and interpolations, as tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH, _TALLEST = 9.0, 30.0  # inches
 
 
 def row_tiles(rows: Floats, item_shape: Sequence[int], *, n_columns: int = 10, title: str | None = None) -> Figure:
-    """Draw rows as tiles, from left to right and from above to below.
+    """Draw rows as tiles, from left to right and from top to bottom.
 
     Parameters
     ----------
@@ -28,6 +28,7 @@ def row_tiles(rows: Floats, item_shape: Sequence[int], *, n_columns: int = 10, t
     n_columns : int
         Tiles side by side.
     title : str, optional
+        Default: none.
 
     Returns
     -------

@@ -36,19 +36,20 @@ def latent_grid(
 ) -> Figure:
     """Draw what the decoder makes of a regular grid in the latent space.
 
-    Images are drawn as tiles, rows of any other shape as small line plots. With more than two latent
-    dimensions the two that change the decoded rows most are varied and the others are 0.
+    Images are drawn as tiles, rows of any other shape as small line plots. Of more than two latent dimensions, the
+    two that change the decoded rows most are varied and the others are 0.
 
     Parameters
     ----------
     decode : callable
         (n, dim_latent) float32 -> (n, n_features), in the data's units.
     dim_latent : int
+        Number of latent dimensions.
     item_shape : sequence of int
         ``(h, w)``, ``(h, w, channels)`` or ``(channels, h, w)`` with 1 or 3 channels is an image.
     xy_range : (float, float), optional
-        Range of both coordinates, cut into equal cells. Default: cells of equal probability under the
-        prior, that is its normal quantiles (i + 1/2) / grid_size.
+        Range of both coordinates, cut into equal cells. Default: cells of equal probability under the prior, at its
+        normal quantiles (i + 1/2) / grid_size.
     grid_size : int
         Cells along each axis.
     clip : (float, float), optional
@@ -56,10 +57,16 @@ def latent_grid(
     figsize : (float, float)
         Inches.
     title : str, optional
+        Default: how the grid is spaced.
 
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    InvalidInput
+        ``grid_size`` is below 1, a range has not a lower and a higher end, or the shape does not fit the rows.
     """
     if grid_size < 1:
         raise InvalidInput(f"grid_size is {grid_size}; a grid needs at least one cell along each axis")
@@ -102,7 +109,7 @@ def _influential_axes(decode: Decode, dim_latent: int) -> tuple[int, ...]:
 
 
 def _grid_codes(values: Floats, dim_latent: int, varied: tuple[int, ...]) -> Floats:
-    """Return (rows, columns, dim_latent): x grows to the right, y grows upwards."""
+    """Return latents, (rows, columns, dim_latent): x grows to the right, y upwards."""
     codes = np.zeros((len(values) if len(varied) > 1 else 1, len(values), dim_latent), dtype=np.float32)
     codes[:, :, varied[0]] = values
     if len(varied) > 1:
@@ -111,7 +118,7 @@ def _grid_codes(values: Floats, dim_latent: int, varied: tuple[int, ...]) -> Flo
 
 
 def _overshoot(tiles: Floats, low: float, high: float) -> str:
-    """Return on which ends of the colour bar an arrow says that there are values beyond."""
+    """Return the ends of the colour bar that get an arrow, as there are values beyond them."""
     slack = 0.02 * (high - low)
     return _EXTENDS[bool(np.nanmin(tiles) < low - slack), bool(np.nanmax(tiles) > high + slack)]
 

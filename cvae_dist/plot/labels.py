@@ -1,4 +1,4 @@
-"""Labels of rows: classes, each with its name and colour, or a measured quantity."""
+"""Labels of rows: classes with names and colours, or a measured quantity."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MAX_CLASSES = len(PALETTE)
 
 @dataclass(frozen=True)
 class Classes:
-    """Labels as classes: ``codes`` (n,) index ``names``; ``colours`` has one entry per name."""
+    """Labels as classes: row i has the name ``names[codes[i]]``, and ``colours`` has one entry per name."""
 
     names: tuple[str, ...]
     codes: NDArray[np.intp]
 
     @property
     def colours(self) -> list[str]:
-        """One colour for each name; grey for the classes that were put together."""
+        """One colour for each name; grey for classes that were put together."""
         merged = [name.startswith("other (") for name in self.names]
         return [OTHER_COLOUR if grey else PALETTE[i] for i, grey in enumerate(merged)]
 
@@ -33,14 +33,13 @@ class Classes:
 def _as_numbers(labels: NDArray[Any]) -> NDArray[Any] | None:
     """Return the labels as numbers, strings such as "7" included, or None where one of them is no number."""
     try:
-        numbers = labels.astype(np.float64)
+        return np.asarray(labels, np.float64)
     except (TypeError, ValueError):
         return None
-    return numbers
 
 
 def _as_strings(labels: NDArray[Any]) -> NDArray[Any]:
-    """Return the labels as strings; NumPy cannot cast those of variable width, as stores hold, to fixed."""
+    """Return the labels as strings. Those of variable width, as stores hold, stay so: NumPy cannot cast them."""
     return labels if labels.dtype.kind == "T" else labels.astype(str)
 
 
@@ -56,14 +55,19 @@ def _merge_rare(names: NDArray[Any], codes: NDArray[np.intp]) -> Classes:
 def classify(labels: NDArray[Any], categories: Sequence[str] | None = None) -> Classes | Floats:
     """Decide whether labels are classes or a measured quantity.
 
-    Strings are classes, and so are whole numbers (also written as strings) of at most 20 different
-    values; other numbers are a quantity. Of more than 20 classes the 19 most frequent keep their names.
+    Strings are classes, and so are whole numbers (also written as strings) of at most 20 different values. Other
+    numbers are a quantity. Of more than 20 classes the 19 most frequent keep their names, the others become one.
 
     Parameters
     ----------
     labels : (n,) array of numbers or strings
     categories : sequence of str, optional
         Name of each class where the labels are indices 0, 1, ...
+
+    Raises
+    ------
+    InvalidInput
+        A label is no index of ``categories``.
     """
     numbers = _as_numbers(labels)
     if categories is not None and numbers is not None:

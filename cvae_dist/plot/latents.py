@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 SHADED_ABOVE = 100_000
 PIXELS = 600
@@ -35,14 +35,14 @@ def scatter_latents(
 ) -> Figure:
     """Draw latents, coloured by a label.
 
-    Two coordinates are drawn as they are. More are projected to their first two principal axes, which
-    the axes' names say. One coordinate becomes histograms, one per class. Above 1e5 points datashader
-    draws densities instead of points.
+    Two coordinates are drawn as they are. More are projected to their first two principal axes, and the names of the
+    axes say so. One coordinate becomes a histogram for each class. Above 1e5 points datashader draws densities instead
+    of points.
 
     Parameters
     ----------
     z : (n, d) float array
-        Rows with a NaN or an infinity are left out.
+        Rows with a NaN or an infinity are left out, which the log says.
     labels : (n,) numbers or strings, optional
         At most 20 classes get a legend; numbers that are no classes get a colour bar.
     categories : sequence of str, optional
@@ -103,7 +103,7 @@ def _checked(z: Floats, labels: Sequence[Any] | NDArray[Any] | None) -> tuple[Fl
         raise InvalidInput(f"none of the {len(z):,} latent rows is finite: there is nothing to draw")
     if finite.all():
         return z, tags
-    logger.warning("%d of %d latent rows are not finite and left out of the picture", (~finite).sum(), len(z))
+    _LOGGER.warning("%d of %d latent rows are not finite and left out of the picture", (~finite).sum(), len(z))
     return z[finite], None if tags is None else tags[finite]
 
 
@@ -119,7 +119,7 @@ def _two_axes(z: Floats) -> tuple[Floats, tuple[str, str]]:
 
 
 def _draw_points(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> ScalarMappable | None:
-    """Draw one point per row, in a fixed random order: no class may hide another by coming later."""
+    """Draw one point per row, in a fixed random order, so that no class hides another by coming later."""
     order = np.random.default_rng(0).permutation(len(xy))
     style: dict[str, Any] = {
         "s": float(np.clip(40_000 / len(xy), 1.5, 36.0)),
@@ -138,7 +138,7 @@ def _draw_points(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> Sca
 
 
 def _draw_density(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> ScalarMappable | None:
-    """Draw densities: the mix of the classes, the mean of a quantity, or the count, per pixel."""
+    """Draw for each pixel the mix of the classes, the mean of a quantity, or the number of rows."""
     datashader, shading = required("datashader"), required("datashader.transfer_functions")
     pandas, colours = required("pandas"), required("matplotlib.colors")
     frame = pandas.DataFrame({"x": xy[:, 0], "y": xy[:, 1]})
@@ -165,7 +165,7 @@ def _draw_density(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> Sc
 
 
 def _window(xy: Floats) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return (left, bottom), (right, top) around all rows but outliers that would squeeze the rest."""
+    """Return (left, bottom), (right, top) around all rows, but for outliers that would squeeze the rest."""
     inner = np.percentile(xy, [0.1, 99.9], axis=0).astype(float)
     slack = 0.3 * (inner[1] - inner[0])
     low, high = np.maximum(xy.min(axis=0), inner[0] - slack), np.minimum(xy.max(axis=0), inner[1] + slack)
@@ -175,13 +175,13 @@ def _window(xy: Floats) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def _colour_range(values: Floats) -> dict[str, Any]:
-    """Return a colour scale that two percent of extreme values cannot flatten."""
+    """Return a colour scale from the 1st to the 99th percentile, so that few extreme values cannot flatten it."""
     low, high = np.nanpercentile(values, [1, 99]) if np.isfinite(values).any() else (0.0, 1.0)
     return {"vmin": float(low), "vmax": float(high), "cmap": CONTINUOUS}
 
 
 def _name_classes(axes: Axes, xy: Floats, groups: Classes, label_name: str) -> None:
-    """Write each class beside a legend handle and on its median, so that colour is not the only clue."""
+    """Name each class in the legend and at the median of its rows, so that colour is not the only clue."""
     lines, effects = required("matplotlib.lines"), required("matplotlib.patheffects")
     handles = [
         lines.Line2D([], [], linestyle="", marker="o", color=colour, label=name or "(empty)")
@@ -209,7 +209,7 @@ def _name_colours(figure: Figure, axes: Axes, mappable: ScalarMappable, label_na
 
 
 def _draw_histograms(axes: Axes, values: Floats, groups: Classes | None, label_name: str) -> None:
-    """Draw the distribution of the only coordinate: one filled histogram per class, one above the other."""
+    """Draw the only coordinate as one filled histogram per class, one above the other."""
     axes.set_xlabel("z1")
     edges = np.histogram_bin_edges(values, bins=int(np.clip(np.sqrt(len(values)), 10, 120)))
     if groups is None:
@@ -226,7 +226,7 @@ def _draw_histograms(axes: Axes, values: Floats, groups: Classes | None, label_n
 
 
 def _set_window(axes: Axes, xy: Floats) -> None:
-    """Frame the rows, with one scale for both axes (as distances are the same) unless one is nearly flat."""
+    """Frame the rows. Both axes have one scale, as distances mean the same, unless the frame were nearly flat."""
     (left, bottom), (right, top) = _window(xy)
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)

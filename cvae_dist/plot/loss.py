@@ -34,7 +34,7 @@ PANELS = (
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
-    """Draw a training run: -ELBO above, its two parts below, in nats per row against the step.
+    """Draw a training run: -ELBO and below it its two parts, in nats per row, against the step.
 
     Parameters
     ----------
@@ -42,6 +42,15 @@ def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = Non
         The lines of a model's ``history.jsonl``; each has ``step`` and any of the recorded figures.
     title : str, optional
         Default: the best -ELBO and its step.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InvalidInput
+        The history holds no loss yet.
     """
     panels = [panel for panel in PANELS if any(key in line for line in history for key in panel.series)]
     if not panels:
@@ -62,7 +71,7 @@ def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Flo
 
 
 def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], panel: Panel) -> None:
-    """Draw the curves; what the first tenth of the steps looked like does not decide the scale."""
+    """Draw the curves; the first tenth of the steps does not decide the scale."""
     shown = []
     for key, (name, colour) in panel.series.items():
         steps, values = _series(history, key)

@@ -1,8 +1,8 @@
 """The colours of all pictures."""
 
-# Found by farthest-point search over sRGB in Oklab (Ottosson 2020), seen normally and through the simulations
-# of deuteranopia and protanopia of Machado et al. (2009). A prefix is as distinct as its length allows: to
-# the colour-blind the two nearest of all 20 are further apart than the two nearest of matplotlib's tab10.
+# Found by farthest-point search over sRGB in Oklab (Ottosson 2020), as seen normally and through the simulations of
+# deuteranopia and protanopia of Machado et al. (2009). Each colour is as far as possible from those before it. To the
+# colour-blind the two nearest of all 20 are further apart than the two nearest of matplotlib's tab10.
 PALETTE = (
     "#a53c00",
     "#0000ff",

@@ -10,12 +10,17 @@ import numpy as np
 from cvae_dist.errors import InvalidInput
 from cvae_dist.plot.figure import Floats, blank_figure
 from cvae_dist.plot.tiles import as_images, draw_tiles
+from cvae_dist.store.ranges import RowNumbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 _BESIDE, _ABOVE_AND_BELOW = 2.3, 1.0  # inches for names and colour bar, for title and labels
+
+
+def evenly_spread(total: int, n: int) -> RowNumbers:
+    """Return the numbers of at most ``n`` rows that are evenly spread over ``total``."""
+    return np.unique(np.linspace(0, total - 1, n).round().astype(np.int64))
 
 
 def compare_rows(
@@ -27,7 +32,7 @@ def compare_rows(
     names_are: str = "row",
     title: str | None = None,
 ) -> Figure:
-    """Draw originals above their reconstructions, both on the scale of the originals.
+    """Draw originals above their reconstructions, with one range of values for both: that of the originals.
 
     Parameters
     ----------
@@ -40,6 +45,15 @@ def compare_rows(
         What the names are, written below them.
     title : str, optional
         Default: the root mean square error of the rows shown.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InvalidInput
+        The arrays differ in shape or are empty, or the shape of an item does not fit the rows.
     """
     above, below = (np.asarray(rows, dtype=np.float32) for rows in (originals, reconstructions))
     if above.shape != below.shape or above.ndim != 2 or 0 in above.shape:

@@ -36,7 +36,7 @@ def as_images(rows: Floats, item_shape: Sequence[int]) -> Floats | None:
 
 
 def grey_limits(tiles: Floats) -> tuple[float, float]:
-    """Return the values to draw as black and white: the extremes but a few, as these must not grey the rest."""
+    """Return the values to draw as black and white: the extremes but for a few, which would grey the rest."""
     low, high = np.nanpercentile(tiles, [0.5, 99.5]).tolist()
     return low, high
 
@@ -44,7 +44,7 @@ def grey_limits(tiles: Floats) -> tuple[float, float]:
 def draw_tiles(
     axes: Axes, tiles: Floats, item_shape: Sequence[int], limits: tuple[float, float]
 ) -> ScalarMappable | None:
-    """Draw rows (r, c, n_features) in unit cells from the upper left; return what a colour bar needs."""
+    """Draw rows (r, c, n_features) in unit cells from the upper left; return what a colour bar shows, if any."""
     low, high = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1.0)
     images = as_images(tiles, item_shape)
     axes.tick_params(length=0)

@@ -153,7 +153,7 @@ def _user() -> str:
 
 
 def _machine() -> str:
-    """Name this boot of this machine and the namespace of its pids; the host's name where that is not known."""
+    """Name this boot of this machine and the namespace of its pids, or else the host."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -162,7 +162,7 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> tuple[int, str]:
-    """Return the pid with its start time in clock ticks since boot (proc(5), field 22), empty when it has ended."""
+    """Return the pid and when it began, in clock ticks since boot (proc(5), field 22); empty when it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rsplit(b") ", 1)[1].split()

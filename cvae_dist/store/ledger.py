@@ -1,7 +1,7 @@
 """The ledger: what is known of every finished shard. Resume, statistics and ``verify`` all read it.
 
-Two Zarr arrays in the subgroup ``ledger``, one chunk per shard: ``moments`` and then, as the mark of completion,
-``record``. Both are written after the shard itself and never changed by anything but a rewrite of that shard.
+It is two Zarr arrays in the subgroup ``ledger``, with one chunk per shard. After a shard itself its ``moments`` are
+written, and last its ``record``, which marks it as finished. Only a rewrite of the shard changes them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -107,7 +107,7 @@ class Moments:
 
 
 def _shift(rows: npt.NDArray[np.generic]) -> Vector:
-    """Return what to subtract from every row: the mean of some first ones, or zeros where that changes nothing."""
+    """Return what to subtract from every row: the mean of the first ones, or zeros where they are near zero."""
     mean: Vector = rows.mean(axis=0, dtype=np.float64)
     spread = rows.std(axis=0, dtype=np.float64, mean=mean[None])
     return mean if (np.abs(mean) > _NEGLIGIBLE_OFFSET * spread).any() else np.zeros_like(mean)

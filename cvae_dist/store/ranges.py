@@ -7,7 +7,7 @@ RowNumbers = npt.NDArray[np.int64]
 
 
 def enumerate_runs(lengths: RowNumbers) -> tuple[RowNumbers, RowNumbers]:
-    """Return, for every element of consecutive runs of these lengths, the number of its run and its place in it."""
+    """Return the run of every element of consecutive runs, and the element's place in its run."""
     run = np.repeat(np.arange(len(lengths)), lengths)
     return run, np.arange(len(run)) - (np.cumsum(lengths) - lengths)[run]
 

@@ -1,9 +1,9 @@
-"""RowNumbers of one array, fast: any row ranges straight into the caller's memory.
+"""Rows of one array, fast: any row ranges straight into the caller's memory.
 
-Plain shards on a mounted file system are read with ``preadv`` into the caller's rows, skipping the
-checksums between the chunks, so that a block of a few rows costs one system call. Compressed shards and
-object stores are read by whole inner chunks. A read through Zarr costs about a millisecond whatever its
-size, which a shuffled read of thousands of small blocks cannot bear.
+A read through Zarr costs about a millisecond whatever its size: too much for a shuffled read of thousands of small
+blocks. Plain shards on a mounted file system are therefore read with ``preadv`` into the caller's rows, past the
+checksums between the chunks: a block of a few rows costs one system call. Compressed shards and object stores are
+read by whole inner chunks.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _ADVISE: Callable[[int, int, int, int], None] | None = getattr(os, "posix_fadvis
 
 
 class Reader(Protocol):
-    """RowNumbers that can be read by ranges."""
+    """Rows that can be read by ranges."""
 
     @property
     def n_rows(self) -> int:
@@ -53,14 +53,14 @@ class Reader(Protocol):
 
     @property
     def block_rows_hint(self) -> int:
-        """RowNumbers that are cheap to read together: 1, or a chunk that can only be read whole."""
+        """Rows that are cheap to read together: 1, or a chunk that can only be read whole."""
 
     def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``, one after the other."""
 
 
 class ArrayRows:
-    """RowNumbers of an array in memory, with the members of :class:`RowReader`.
+    """Rows of an array in memory, with the members of :class:`RowReader`.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class ShardedArray:
 
 
 class RowReader:
-    """RowNumbers of one array of a store.
+    """Rows of one array of a store.
 
     Safe to use from several threads. Keeps some files open, and some megabytes of chunks that were read in
     part.

@@ -98,9 +98,10 @@ class RowStore:
         return store
 
     def retract(self) -> None:
-        """Delete all rows, so that the store can be made anew; readers see an empty one from the first write on.
+        """Delete all rows, so that the store can be made anew.
 
-        An interruption leaves a begun store, never a directory that nobody recognises.
+        Readers see an empty store from the first write on. An interruption leaves a begun store, which the next run
+        recognises as ours.
         """
         document = {**self.document, "published": False, "rows": 0}
         type(self)(self.location, document, self.history)._write_metadata(begin=True)
@@ -205,7 +206,7 @@ class RowStore:
             ) from error
 
     def _require_objects(self, array: "zarr.Array[Any]", name: str, start: int, stop: int) -> None:
-        """Zarr reads a missing or empty object as zeros and empty strings; here none is so by intention."""
+        """Refuse missing and empty objects: Zarr would read them as zeros and empty strings."""
         size = (array.shards or array.chunks)[0]
         for chunk in range(start // size, -(-stop // size)):
             key = f"{name}/{shard_key(chunk, array.ndim)}"
@@ -231,10 +232,10 @@ class RowStore:
         command: str,
         manifest: Mapping[str, Block],
     ) -> Self:
-        """Make ``rows`` rows visible: ledger, statistics, array shapes and, in one last write, the group.
+        """Make the first ``rows`` rows visible, every shard of which must have been written.
 
-        Every object of every shard must have been written. A reader of the group sees the old or all new rows;
-        running it again after an interruption finishes it.
+        The ledger, the statistics and the shapes of the arrays come first; one last write of the group shows readers
+        all the new rows at once. After an interruption the next publication finishes it.
         """
         moments = self.ledger.total_moments(records)
         self.ledger.publish(len(records))
@@ -260,7 +261,7 @@ class RowStore:
         return store
 
     def _write_manifest(self, manifest: Mapping[str, Block]) -> list[str]:
-        """Write the manifest in chunks of fixed size, so that an interrupted rewrite leaves the old rows readable."""
+        """Write the manifest. Its chunks have a fixed size, so an interrupted rewrite leaves the old rows readable."""
         dtypes = {name: STRING if values.dtype.kind in "OT" else values.dtype.str for name, values in manifest.items()}
         arrays = tuple(ArrayLayout(f"manifest/{name}", dtype, ("piece",)) for name, dtype in dtypes.items())
         layout = Layout(_PIECES_PER_CHUNK, _PIECES_PER_CHUNK, arrays)
@@ -274,9 +275,10 @@ class RowStore:
         return ["manifest", *(array.name for array in arrays)] if arrays else []
 
     def _write_metadata(self, others: Sequence[str] = (), begin: bool = False) -> None:
-        """Write every array's metadata and then the group's, which also carries all of them (consolidated).
+        """Write the metadata of every array, and last that of the group, which makes the rows visible.
 
-        A store that begins is the other way about: what lies below a group of ours is ours, whenever we are killed.
+        A store that begins is written in the opposite order: a driver killed in between then leaves a group that the
+        next run recognises as ours.
         """
         arrays = {array.name: self.layout.metadata(array.name, self.rows) for array in self.layout.arrays}
         members = {name: json.loads(data) for name, data in arrays.items()}

@@ -123,7 +123,7 @@ class Location:
             return bool(self.filesystem.exists(self.path))
 
     def is_blank(self) -> bool:
-        """Whether nothing is here but an empty directory, or what a writer killed at its first object left in it."""
+        """Whether nothing is here. Empty directories count as nothing, and so do temporary files of killed writers."""
         if self.is_local and os.path.isdir(self.path):
             return all(name.endswith(_PARTIAL) for name in os.listdir(self.path))
         return not self.exists()
@@ -206,7 +206,7 @@ def _partial_file(path: str, buffers: Sequence[Buffer]) -> Iterator[str]:
 
 
 def _link(temporary: str, path: str, data: bytes) -> None:
-    """Give a whole file its name unless that is taken; without hard links, create it under its name."""
+    """Give a whole file its name, unless that is taken. Where there are no hard links, create it under its name."""
     try:
         os.link(temporary, path)
     except OSError as error:

@@ -43,23 +43,8 @@ def decode(
         Rows the model sees at once. It changes no result.
     overwrite : bool
         Replace rows that were made otherwise.
-    storage_options : Mapping, optional
-        Options of the file system, for fsspec.
-    client : distributed.Client, optional
-        Dask cluster to use; this process when None.
-    on_event : callable
-        Listener for progress.
-
-    Returns
-    -------
-    StoreResult
-
-    Raises
-    ------
-    SourceNotFound, InvalidInput, Corrupt
-        There are no such latents or no such model, another model made them, or their bytes have changed.
-    SettingsChanged, OutputLocked, StorageFailed
-        The output was made otherwise, is being written, or cannot be written. What was recorded is kept.
+    storage_options, client, on_event
+        As for :func:`cvae_dist.embed`, and so are the result and the errors.
     """
     from cvae_dist.cluster.handles import ModelHandle, StoreHandle
     from cvae_dist.cluster.model_map import map_rows

@@ -1,44 +1,35 @@
-"""The verb ``fit_prior``: where the latents of a store's rows lie, for ``sample`` to draw from."""
+"""The verb ``fit_prior``: a prior of the latents of a store's rows, for ``sample`` to draw from."""
 
 import os
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.model import prior as priors
-from cvae_dist.model.directory import load_model, prior_lineage, save_prior
-from cvae_dist.model.prior import PriorName
-from cvae_dist.model.sampling import posterior_draws
-from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location, RowStore
 from cvae_dist.store.reader import RowReader
 from cvae_dist.store.urls import StorageOptions
-from cvae_dist.training.loader import read_rows
-from cvae_dist.training.permutation import pick_rows
-
-Url = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class PriorResult:
-    """What was fitted, and what it gains.
+    """Which prior was fitted, and what it gains.
 
     Attributes
     ----------
     prior : str
-        Its name.
+        Name of the prior.
     rows : int
-        Rows to whose latents it was fitted.
+        Number of rows whose latents it was fitted to.
     log_density, log_density_of_normal : float
         Mean log p(z) of these latents under it and under N(0, I), in nats.
     model : str
         URL of the model directory that keeps it.
     nothing_to_do : bool
-        The same prior of the same rows and model was there already.
+        Whether the same prior of the same rows and model was there already.
     """
 
     prior: str
@@ -50,51 +41,58 @@ class PriorResult:
 
 
 def fit_prior(
-    store: Url,
-    model: Url,
+    store: str | os.PathLike[str],
+    model: str | os.PathLike[str],
     *,
-    prior: PriorName = "mixture",
+    prior: Literal["mixture", "flow"] = "mixture",
     n_components: int = 10,
     seed: int = 0,
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> PriorResult:
-    """Fit a prior to the latents of a store's rows and keep it in the model directory, replacing an earlier one.
+    """Fit a prior to the latents of a store's rows, for sample to draw from. The model's directory keeps it.
 
-    Where the same prior of the same rows and model is there already, nothing is done.
+    A prior of that name that is there already is replaced, unless it was fitted to the same rows with the same
+    settings: then nothing is done.
 
     Parameters
     ----------
     store : path or URL
-        Rows the model fits; 20,000 of them at most are looked at.
+        Zarr store of rows, made by ingest. 20,000 rows at most are looked at.
     model : path or URL
         Directory of a trained model.
     prior : {"mixture", "flow"}
-        A mixture of Gaussians, or a neural spline flow, which takes seconds to fit and suits many rows.
+        A mixture of Gaussians, or a neural spline flow, which takes seconds to fit and suits many rows (needs the
+        extra flow).
     n_components : int
-        Gaussians of the mixture.
+        Number of Gaussians of the mixture.
     seed : int
-        The same seed gives the same prior.
+        Seed of the fit: the same seed gives the same prior.
     storage_options : Mapping, optional
-        Passed to fsspec for both locations.
+        Options of the file system, for fsspec.
     on_event : callable
         Listener for progress.
 
     Raises
     ------
     SourceNotFound, InvalidInput, Corrupt
-        There is no such store, model or prior, they do not fit each other, or their bytes have changed.
+        There is no such store, model or kind of prior, they do not fit each other, or their bytes have changed.
     MissingExtra
         The flow's package is not installed.
     """
+    from cvae_dist.model import prior as priors
+    from cvae_dist.model.directory import load_model, prior_lineage, save_prior
+    from cvae_dist.model.sampling import posterior_draws
+    from cvae_dist.training.loader import read_rows
+    from cvae_dist.training.permutation import pick_rows
+
     if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise InvalidInput(f"seed={seed!r} is no seed: nothing was fitted; give a whole number from 0 to 4,294,967,295")
     place = Location.of(model, storage_options)
     vae = load_model(place)
-    rows = _rows(Location.of(store, storage_options), place, vae)
-    made_with = {"rows": rows.fingerprint, "seed": seed} | (
-        {"n_components": n_components} if prior == "mixture" else {}
-    )
+    rows = _rows(Location.of(store, storage_options), place, vae.n_features)
+    made_with = {"rows": rows.fingerprint, "seed": seed}
+    made_with |= {"n_components": n_components} if prior == "mixture" else {}
     known = prior_lineage(place, prior)
     if known.get("made_with") == made_with:
         result = PriorResult(prior, **known["figures"], model=str(place), nothing_to_do=True)
@@ -115,12 +113,13 @@ def fit_prior(
     return PriorResult(prior, **figures, model=str(place))
 
 
-def _rows(store: Location, model: Location, vae: VAE) -> RowStore:
+def _rows(store: Location, model: Location, n_features: int) -> RowStore:
+    """Open the store and refuse one whose rows do not fit the model."""
     rows = RowStore.open(store)
     rows.require_kind("rows")
-    if rows.n_features != vae.n_features:
+    if rows.n_features != n_features:
         raise InvalidInput(
-            f"{rows.url} has rows of {rows.n_features:,} values, but model {model} takes {vae.n_features:,}. "
+            f"{rows.url} has rows of {rows.n_features:,} values, but model {model} takes {n_features:,}. "
             "Nothing was fitted; give a store and a model that belong together"
         )
     return rows

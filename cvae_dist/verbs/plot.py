@@ -1,13 +1,13 @@
-"""The verbs: each reads a store or a model and writes one picture to a file."""
+"""The verbs ``plot_...``: each reads a store or a model and writes one picture."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
@@ -15,8 +15,9 @@ from cvae_dist.plot.figure import write_figure
 from cvae_dist.plot.grid import latent_grid
 from cvae_dist.plot.latents import scatter_latents
 from cvae_dist.plot.loss import loss_curves
-from cvae_dist.plot.reconstructions import compare_rows
+from cvae_dist.plot.reconstructions import compare_rows, evenly_spread
 from cvae_dist.store import Location, RowStore
+from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
@@ -26,32 +27,38 @@ MAX_POINTS = 5_000_000
 
 
 def plot_latents(
-    latents: str,
-    filename: str,
+    latents: str | os.PathLike[str],
+    filename: str | os.PathLike[str],
     *,
     label: str | None = "label",
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
-    """Draw a store of latents, coloured by a carried column (see :func:`scatter_latents`).
+    """Draw latents, coloured by a carried column.
 
     Of more than 5 million rows, evenly spread chunks of 5 million are drawn, which the title says.
 
     Parameters
     ----------
-    latents : str
-        What ``embed`` wrote.
-    filename : str
-        Path or URL of the picture; the suffix chooses the format.
+    latents : path or URL
+        Zarr store made by embed.
+    filename : path or URL
+        Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     label : str or None
-        Carried column; None, or a store without a column ``label``, draws without colours.
+        Column that colours the points. A store without the column label is drawn in one colour.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
+    on_event : callable
+        Listener for progress.
 
     Raises
     ------
+    SourceNotFound
+        There is no such store.
     InvalidInput
         The store has no rows, no such column, or the suffix is unknown.
     """
-    opened = RowStore.open(latents, storage_options)
+    opened = RowStore.open(Location.of(latents, storage_options))
     label = _carried_column(opened, label)
     ranges = _spread(opened.rows, opened.layout.rows_per_chunk)
     z = _read_ranges(opened, opened.main, ranges)
@@ -62,8 +69,8 @@ def plot_latents(
 
 
 def plot_grid(
-    model: str,
-    filename: str,
+    model: str | os.PathLike[str],
+    filename: str | os.PathLike[str],
     *,
     xy_range: tuple[float, float] | None = None,
     grid_size: int = 15,
@@ -72,46 +79,71 @@ def plot_grid(
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
-    """Draw what a model decodes on a grid of latents (see :func:`latent_grid`).
+    """Draw what the decoder makes of a grid of latents.
+
+    Of more than two latent dimensions, the two that change the rows most are varied and the others are 0.
 
     Parameters
     ----------
-    model : str
-        What ``train`` wrote.
-    filename : str
-        Path or URL of the picture; the suffix chooses the format.
+    model : path or URL
+        Directory of a trained model.
+    filename : path or URL
+        Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
+    xy_range : (float, float), optional
+        Range of both latents, cut into equal cells. By default the cells are equally probable under the prior.
+    grid_size : int
+        Number of rows and columns of the grid.
     shape : sequence of int, optional
-        Shape of one decoded row. Default: the shape of the items the model was trained on.
-    """
-    # Here, as the other pictures need no torch.
-    from cvae_dist.model.directory import load_model, read_description
+        Shape of one decoded row. By default that of the items the model was trained on.
+    clip : (float, float), optional
+        Decoded values are clipped to this range.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
+    on_event : callable
+        Listener for progress.
 
-    vae = load_model(model, storage_options=storage_options)
-    lineage = read_description(Location.of(model, storage_options))["lineage"]
-    figure = latent_grid(
-        vae.decode_rows,
-        vae.dim_latent,
-        shape or lineage.get("item_shape") or (vae.n_features,),
-        xy_range=xy_range,
-        grid_size=grid_size,
-        clip=clip,
-    )
+    Raises
+    ------
+    SourceNotFound, Corrupt
+        There is no such model, or its bytes have changed.
+    InvalidInput
+        A range, the shape or the size of the grid cannot be, or the suffix is unknown.
+    """
+    from cvae_dist.model.directory import load_model, read_description  # here, as the other pictures need no torch
+
+    place = Location.of(model, storage_options)
+    vae = load_model(place)
+    item_shape = shape or read_description(place)["lineage"].get("item_shape") or (vae.n_features,)
+    figure = latent_grid(vae.decode_rows, vae.dim_latent, item_shape, xy_range=xy_range, grid_size=grid_size, clip=clip)
     _write(figure, filename, "plot grid", storage_options, on_event)
 
 
 def plot_loss(
-    model: str,
-    filename: str,
+    model: str | os.PathLike[str],
+    filename: str | os.PathLike[str],
     *,
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
-    """Draw the loss of a training run (see :func:`loss_curves`) from the model's ``history.jsonl``.
+    """Draw the loss of a training run, finished or not.
+
+    Parameters
+    ----------
+    model : path or URL
+        Directory of the model.
+    filename : path or URL
+        Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
+    on_event : callable
+        Listener for progress.
 
     Raises
     ------
     SourceNotFound
-        There is no history: no model is there, or its training has not recorded anything yet.
+        There is no model, or its training has not recorded anything yet.
+    InvalidInput
+        The history holds no loss, or the suffix is unknown.
     """
     location = Location.of(model, storage_options) / "history.jsonl"
     try:
@@ -125,36 +157,49 @@ def plot_loss(
 
 
 def plot_reconstructions(
-    store: str,
-    reconstructions: str,
-    filename: str,
+    store: str | os.PathLike[str],
+    reconstructions: str | os.PathLike[str],
+    filename: str | os.PathLike[str],
     *,
     n: int = 10,
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
-    """Draw ``n`` evenly spread rows above their reconstructions (see :func:`compare_rows`).
+    """Draw rows above what the model made of them. The rows are evenly spread over the store.
 
     Parameters
     ----------
-    store, reconstructions : str
-        The rows, and what ``decode`` made of their latents: the same rows in the same order.
-    filename : str
-        Path or URL of the picture; the suffix chooses the format.
+    store : path or URL
+        Zarr store made by ingest.
+    reconstructions : path or URL
+        Zarr store made by decode from the latents of that store.
+    filename : path or URL
+        Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     n : int
-        Number of rows.
+        Number of rows to draw.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
+    on_event : callable
+        Listener for progress.
+
+    Raises
+    ------
+    SourceNotFound
+        There is no such store.
+    InvalidInput
+        The stores have different numbers of rows or none, n is below 1, or the suffix is unknown.
     """
-    originals = RowStore.open(store, storage_options)
-    decoded = RowStore.open(reconstructions, storage_options)
+    originals = RowStore.open(Location.of(store, storage_options))
+    decoded = RowStore.open(Location.of(reconstructions, storage_options))
     if originals.rows != decoded.rows or originals.rows == 0 or n < 1:
         raise InvalidInput(
             f"{n} rows of {originals.url} ({originals.rows:,} rows) cannot be drawn above "
             f"{decoded.url} ({decoded.rows:,} rows): ask for at least one, decoded from these very rows"
         )
-    picked = np.unique(np.linspace(0, originals.rows - 1, n).round().astype(int))
-    ranges = [(int(i), int(i) + 1) for i in picked]
+    numbers = evenly_spread(originals.rows, n).tolist()
+    ranges = [(number, number + 1) for number in numbers]
     above, below = (_read_ranges(opened, opened.main, ranges) for opened in (originals, decoded))
-    names, names_are = [f"{i:,}" for i in picked], "row"
+    names, names_are = [f"{number:,}" for number in numbers], "row"
     if "label" in originals.columns:
         labels = _read_ranges(originals, "label", ranges)
         names = [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]
@@ -184,12 +229,16 @@ def _spread(rows: int, rows_per_chunk: int) -> list[tuple[int, int]]:
     return [(int(start), int(min(start + rows_per_chunk, rows))) for start in aligned]
 
 
-def _read_ranges(store: RowStore, name: str, ranges: Sequence[tuple[int, int]]) -> NDArray[Any]:
+def _read_ranges(store: RowStore, name: str, ranges: Sequence[tuple[int, int]]) -> Block:
     return np.concatenate([store.read(name, start, stop) for start, stop in ranges])
 
 
 def _write(
-    figure: Figure, filename: str, stage: str, storage_options: StorageOptions | None, on_event: OnEvent
+    figure: Figure,
+    filename: str | os.PathLike[str],
+    stage: str,
+    storage_options: StorageOptions | None,
+    on_event: OnEvent,
 ) -> None:
     write_figure(figure, filename, storage_options)
     on_event(Event(stage, "done", done=1, total=1, unit="pictures", message=f"wrote {filename}"))

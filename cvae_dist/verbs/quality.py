@@ -1,15 +1,14 @@
 """How good a model's latents and reconstructions are, measured on rows it was not trained on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvae_dist.store import Location, RowStore
-
-Rows = NDArray[np.int64]
+from cvae_dist.store.layout import Block
+from cvae_dist.store.ranges import RowNumbers
+from cvae_dist.store.urls import StorageOptions
 
 MAX_NEIGHBOUR_ROWS = 50_000  # 5-NN over more training rows takes minutes and changes the third digit only
 MAX_COMPARED_ROWS = 2_000  # held-out rows lie in different chunks: each costs one read of about 1 MB
@@ -17,7 +16,7 @@ MAX_COMPARED_ROWS = 2_000  # held-out rows lie in different chunks: each costs o
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a model is, on rows it was not trained on. None where it was not or cannot be measured.
+    """How good a model is, on rows it was not trained on. A figure that was not measured is None.
 
     Attributes
     ----------
@@ -40,7 +39,7 @@ class Quality:
     reconstruction_fraction: float | None = None
 
 
-def read_rows(store: RowStore, name: str, rows: Rows) -> NDArray[Any]:
+def read_scattered(store: RowStore, name: str, rows: RowNumbers) -> Block:
     """Read scattered rows of one array, each of its chunks once.
 
     Parameters
@@ -63,22 +62,26 @@ def read_rows(store: RowStore, name: str, rows: Rows) -> NDArray[Any]:
     return np.concatenate(parts)
 
 
-def evenly(rows: Rows, at_most: int) -> Rows:
-    """Return at most so many of the rows, evenly spaced in their order."""
+def evenly(rows: RowNumbers, at_most: int) -> RowNumbers:
+    """Return at most ``at_most`` of the rows, evenly spaced in their order."""
     return rows if len(rows) <= at_most else rows[np.linspace(0, len(rows) - 1, at_most).astype(np.int64)]
 
 
-def neighbour_accuracy(latents: RowStore, held_out: Rows, *, label: str = "label", neighbours: int = 5) -> float:
-    """Return how often the majority of the nearest training rows has the class of a held-out row.
+def neighbour_accuracy(latents: RowStore, held_out: RowNumbers, *, label: str = "label", neighbours: int = 5) -> float:
+    """Return the share of held-out rows that have the class of the majority of their nearest training rows.
 
     Latents are compared by Euclidean distance. At most 50,000 training rows take part.
 
     Parameters
     ----------
     latents : RowStore
-        With ``label`` as a carried column.
+        It carries the column ``label``.
     held_out : (n,) sorted int64 array
         Rows the model was not trained on; all others are training rows.
+    label : str
+        Column with the classes.
+    neighbours : int
+        Number of nearest training rows.
 
     Returns
     -------
@@ -90,17 +93,17 @@ def neighbour_accuracy(latents: RowStore, held_out: Rows, *, label: str = "label
     training = np.setdiff1d(np.arange(latents.rows), held_out, assume_unique=True)
     training = evenly(training, MAX_NEIGHBOUR_ROWS)
     classifier = KNeighborsClassifier(n_neighbors=min(neighbours, len(training)))
-    classifier.fit(read_rows(latents, latents.main, training), _classes(latents, label, training))
-    accuracy = classifier.score(read_rows(latents, latents.main, held_out), _classes(latents, label, held_out))
+    classifier.fit(read_scattered(latents, latents.main, training), _classes(latents, label, training))
+    accuracy = classifier.score(read_scattered(latents, latents.main, held_out), _classes(latents, label, held_out))
     return float(accuracy)
 
 
-def _classes(store: RowStore, label: str, rows: Rows) -> NDArray[np.str_]:
+def _classes(store: RowStore, label: str, rows: RowNumbers) -> NDArray[np.str_]:
     """Return a column in the kind of string that scikit-learn knows."""
-    return np.array([str(name) for name in read_rows(store, label, rows)])
+    return np.array([str(name) for name in read_scattered(store, label, rows)])
 
 
-def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: Rows) -> float:
+def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: RowNumbers) -> float:
     """Return the mean squared error per feature of held-out rows (at most 2,000 of them).
 
     Parameters
@@ -108,6 +111,7 @@ def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: Ro
     rows, reconstructions : RowStore
         The same rows in the same order.
     held_out : (n,) sorted int64 array
+        Rows the model was not trained on.
 
     Returns
     -------
@@ -115,8 +119,8 @@ def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: Ro
         In the data's units squared.
     """
     compared = evenly(held_out, MAX_COMPARED_ROWS)
-    truth = read_rows(rows, rows.main, compared).astype(np.float64)
-    decoded = read_rows(reconstructions, reconstructions.main, compared).astype(np.float64)
+    truth = read_scattered(rows, rows.main, compared).astype(np.float64)
+    decoded = read_scattered(reconstructions, reconstructions.main, compared).astype(np.float64)
     return float(np.mean((truth - decoded) ** 2))
 
 
@@ -127,18 +131,24 @@ def measure(
     latents: str | None = None,
     reconstructions: str | None = None,
     label: str = "label",
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> Quality:
     """Measure a model on the rows that its training held out.
 
     Parameters
     ----------
-    store, model : str
-        The rows it was trained on, and its directory.
-    latents, reconstructions : str, optional
-        Latents of those rows, and rows decoded from them.
+    store : path or URL
+        Zarr store of the rows it was trained on.
+    model : path or URL
+        Directory of the model.
+    latents : path or URL, optional
+        Zarr store made by embed from those rows.
+    reconstructions : path or URL, optional
+        Zarr store made by decode from those latents.
     label : str
-        Carried column with the classes; without it there is no neighbour accuracy.
+        Column with the classes. Without such a column there is no neighbour accuracy.
+    storage_options : Mapping, optional
+        Options of the file system, for fsspec.
     """
     from cvae_dist.model.directory import read_description
     from cvae_dist.training.permutation import pick_rows

@@ -53,25 +53,13 @@ def sample(
         Where latents are drawn: N(0, I), or what fit-prior fitted to the latents of this model.
     overwrite : bool
         Replace rows that were made otherwise.
-    storage_options : Mapping, optional
-        Options of the file system, for fsspec.
-    client : distributed.Client, optional
-        Dask cluster to use; this process when None.
-    on_event : callable
-        Listener for progress.
-
-    Returns
-    -------
-    StoreResult
+    storage_options, client, on_event
+        As for :func:`cvae_dist.embed`, and so are the result and the errors.
 
     Raises
     ------
-    SourceNotFound, InvalidInput, Corrupt
-        There is no such model, an argument is out of its range, or bytes have changed.
     NotFitted, MissingExtra
         The prior was not fitted to the latents of this model, or its package is not installed.
-    SettingsChanged, OutputLocked, StorageFailed
-        The output was made otherwise, is being written, or cannot be written. What was recorded is kept.
     """
     from cvae_dist.cluster.handles import ModelHandle, PriorHandle
 

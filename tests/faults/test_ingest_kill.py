@@ -26,6 +26,10 @@ from tests.faults.drivers import (
 FIRST, ALL = 10, 15  # rows before and after the append: a shard boundary lies between, both ends are partial
 
 
+# by default some of the changes that a run makes; all of them where time allows
+some_and_every = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.heavy)])
+
+
 def _has_recorded(store: Path, count: int) -> bool:
     return len(recorded(store)) >= count
 
@@ -90,14 +94,15 @@ def show_all(tree: Path, part: Path) -> None:
             link.hardlink_to(path)
 
 
-def test_killed_before_every_change_of_a_first_ingest(
-    drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path
+@some_and_every
+def test_killed_before_changes_of_a_first_ingest(
+    drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, step: int
 ) -> None:
     changes = undisturbed["first_changes"]
     assert changes > 40
     part = hide_new(undisturbed["tree"], tmp_path)
     seen = set()
-    for change in range(changes):
+    for change in sorted({*range(0, changes, step), changes - 1}):
         store = tmp_path / f"store{change}"
         killed = drivers.run("ingest", part, store, label="folder", _below=str(store), _die_at=change)
         assert killed.signal == 9, change
@@ -112,16 +117,19 @@ def test_killed_before_every_change_of_a_first_ingest(
     assert seen == {0, FIRST}
 
 
-def test_killed_before_every_change_of_an_append(drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+@some_and_every
+def test_killed_before_changes_of_an_append(
+    drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, step: int
+) -> None:
     changes = undisturbed["grown_changes"]
     assert changes > 30
     part = hide_new(undisturbed["tree"], tmp_path)
-    stores = [tmp_path / f"store{change}" for change in range(changes)]
-    for store in stores:
+    stores = {change: tmp_path / f"store{change}" for change in sorted({*range(0, changes, step), changes - 1})}
+    for store in stores.values():
         drivers.run("ingest", part, store, label="folder").require_done()
     show_all(undisturbed["tree"], part)
     seen = set()
-    for change, store in enumerate(stores):
+    for change, store in stores.items():
         full = stamps(store, [0, 1])
         killed = drivers.run("ingest", part, store, label="folder", _below=str(store), _die_at=change)
         assert killed.signal == 9, change
@@ -133,12 +141,13 @@ def test_killed_before_every_change_of_an_append(drivers: Drivers, undisturbed: 
     assert seen == {FIRST, ALL}
 
 
-def test_killed_before_every_change_of_an_overwrite(
-    drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.heavy)])
+def test_killed_before_changes_of_an_overwrite(
+    drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, step: int
 ) -> None:
     part = hide_new(undisturbed["tree"], tmp_path)
     changes = undisturbed["over_changes"]
-    stores = {change: tmp_path / f"store{change}" for change in range(0, changes, 6)}
+    stores = {change: tmp_path / f"store{change}" for change in range(0, changes, step)}
     for store in stores.values():
         drivers.run("ingest", part, store, label="folder", nonfinite="drop").require_done()  # other settings
     show_all(undisturbed["tree"], part)
@@ -152,7 +161,7 @@ def test_killed_before_every_change_of_an_overwrite(
 
 
 @pytest.mark.parametrize("kind", ["one", "many"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in (1, 2))])
 def test_killed_at_random_times(drivers: Drivers, tmp_path: Path, kind: str, seed: int) -> None:
     tree, store, whole = tmp_path / "tree", tmp_path / "store", tmp_path / "whole"
     write_tree(tree, kind)

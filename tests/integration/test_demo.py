@@ -11,8 +11,9 @@ import yaml
 from sklearn.datasets import load_digits
 
 from cvae_dist.cli import main
-from cvae_dist.pipeline import VERBS, PipelineResult, read_pipeline, run
+from cvae_dist.pipeline import PipelineResult, read_pipeline, run
 from cvae_dist.store import RowStore
+from cvae_dist.verbs import VERBS
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 DIGITS = PIPELINES / "digits.yaml"
@@ -61,7 +62,7 @@ def test_the_tree_holds_the_digits_once(demo: tuple[Path, PipelineResult], monke
 def test_everything_lands_where_the_pipeline_says(demo: tuple[Path, PipelineResult]) -> None:
     folder, result = demo
     assert [stage.rows for stage in result.stages] == [1797, None, 1797, 1797, None, None, None, None]
-    assert not any(stage.already_done for stage in result.stages)
+    assert not any(stage.nothing_to_do for stage in result.stages)
     for stage in result.stages:
         assert (folder / stage.url).exists()
         if stage.url.endswith(".png"):
@@ -103,7 +104,7 @@ def test_a_second_run_finds_everything_done_and_changes_nothing(
     before = contents(folder)
     assert main(["run", "digits.yaml", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [stage["already_done"] for stage in result["stages"]] == [True] * len(first.stages)
+    assert [stage["nothing_to_do"] for stage in result["stages"]] == [True] * len(first.stages)
     assert "nothing to do" in result["message"]
     assert first.quality is not None
     assert result["quality"]["neighbour_accuracy"] == first.quality.neighbour_accuracy
@@ -120,7 +121,7 @@ def test_the_closing_table_names_every_output(
     for stage in demo[1].stages:
         assert f"{stage.stage} " in printed.out
         assert f"{stage.url} " in printed.out
-    assert printed.out.count("already done") >= len(demo[1].stages)
+    assert printed.out.count("nothing to do") >= len(demo[1].stages)
     for name in ("validation -ELBO", "5-NN accuracy", "reconstruction MSE"):
         assert name in printed.out
 
@@ -128,7 +129,7 @@ def test_the_closing_table_names_every_output(
 @pytest.mark.parametrize(
     ("command", "output"),
     [
-        ("embed demo/rows.zarr demo/model again.zarr --batch-rows 100", "again.zarr"),
+        ("embed demo/rows.zarr demo/model again.zarr --batch-size 100", "again.zarr"),
         ("decode demo/latents.zarr demo/model rows-again.zarr", "rows-again.zarr"),
         ("score demo/rows.zarr demo/model scores.zarr --workers 1", "scores.zarr"),
         ("sample demo/model new.zarr -n 10 --seed 3 --no-noise", "new.zarr"),

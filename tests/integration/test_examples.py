@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,16 +52,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("examples")
 
 
+def run_all(scripts: Sequence[str], folder: Path) -> dict[str, str]:
+    """Run scripts at once and return what each printed."""
+    with ThreadPoolExecutor() as threads:
+        outputs = threads.map(lambda script: run(script, folder, *SHORT.get(script, [])), scripts)
+    return dict(zip(scripts, outputs, strict=True))
+
+
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> dict[str, str]:
-    """Run all scripts at once, with few steps where the data are images, and return what each printed."""
-    with ThreadPoolExecutor() as threads:
-        outputs = threads.map(lambda script: run(script, folder, *SHORT.get(script, [])), PICTURES)
-    return dict(zip(PICTURES, outputs, strict=True))
+    """Run the scripts whose data are images, with few steps."""
+    return run_all(list(SHORT), folder)
 
 
-@pytest.mark.parametrize("script", PICTURES)
+@pytest.fixture(scope="module")
+def printed_in_full(folder: Path) -> dict[str, str]:
+    """Run the scripts that take their time."""
+    return run_all([script for script in PICTURES if script not in SHORT], folder)
+
+
+@pytest.mark.parametrize("script", SHORT)
 def test_pictures_are_written_and_not_blank(script: str, printed: dict[str, str], folder: Path) -> None:
+    require_pictures(script, folder)
+
+
+def require_pictures(script: str, folder: Path) -> None:
     for name in pictures(script):
         with Image.open(folder / "made" / name) as picture:
             grey = np.asarray(picture.convert("L"))
@@ -68,15 +84,19 @@ def test_pictures_are_written_and_not_blank(script: str, printed: dict[str, str]
         assert grey.std() > 10
 
 
-def test_s_curve(printed: dict[str, str]) -> None:
-    error, variance, correlation = numbers(printed["s_curve"])
+@pytest.mark.heavy
+def test_s_curve(printed_in_full: dict[str, str], folder: Path) -> None:
+    require_pictures("s_curve", folder)
+    error, variance, correlation = numbers(printed_in_full["s_curve"])
     assert variance == pytest.approx(0.12, abs=0.005)
     assert error <= 1e-4
     assert correlation >= 0.999
 
 
-def test_normal(printed: dict[str, str]) -> None:
-    mean, std, drawn_mean, drawn_std = numbers(printed["normal"])
+@pytest.mark.heavy
+def test_normal(printed_in_full: dict[str, str], folder: Path) -> None:
+    require_pictures("normal", folder)
+    mean, std, drawn_mean, drawn_std = numbers(printed_in_full["normal"])
     assert drawn_mean == pytest.approx(mean, abs=0.3)
     assert drawn_std == pytest.approx(std, rel=0.03)
 

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from cvae_dist.cli import app, main
+from cvae_dist.verbs import VERBS
 
+HEAVY = {"torch", "dask", "distributed", "sklearn", "matplotlib", "datashader"}
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -46,6 +48,11 @@ def settings_of(*tokens: str) -> dict[str, object]:
         (["train", "a", "b", "--dim-latent", "two"], "dim_latent='two' cannot be used"),
         (["ingest", "a", "b", "--nonfinite", "keep"], '"keep"'),
         (["ingest", "a"], "STORE"),
+        (["embed", "a", "b", "c", "--batch-size", "0"], "Must be >= 1"),
+        (["sample", "a", "b", "-n", "0"], "Must be >= 1"),
+        (["fit-prior", "a", "b", "--n-components", "0"], "Must be >= 1"),
+        (["plot", "grid", "a", "b", "--grid-size", "0"], "Must be >= 1"),
+        (["sample", "a", "b"], "--n"),
         (["ingest", "a", "b", "--storage-options", "anon"], "write it as JSON"),
         (["ingest", "a", "b", "--storage-options", "[1]"], "must be a JSON object"),
         (["train", "a", "b", "--config", "absent.yaml"], "cannot read --config absent.yaml"),
@@ -68,17 +75,60 @@ def test_wrong_usage_of_a_real_process(cvae_dist: Run) -> None:
     assert done.stderr == "cvae-dist: Unknown option: --overwite. Did you mean --overwrite?\n"
 
 
-def test_help_and_usage_errors_need_no_heavy_library(tmp_path: Path) -> None:
+def imported_by_help(*commands: str) -> dict[str, set[str]]:
+    """Return the libraries that a process has imported after showing the help of each of the commands in turn."""
     code = (
         "import sys\n"
         "from cvae_dist.cli import main\n"
-        "try:\n    main(['train', '--help'])\nexcept SystemExit: pass\n"
-        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+        "for command in sys.argv[1:]:\n"
+        "    main([*command.split(), '--help'])\n"
+        "    print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--dim-latent" in done.stdout
-    assert "cyclopts" in done.stderr.split()
-    assert not {"torch", "dask", "distributed", "zarr", "sklearn", "numpy"} & set(done.stderr.split())
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=True)
+    imported = [set(line.split()) for line in done.stderr.splitlines()]
+    assert "cyclopts" in imported[0]
+    return dict(zip(commands, imported, strict=True))
+
+
+def test_the_lists_of_commands_need_no_library() -> None:
+    imported = imported_by_help("", "plot")
+    assert not {*HEAVY, "numpy", "zarr"} & imported["plot"]
+
+
+def test_help_needs_no_heavy_library() -> None:
+    imported = imported_by_help("run", "info", *VERBS)
+    assert {command: HEAVY & libraries for command, libraries in imported.items() if HEAVY & libraries} == {}
+
+
+def test_the_list_of_commands_says_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    main(["plot", "--help"])
+    printed = capsys.readouterr().out
+    for name, verb in VERBS.items():
+        assert verb.summary == str(verb.load().__doc__).splitlines()[0]
+        assert f" {name.split()[-1]} " in printed
+        assert " ".join(verb.summary.split()[:4]) in printed
+
+
+@pytest.mark.parametrize("name", [*VERBS, "info", "run"])
+def test_every_flag_says_what_it_is_for(name: str) -> None:
+    command = app
+    for word in name.split():
+        command = command[word]
+    arguments = command.assemble_argument_collection(parse_docstring=True)
+    assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []
+
+
+def test_flags_are_the_arguments_of_the_verb_and_the_shared_options(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["sample", "--help"])
+    printed = capsys.readouterr().out
+    assert "Usage: cvae-dist sample --n INT [OPTIONS] MODEL OUT" in printed
+    for flag in ("--n -n", "--seed", "--noise --no-noise", "--prior", "--overwrite", "--workers", "--json"):
+        assert flag in printed
+    for flag in ("--no-overwrite", "--client", "--on-event", "--no-json"):
+        assert flag not in printed
+    main(["verify", "--help"])
+    assert "--scheduler" not in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------- where options come from
@@ -106,7 +156,7 @@ def test_a_file_may_hold_any_option_and_no_unknown_one(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit) as exit_:
         main(["ingest", "a", "b", "--config", str(file)])
     assert exit_.value.code == 2
-    assert "unknown option lable. Did you mean label?" in capsys.readouterr().err
+    assert "unknown option 'lable': did you mean 'label'?" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------- results and their failures

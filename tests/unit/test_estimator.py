@@ -3,6 +3,7 @@
 import inspect
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,9 @@ class TestBothVocabularies:
         assert set(vars(model)) == set(CompressionVAE().get_params())
 
     def test_parameters_are_the_words_of_the_settings(self) -> None:
-        own = set(CompressionVAE().get_params())
-        assert own - set(TrainConfig.model_fields) - {"multi_start"} == {
+        own, settings = set(CompressionVAE().get_params()), set(TrainConfig.model_fields)
+        assert settings - own == {"seed"}, "the constructor has every setting under its name; the seed is random_state"
+        assert own - settings == {
             "X",
             "X_valid",
             "batch_size_test",
@@ -90,8 +92,18 @@ class TestBothVocabularies:
             "storage_options",
         }
         defaults = TrainConfig()
-        for name in own & set(TrainConfig.model_fields) - {"tb_logging"}:
+        for name in own & settings - {"tb_logging"}:
             assert getattr(CompressionVAE(), name) == getattr(defaults, name), name
+
+    def test_every_parameter_is_described(self) -> None:
+        described = inspect.getdoc(CompressionVAE).split("Attributes\n")[0]  # type: ignore[union-attr]
+        assert {name for name in CompressionVAE().get_params() if not re.search(rf"\b{name}\b", described)} == set()
+
+    def test_settings_reach_the_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[TrainConfig] = []
+        monkeypatch.setattr(CompressionVAE, "_fit", lambda self, X, config, *rest: seen.append(config))
+        CompressionVAE(X, buffer_bytes=123_456, random_state=7).train(num_steps=9, lr_scheduling=False)
+        assert (seen[0].buffer_bytes, seen[0].seed, seen[0].num_steps, seen[0].lr_scheduling) == (123_456, 7, 9, False)
 
     def test_reference_positions(self) -> None:
         constructor = "X X_valid train_valid_split dim_latent iaf_flow_length cells_encoder initializer batch_size "
@@ -360,7 +372,7 @@ class TestRefusals:
             CompressionVAE(X, dim_latents=3)
         with pytest.raises(TypeError, match="'num_step': did you mean 'num_steps'"):
             CompressionVAE(X).train(num_step=3)
-        with pytest.raises(InvalidInput, match="'zzz': known arguments: X, X_valid"):
+        with pytest.raises(InvalidInput, match="'zzz': known: X, X_valid"):
             CompressionVAE(zzz=1)
 
     @pytest.mark.parametrize(

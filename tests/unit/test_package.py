@@ -22,6 +22,8 @@ def modules_after(statement: str) -> set[str]:
         ("import cvae_dist.store", {"torch", "dask", "distributed", "sklearn"}),
         ("import cvae_dist.verbs.ingest", {"torch", "distributed", "sklearn"}),
         ("import cvae_dist.verbs.verify", {"torch", "distributed", "sklearn"}),
+        ("import cvae_dist.verbs.plot", {"torch", "dask", "distributed", "matplotlib", "datashader", "sklearn"}),
+        ("import cvae_dist.verbs.fit_prior", {"torch", "dask", "distributed", "sklearn"}),
         ("import cvae_dist.training.loader, cvae_dist.model", {"dask", "distributed", "sklearn"}),
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 from cvae_dist.cli import main
 from cvae_dist.errors import InvalidPipeline, SourceNotFound
 from cvae_dist.events import Event
-from cvae_dist.pipeline import VERBS, read_pipeline, run
+from cvae_dist.pipeline import read_pipeline, run
+from cvae_dist.verbs import VERBS
 
 INGEST = "- ingest: {source: tree, store: rows.zarr, rows_per_file: one}\n"
 
@@ -27,8 +28,8 @@ def written(stages: str, shared: str = "") -> str:
     ("stages", "message"),
     [
         ("- inget: {source: a}\n", "stage 2: unknown verb 'inget', nothing was run; did you mean 'ingest'"),
-        ("- fly\n", "the verbs are ingest, train, embed"),
-        ("- embed: {store: rows.zarr, model: m, latents: l, bach_rows: 3}\n", "did you mean 'batch_rows'"),
+        ("- fly\n", "known: decode, embed, fit-prior"),
+        ("- embed: {store: rows.zarr, model: m, latents: l, bach_size: 3}\n", "did you mean 'batch_size'"),
         ("- train: {store: rows.zarr, model: m, dim_latnt: 3}\n", "did you mean 'dim_latent'"),
         ("- train: {store: rows.zarr, model: m, dim_latent: 0}\n", "dim_latent=0 cannot be used"),
         ("- train: {store: rows.zarr}\n", "model"),
@@ -100,10 +101,10 @@ def test_a_second_run_finds_everything_done() -> None:
     file = written(INGEST + "- verify: {url: rows.zarr}\n")
     events: list[Event] = []
     first = run(file, on_event=events.append)
-    assert [(stage.stage, stage.rows, stage.already_done) for stage in first.stages] == [
+    assert [(stage.stage, stage.rows, stage.nothing_to_do) for stage in first.stages] == [
         ("ingest", 300, False),
         ("verify", None, False),
     ]
     assert {event.stage for event in events} == {"ingest", "verify"}
     assert first.quality is None
-    assert run(file).stages[0].already_done
+    assert run(file).stages[0].nothing_to_do

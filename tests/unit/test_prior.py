@@ -169,7 +169,7 @@ class TestOfAModel:
         seen: list[int] = []
         fit = Mixture.fit
         monkeypatch.setattr(prior.Mixture, "fit", lambda z, *rest: (seen.append(len(z)), fit(z, *rest))[1])
-        monkeypatch.setattr("cvae_dist.estimator.generation.MAX_FITTED_ROWS", 50)
+        monkeypatch.setattr("cvae_dist.model.prior.MAX_FITTED_ROWS", 50)
         CompressionVAE(DIGITS[:200], **QUICK).train().fit_prior()
         assert seen == [50]
 
@@ -223,8 +223,8 @@ class TestVerbs:
             "stages:\n- fit-prior: {store: rows.zarr, model: model, n_components: 4}\n"
             "- sample: {model: model, out: piped.zarr, n: 5, prior: mixture}\n"
         )
-        assert not run("prior.yaml").already_done
-        assert run("prior.yaml").already_done
+        assert not run("prior.yaml").nothing_to_do
+        assert run("prior.yaml").nothing_to_do
 
     def test_verb_and_estimator_fit_the_same(self, place: Path) -> None:
         fit_prior_of_rows(place / "rows.zarr", place / "model")

@@ -8,16 +8,15 @@ import pytest
 from cvae_dist.errors import StorageFailed
 from cvae_dist.events import Event
 from cvae_dist.progress import (
+    Display,
     JsonLines,
     LiveBars,
     Pace,
     PlainLines,
-    Quiet,
-    Report,
     duration,
     error_text,
     figure,
-    open_report,
+    open_display,
 )
 
 STAGE = [
@@ -58,11 +57,11 @@ def test_plain_lines_are_few_and_say_rate_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cvae_dist.progress.SECONDS_BETWEEN_LINES", 0.0)
-    report = PlainLines()
-    report(STAGE[0])
-    report._paces["train"].started -= 10
+    display = PlainLines()
+    display(STAGE[0])
+    display._paces["train"].started -= 10
     for event in STAGE[1:]:
-        report(event)
+        display(event)
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = printed.err.splitlines()
@@ -73,17 +72,17 @@ def test_plain_lines_are_few_and_say_rate_and_time_left(
 
 
 def test_progress_within_seconds_of_the_last_line_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    report = PlainLines()
+    display = PlainLines()
     for event in [STAGE[0], *[STAGE[1]] * 50, STAGE[3]]:
-        report(event)
+        display(event)
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_json_lines_are_strict_json(capsys: pytest.CaptureFixture[str]) -> None:
-    report = JsonLines()
-    report(Event("train", "progress", values={"loss": math.nan}))
-    report.result("done", {"figures": (1, math.inf)})
-    report.__exit__(StorageFailed, StorageFailed(28, "no room"), None)
+    display = JsonLines()
+    display(Event("train", "progress", values={"loss": math.nan}))
+    display.result("done", {"figures": (1, math.inf)})
+    display.__exit__(StorageFailed, StorageFailed(28, "no room"), None)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["progress", "result", "error"]
     assert lines[0]["values"] == {"loss": None}
@@ -91,13 +90,13 @@ def test_json_lines_are_strict_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2]["message"] == "no room"
 
 
-@pytest.mark.parametrize("report", [Quiet(), PlainLines(), LiveBars()])
-def test_results_go_to_stdout_and_all_else_to_stderr(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
-    with report:
+@pytest.mark.parametrize("display", [Display(), PlainLines(), LiveBars()])
+def test_results_go_to_stdout_and_all_else_to_stderr(display: Display, capsys: pytest.CaptureFixture[str]) -> None:
+    with display:
         for event in STAGE:
-            report(event)
-        report.result("all done", {})
-    report.table(("stage", "output"), [("train", "a/very/long/path[1]")])
+            display(event)
+    display.result("all done", {})
+    display.table(("stage", "output"), [("train", "a/very/long/path[1]")])
     printed = capsys.readouterr().out.splitlines()
     assert [line.split() for line in printed] == [
         ["all", "done"],
@@ -107,10 +106,10 @@ def test_results_go_to_stdout_and_all_else_to_stderr(report: Report, capsys: pyt
     ]
 
 
-def test_the_report_fits_where_the_output_goes() -> None:
-    assert isinstance(open_report(as_json=True, quiet=True), JsonLines)
-    assert type(open_report(quiet=True)) is Quiet
-    assert isinstance(open_report(), PlainLines)
+def test_the_display_fits_where_the_output_goes() -> None:
+    assert isinstance(open_display(as_json=True, quiet=True), JsonLines)
+    assert type(open_display(quiet=True)) is Display
+    assert isinstance(open_display(), PlainLines)
 
 
 def test_an_error_of_the_system_is_told_without_its_number() -> None:

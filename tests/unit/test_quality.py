@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import cvae_dist
 from cvae_dist.store import RowStore
-from cvae_dist.verbs.quality import evenly, neighbour_accuracy, read_rows, reconstruction_error
+from cvae_dist.verbs.quality import evenly, neighbour_accuracy, read_scattered, reconstruction_error
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def rows(tmp_path: Path) -> RowStore:
 
 def test_scattered_rows_are_the_rows_asked_for(rows: RowStore) -> None:
     chosen = np.array([0, 1, 255, 256, 257, 599])
-    np.testing.assert_array_equal(read_rows(rows, "x", chosen), rows.read("x", 0, 600)[chosen])
-    assert [str(name) for name in read_rows(rows, "label", chosen)] == list("aaaaab")
+    np.testing.assert_array_equal(read_scattered(rows, "x", chosen), rows.read("x", 0, 600)[chosen])
+    assert [str(name) for name in read_scattered(rows, "label", chosen)] == list("aaaaab")
 
 
 def test_evenly_keeps_the_ends() -> None:

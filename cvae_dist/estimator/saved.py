@@ -1,0 +1,70 @@
+"""The directory of a trained estimator: its model, its history, the names of its features, its priors."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import NotFittedError
+
+from cvae_dist.errors import NotFitted
+from cvae_dist.model.directory import is_finished, load_model, load_prior, read_description, save_prior
+from cvae_dist.model.prior import Prior, PriorName
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import Location
+from cvae_dist.training.history import History
+
+_NAMES = "feature_names.json"
+
+
+class ModelNotTrained(NotFitted, NotFittedError):  # type: ignore[misc]
+    """The estimator has no model yet; also what scikit-learn expects to be raised then."""
+
+
+def absence(name: str, logdir: str | os.PathLike[str] | None) -> str:
+    """Return what to say where the estimator of class ``name`` has no model."""
+    where = "no logdir is given" if logdir is None else f"{logdir} holds no finished model"
+    return (
+        f"this {name} instance is not fitted yet ({where}), so it can neither embed nor "
+        "decode: call train() or fit(X) first, or give the logdir of a trained model"
+    )
+
+
+def restored(place: Location) -> dict[str, Any]:
+    """Return the fitted attributes of the estimator that was trained into ``place``."""
+    model = load_model(place)
+    item_shape = read_description(place)["lineage"].get("item_shape") or (model.n_features,)
+    attributes = {
+        "model_": model,
+        "history_": History.read(place / "history.jsonl").records,
+        "item_shape_": tuple(item_shape),
+        "n_features_in_": model.n_features,
+    }
+    if (place / _NAMES).exists():
+        attributes["feature_names_in_"] = np.array(json.loads((place / _NAMES).read()), dtype=object)
+    return attributes
+
+
+def keep_feature_names(place: Location, names: NDArray[Any] | None) -> None:
+    """Write the names of the features beside the model, so that a restored estimator checks them too."""
+    if names is None:
+        (place / _NAMES).delete()
+    else:
+        (place / _NAMES).write(json.dumps(list(names)).encode())
+
+
+def kept_prior(place: Location | None, name: PriorName) -> Prior | None:
+    """Return the prior that was fitted to the latents of the model at ``place``, if there is one."""
+    try:
+        return None if place is None else load_prior(place, name)[0]
+    except NotFitted:
+        return None
+
+
+def keep_prior(place: Location | None, name: PriorName, prior: Prior, model: VAE) -> None:
+    """Write a prior beside the model at ``place``, if there is one."""
+    if place is not None and is_finished(place):
+        save_prior(place, name, prior, model)
