@@ -1,1 +1,1 @@
-"""Train a model: which rows come next, how they arrive, the loop, checkpoints, ranks."""
+"""Training a model: the order of the rows, how they arrive, the steps, and what is kept of them."""

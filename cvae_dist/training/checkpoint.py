@@ -19,7 +19,7 @@ _POINTER = "LATEST.json"
 _OURS = re.compile(r"step\d+-[0-9a-f]+\.pt|LATEST\.json|\..*\.partial")
 _KEPT = 2
 
-log = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Checkpoints:
         self._place = place
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Store ``state`` as the newest checkpoint and forget all but the last two."""
+        """Store ``state`` as the newest checkpoint, and delete all but the last two."""
         data = _to_bytes(state)
         entry = Entry(f"step{step:06d}-{digest_bytes(data)}.pt", digest_bytes(data), len(data))
         older = [known for known in self._entries() if known.file != entry.file]
@@ -67,7 +67,7 @@ class Checkpoints:
             if data is not None:
                 state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
                 return state
-            log.warning("checkpoint %s is missing or damaged and is passed over", self._place / entry.file)
+            _LOGGER.warning("checkpoint %s is missing or damaged and is passed over", self._place / entry.file)
         if not entries:
             return None
         names = ", ".join(entry.file for entry in entries)
@@ -77,7 +77,7 @@ class Checkpoints:
         )
 
     def sweep(self) -> None:
-        """Delete files that the pointer does not name: what a run killed while saving left behind."""
+        """Delete files that the pointer does not name, as a run that was killed while saving leaves them."""
         named = {_POINTER, *(entry.file for entry in self._entries())}
         for name in self._names():
             if name not in named and _OURS.fullmatch(name):

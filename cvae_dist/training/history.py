@@ -13,7 +13,7 @@ from cvae_dist.store.urls import Location
 HistoryRecord = dict[str, float | int]
 StoppedBecause = Literal["finished", "no improvement", "interrupted", "diverged"]
 
-log = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 _NOT_PLOTTED = frozenset({"step", "epoch", "time"})
 
@@ -122,6 +122,6 @@ def _writer(folder: str, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
     except ImportError:
-        log.info("no TensorBoard scalars are written: pip install 'cvae-dist[tensorboard]'")
+        _LOGGER.info("no TensorBoard scalars are written: pip install 'cvae-dist[tensorboard]'")
         return None
     return SummaryWriter(folder, purge_step=first_step)

@@ -1,8 +1,8 @@
-"""Where a training of few features begins: several starts, trained for a while together, the best of which goes on.
+"""Where a training of few features begins: several starts are trained for a while, and the best one goes on.
 
-A one- or two-dimensional latent is a topological trap: from random weights a curve is folded, and no gradient unfolds
-it again. Manifold coordinates of the rows are unfolded already, but each method fails on some data; so several are
-tried, random weights among them, and rows that none of them saw decide.
+With one or two latent dimensions, random weights fold a curve, and no gradient unfolds it. Manifold coordinates of the
+rows are unfolded already, but each method fails on some data. So several are tried, random weights among them, and rows
+that none of them saw decide.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from cvae_dist.training.optimizer import assign, clone
 MAX_LANDMARKS = 1000
 _MOST_ROWS, _MOST_FEATURES, _MOST_DIMENSIONS = 20_000, 16, 2
 _FEWEST_LANDMARKS = 30  # a neighbourhood of ten should not be all rows
-_FEWEST_STEPS = 2000  # of the training itself: a shorter one is a try, and would cost less than its starts
+_FEWEST_STEPS = 2000  # of the training: a shorter one would cost less than its starts
 _RANDOM_STARTS = 2
 _REGRESSION_STEPS, _ELBO_STEPS = 300, 1000
 _BATCH_SIZE = 100
@@ -40,9 +40,9 @@ Weights = dict[str, Tensor]
 
 
 def is_worthwhile(config: TrainConfig, n_rows: int, n_features: int) -> bool:
-    """Whether several starts are tried: as asked for, by default for few features and at most two dimensions.
+    """Whether several starts are tried: as asked for; by default for few rows of few features and small latents.
 
-    Where latents have as many dimensions as rows there is nothing to unfold.
+    Where a latent is as wide as a row there is nothing to unfold.
     """
     if config.multi_start != "auto":
         return config.multi_start
@@ -77,8 +77,7 @@ def choose_start(
     candidates = dict(_coordinates(standardised.numpy(), config.dim_latent))
     names = [*candidates, *(f"random {number}" for number in range(_RANDOM_STARTS))]
     starts = _Together(vae, _initial_weights(vae, len(names), config.seed))
-    warm = len(candidates)
-    if warm:
+    if candidates:
         targets = torch.from_numpy(np.stack(list(candidates.values())))
         starts.regress(x, targets, generator)
     losses = starts.maximise_elbo(x, tensor_of(held_out), generator)
@@ -100,14 +99,14 @@ def _initial_weights(vae: VAE, count: int, seed: int) -> list[Weights]:
 
 
 class _Together:
-    """Several sets of weights of one model, advanced by one program."""
+    """Several sets of weights of one model, trained together."""
 
     def __init__(self, vae: VAE, starts: list[Weights]) -> None:
         self._vae = vae
         self._stacked = {name: torch.stack([start[name] for start in starts]).requires_grad_() for name in starts[0]}
 
     def regress(self, x: Tensor, targets: Tensor, generator: torch.Generator) -> None:
-        """Teach the first starts, one per target (n, dim_latent), to encode and decode the rows by their target."""
+        """Teach the first starts, one per target (n, dim_latent), to encode rows to their target and decode them."""
         regression = _Regression(self._vae)
 
         def loss(weights: Weights, rows: Tensor, target: Tensor) -> Tensor:
@@ -126,9 +125,9 @@ class _Together:
             pass
 
     def maximise_elbo(self, x: Tensor, held_out: Tensor, generator: torch.Generator) -> Tensor:
-        """Train all starts as the training itself will, each to where it is best; return their losses, (count,).
+        """Train all starts on the ELBO, keep the best weights of each, and return their losses, (count,).
 
-        The best is by the mean -ELBO of the rows ``held_out``, all by the same draws: few rows are soon overfitted.
+        The best weights have the least mean -ELBO of ``held_out``, with the same draws: few rows are soon overfitted.
         """
         draws = torch.randn((_DRAWS, len(held_out), self._vae.dim_latent), generator=generator)
         best = _Best(self._losses(held_out, draws), self._stacked)

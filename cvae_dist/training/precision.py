@@ -11,13 +11,13 @@ from cvae_dist.model.networks import compute_dtype, computing_in, has_bfloat16
 from cvae_dist.model.vae import VAE
 
 _LEAST_WORK = 40_000_000  # multiply-adds of a step below which conversions eat what bfloat16 gains
-_LEAST_GAIN = 0.85  # of float32's time: less is not worth digits, and a busy machine may decide it otherwise
+_LEAST_GAIN = 0.85  # of float32's time: a smaller gain is not worth the digits, and may be chance
 _TIMED_STEPS = 6
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A precision, why, and whether that was measured: another measurement may decide otherwise."""
+    """A precision, the reason, and whether it was timed: another timing may decide otherwise."""
 
     value: ComputePrecision
     reason: str
@@ -53,7 +53,7 @@ def choose_precision(requested: Precision, vae: VAE, batch_size: int) -> Decisio
 
 
 def multiply_adds(vae: VAE, batch_size: int) -> int:
-    """Return the multiply-adds of a forward pass over a batch, nearly."""
+    """Return about how many multiply-adds the forward pass of a batch takes."""
     return sum(weight.numel() for weight in vae.parameters()) * batch_size
 
 

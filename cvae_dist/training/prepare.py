@@ -79,7 +79,7 @@ class Training:
 
     @classmethod
     def of(cls, data: TrainingData, asked: TrainConfig) -> Self:
-        """Decide every automatic value."""
+        """Decide every automatic setting."""
         config = asked.resolve(data.reader.n_rows, data.reader.n_features)
         decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
         return cls(data, asked, config.model_copy(update=decided.model_dump()), reasons)
@@ -101,7 +101,7 @@ class Training:
         return same and asked["num_steps"] > there["num_steps"]
 
     def untrained(self) -> VAE:
-        """Build the model with the random weights of its seed."""
+        """Return the model with random weights, those of the seed."""
         return VAE.of(self.config, self.data.moments, self.data.reader.dtype, self.config.seed)
 
     def hold_out(self) -> tuple[Validation, RowNumbers]:
@@ -127,7 +127,7 @@ class Training:
         )
 
     def begin(self, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Figures | None) -> "Beginning":
-        """Decide what is still open, and put the weights that the training starts from into ``vae``.
+        """Decide what only trying can decide; the best of several starts is put into ``vae``.
 
         Parameters
         ----------
@@ -138,7 +138,7 @@ class Training:
         excluded : numpy.ndarray, int64, ascending
             Rows that are not trained on.
         earlier : Figures or None
-            How the training ended that is gone on with; its weights are put into ``vae`` by the trainer.
+            How the training ended whose weights are gone on with; then no other start is tried.
         """
         if earlier:
             start = f"the best weights of {earlier.steps} finished steps go on, with a fresh optimiser"
@@ -183,7 +183,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What is decided before the first step. It is kept in every checkpoint, so that a resumed run keeps to it.
+    """What is decided just before the first step. Every checkpoint holds it, so that a resumed run keeps to it.
 
     Attributes
     ----------

@@ -133,7 +133,7 @@ class Sampler:
     ) -> RowNumbers:
         """Return the store rows of a rank's part of a step, in the order of :meth:`positions`.
 
-        The definition of the order, row by row; a loader finds the same rows window by window.
+        This defines the order, row by row. A loader finds the same rows window by window.
         """
         positions = self.positions(step, rank, world) + self.step(step)[0]
         order = self.order(epoch, excluded)
@@ -154,8 +154,8 @@ class Sampler:
 class EpochOrder:
     """The order of one epoch: which store rows fill a window, and how a window is shuffled.
 
-    The blocks partition the rows of the *store*, so that a block can be one compressed chunk of it;
-    excluded rows are skipped where they fall on the virtual axis.
+    The blocks partition the rows of the *store*, so that a block can be one compressed chunk of it. Excluded rows are
+    skipped where they fall on the virtual axis.
     """
 
     sampler: Sampler
@@ -187,7 +187,7 @@ class EpochOrder:
         return split_ranges(stored, end - begin, self.excluded)
 
     def take(self, window: int, rank: int = 0, world: int = 1) -> RowNumbers:
-        """Return where in :meth:`ranges` the row of each position of a rank's window lies (ascending)."""
+        """Return where in :meth:`ranges` the row of each position of a rank's window lies, in order of position."""
         lanes = self.sampler.lanes_of(rank, world)
         low, high = self._lane_window(window, lanes)
         lengths = high - low
@@ -199,9 +199,9 @@ class EpochOrder:
     def window_order(self, window: int) -> RowNumbers:
         """Return the shuffled offsets (lanes, width) in a window of each lane; a missing row sorts last.
 
-        Offsets are ordered by raw words of Philox, a stream that NumPy keeps between versions (unlike that
-        of ``Generator`` methods). The low bits of a word are its offset, which makes the words distinct: any
-        sort gives the same order on any machine.
+        Offsets are ordered by raw words of Philox. NumPy keeps this stream between versions, unlike that of
+        ``Generator`` methods. The low bits of a word are its offset. That makes the words distinct, so that any sort
+        gives the same order on any machine.
         """
         sampler = self.sampler
         low, high = self._lane_window(window, np.arange(sampler.lanes))

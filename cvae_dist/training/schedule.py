@@ -14,8 +14,8 @@ _PATIENCE_STEPS = 2000
 def learning_rate(step: int, num_steps: int, peak: float, begun: int = 0, falls: bool = True) -> float:
     """Return the rate of ``step``: linear warm-up over 2 % of the steps, then a cosine to 1 % of ``peak``.
 
-    The warm-up starts at ``begun``, where the optimiser knew nothing of the gradients; the cosine does not move with
-    it. Where the rate does not fall, it stays at ``peak``.
+    The warm-up starts at ``begun``, the first step of a fresh optimiser. The cosine does not move with it. A rate that
+    does not fall stays at ``peak``.
     """
     warmup = max(1, round(_WARMUP_SHARE * num_steps))
     progress = max(0, step - warmup) / max(1, num_steps - warmup)
@@ -32,8 +32,8 @@ def kl_weight(step: int, num_steps: int, warmup_share: float) -> float:
 def next_test(step: int, batches: float, test_every: int | None) -> int:
     """Return the step of the next validation after ``step``.
 
-    Every ``test_every`` steps; by default every 2 % of the steps done so far, but at least 50 and seldom
-    enough for ``batches`` batches of validation rows to cost little.
+    It is ``test_every`` steps away. By default it is 2 % of the steps done so far away, but at least 50 steps, and so
+    many that ``batches`` batches of validation rows cost little.
     """
     if test_every is not None:
         return step + test_every
@@ -41,5 +41,5 @@ def next_test(step: int, batches: float, test_every: int | None) -> int:
 
 
 def is_hopeless(step: int, since: int, tests: int, steps_per_epoch: int) -> bool:
-    """Whether validation has not improved ``since`` that step for 5 tests, 1 epoch and 2,000 steps."""
+    """Whether 5 tests, 1 epoch and 2,000 steps have passed since validation improved at step ``since``."""
     return tests >= _PATIENCE_TESTS and step - since >= max(steps_per_epoch, _PATIENCE_STEPS)

@@ -52,8 +52,8 @@ class _LossSums:
 class Trainer:
     """Weights, optimiser, position and best weights of one training.
 
-    Every random number is a function of (seed, epoch, step, position in the global batch), so the position is
-    all there is to remember: a restored trainer does what the interrupted one would have done, bit for bit.
+    Every random number is a function of (seed, epoch, step, position in the global batch). So a restored trainer does,
+    bit for bit, what the interrupted one would have done.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class Trainer:
 
     @property
     def loss(self) -> float:
-        """Mean training -ELBO per row since the last validation (up to it, if it was just now), in nats."""
+        """Mean training -ELBO per row since the last validation, in nats; right after one, of the rows before it."""
         return self._sums.loss if self._sums.rows else self._last_loss
 
     @property
@@ -204,7 +204,7 @@ class Trainer:
         return self._sums.loss > _RUNAWAY * (abs(self._first_loss) + self.vae.n_features)
 
     def _retreat(self) -> None:
-        """Go back to the last good weights with a tenth of the learning rate; give up where that did not help."""
+        """Go back to the last good weights, with a tenth of the learning rate; give up after three times."""
         if self.retreats == _MAX_RETREATS:
             self.diverged = True
             return

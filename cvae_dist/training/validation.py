@@ -22,18 +22,18 @@ _BATCH_SIZE = 1024
 
 
 def affordable_count(count: int, reader: Reader) -> int:
-    """Return how many of ``count`` rows may be held in memory all through the training."""
+    """Return how many of ``count`` rows may be held in memory during the whole training."""
     return min(count, max(1, _MAX_BYTES // (reader.n_features * reader.dtype.itemsize)))
 
 
 def choose_rows(reader: Reader, count: int, seed: int) -> RowNumbers:
-    """Choose ``count`` rows, or as many as there are and may be held in memory."""
+    """Choose ``count`` rows, or as many as there are and as may be held in memory."""
     return pick_rows(reader.n_rows, affordable_count(count, reader), seed)
 
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """RowNumbers held in memory, shape (n, n_features), and their noise, (n, dim_latent)."""
+    """Rows held in memory, (n, n_features), and their noise, (n, dim_latent)."""
 
     rows: npt.NDArray[np.generic]
     noise: npt.NDArray[np.float32]
