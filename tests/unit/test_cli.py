@@ -275,6 +275,7 @@ def test_a_stopped_training_says_so_and_goes_on(
     with subprocess.Popen(
         [*command, "200000", "--json"],
         cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
