@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	"$$p" -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 READY := .venv/.ready
+# A process for every core, each of which computes with one thread. Files stay whole: their tests share fixtures.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-heavy lint bench bench-model clean
@@ -29,10 +31,10 @@ demo: $(READY) ## 1,797 real handwritten digits to latents and back, with pictur
 	$(BIN)/cvae-dist run pipelines/digits.yaml
 
 test: lint ## lint, then every test but those marked heavy, faults included
-	$(BIN)/python -m pytest -m "not heavy"
+	$(PYTEST) -m "not heavy" --durations 20
 
 test-heavy: $(READY) ## the tests that take more than a minute each: MNIST from 60,000 files to latents
-	$(BIN)/python -m pytest -m heavy
+	$(PYTEST) -m heavy --durations 20
 
 lint: $(READY) ## ruff, mypy (strict) and the import contracts
 	$(BIN)/ruff check .
