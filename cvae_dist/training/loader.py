@@ -127,7 +127,6 @@ class Loader:
             memory = _Held(self._reader, self._array) if self.resident else _Streamed(self._reader)
             self._slots = [_Slot(memory, self._order.request_rows) for _ in range(2)]
         self._prefetcher = _Prefetcher(requests, self._slots)
-        self._prefetcher.start()
         return self._prefetcher
 
 
@@ -238,15 +237,12 @@ class _Prefetcher:
         self._stop = threading.Event()
         # a daemon: an interpreter that exits with the loader open must not wait for storage
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
 
     @property
     def stopped(self) -> bool:
         """Whether :meth:`stop` was called."""
         return self._stop.is_set()
-
-    def start(self) -> None:
-        """Start to read."""
-        self._thread.start()
 
     def next(self) -> _Slot:
         """Return the next filled slot; raise what the thread raised."""

@@ -7,6 +7,7 @@ that none of them saw decide.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -233,14 +234,11 @@ def _gaussianise(values: npt.NDArray[np.floating]) -> Coordinates:
     return normal
 
 
-def _isomap(neighbours: int) -> Callable[[Coordinates, int], npt.NDArray[np.floating]]:
-    def find(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
-        from sklearn.manifold import Isomap  # slow to import, and few trainings need it
+def _isomap(rows: Coordinates, dim: int, neighbours: int) -> npt.NDArray[np.floating]:
+    from sklearn.manifold import Isomap  # slow to import, and few trainings need it
 
-        found: npt.NDArray[np.floating] = Isomap(n_neighbors=neighbours, n_components=dim).fit_transform(rows)
-        return found
-
-    return find
+    found: npt.NDArray[np.floating] = Isomap(n_neighbors=neighbours, n_components=dim).fit_transform(rows)
+    return found
 
 
 def _spectral(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
@@ -266,8 +264,8 @@ def _heat(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
 
 
 _METHODS: Mapping[str, Callable[[Coordinates, int], npt.NDArray[np.floating]]] = {
-    "Isomap (10 neighbours)": _isomap(10),
-    "Isomap (6 neighbours)": _isomap(6),
+    "Isomap (10 neighbours)": partial(_isomap, neighbours=10),
+    "Isomap (6 neighbours)": partial(_isomap, neighbours=6),
     "a heat kernel's eigenmap": _heat,
     "a spectral embedding": _spectral,
 }

@@ -1,6 +1,5 @@
 """Chance that is a pure function of keys: a permutation of any size, and rows picked by their hashes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from cvae_dist.store.ranges import RowNumbers
 
 Words = npt.NDArray[np.uint64]
+Keys = tuple[tuple[int, np.uint64], ...]
 
 _ROUNDS = 6
 _MASK = 2**64 - 1
@@ -33,11 +33,11 @@ class Permutation:
 
     def __call__(self, values: RowNumbers) -> RowNumbers:
         """Return where each of ``values`` (int64, inside ``range(size)``) goes."""
-        return self._walk(values, self._encrypt)
+        return self._walk(values, self._keys, backwards=False)
 
     def inverse(self, values: RowNumbers) -> RowNumbers:
         """Return what goes to each of ``values``."""
-        return self._walk(values, self._decrypt)
+        return self._walk(values, self._keys[::-1], backwards=True)
 
     @cached_property
     def _grid(self) -> tuple[np.uint64, np.uint64]:
@@ -45,38 +45,27 @@ class Permutation:
         return np.uint64(height), np.uint64(-(-self.size // height))
 
     @cached_property
-    def _keys(self) -> tuple[np.uint64, ...]:
-        return tuple(np.uint64(derive_key(self.key, number)) for number in range(_ROUNDS))
+    def _keys(self) -> Keys:
+        return tuple((number, np.uint64(derive_key(self.key, number))) for number in range(_ROUNDS))
 
-    def _walk(self, values: RowNumbers, step: Callable[[Words], Words]) -> RowNumbers:
-        result = step(values.astype(np.uint64))
+    def _walk(self, values: RowNumbers, keys: Keys, backwards: bool) -> RowNumbers:
+        result = self._rounds(values.astype(np.uint64), keys, backwards)
         outside = np.flatnonzero(result >= np.uint64(self.size))
         while outside.size:
-            walked = step(result[outside])
+            walked = self._rounds(result[outside], keys, backwards)
             result[outside] = walked
             outside = outside[walked >= np.uint64(self.size)]
         return result.view(np.int64)
 
-    def _encrypt(self, values: Words) -> Words:
+    def _rounds(self, values: Words, keys: Keys, backwards: bool) -> Words:
         height, width = self._grid
         left = values // width
         right = values - left * width
-        for number, key in enumerate(self._keys):
+        for number, key in keys:
             if number % 2:
-                right = _wrap(right + _below(left + key, width), width)
+                right = _turn(right, _below(left + key, width), width, backwards)
             else:
-                left = _wrap(left + _below(right + key, height), height)
-        return left * width + right
-
-    def _decrypt(self, values: Words) -> Words:
-        height, width = self._grid
-        left = values // width
-        right = values - left * width
-        for number, key in reversed(tuple(enumerate(self._keys))):
-            if number % 2:
-                right = _wrap(right + (width - _below(left + key, width)), width)
-            else:
-                left = _wrap(left + (height - _below(right + key, height)), height)
+                left = _turn(left, _below(right + key, height), height, backwards)
         return left * width + right
 
 
@@ -138,7 +127,8 @@ def _below(words: Words, limit: np.uint64) -> Words:
     return hashed
 
 
-def _wrap(words: Words, limit: np.uint64) -> Words:
-    """Reduce words below ``2 * limit`` modulo ``limit``."""
+def _turn(words: Words, by: Words, limit: np.uint64, backwards: bool) -> Words:
+    """Add ``by`` to words below ``limit``, or subtract it, modulo ``limit``."""
+    words = words + (limit - by if backwards else by)
     np.subtract(words, limit, out=words, where=words >= limit)
     return words

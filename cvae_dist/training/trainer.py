@@ -23,6 +23,10 @@ _MAX_SKIPPED = 50
 _MAX_RETREATS = 3
 _RETREAT_FACTOR = 10
 _RUNAWAY = 1000  # times the loss of the first weights
+_KEPT = (  # numbers of a trainer's state, beside those of tensors
+    *("step", "begun", "good_step", "retreats", "seconds"),
+    *("_optimizer_begun", "_first_loss", "_skipped_before", "_last_loss", "_next_test"),
+)
 
 
 @dataclass
@@ -129,12 +133,6 @@ class Trainer:
         since = max(self._best_step, warm)
         return schedule.is_hopeless(self.step, since, self._tests_since_best, self.steps_per_epoch)
 
-    @property
-    def best_weights(self) -> dict[str, Tensor]:
-        """Averaged parameters of the best validation, or the latest good ones where nothing validates."""
-        kept = len(self.validation) or self.diverged
-        return self._best_weights if kept else self._optimizer.average
-
     def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int) -> None:
         """Do one step on this process's share of a global batch.
 
@@ -240,16 +238,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return everything :meth:`restore` needs, as tensors, numbers, strings and containers of them."""
         return {
-            "step": self.step,
-            "begun": self.begun,
-            "optimizer_begun": self._optimizer_begun,
-            "first_loss": self._first_loss,
-            "skipped_before": self._skipped_before,
-            "good_step": self.good_step,
-            "retreats": self.retreats,
-            "seconds": self.seconds,
-            "last_loss": self._last_loss,
-            "next_test": self._next_test,
+            **{name.lstrip("_"): getattr(self, name) for name in _KEPT},
             "parameters": dict(self.vae.named_parameters()),
             "optimizer": self._optimizer.state(),
             "sums": asdict(self._sums),
@@ -263,16 +252,8 @@ class Trainer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state` of a trainer with the same arguments."""
-        self.step = state["step"]
-        self.begun = state["begun"]
-        self._optimizer_begun = state["optimizer_begun"]
-        self._first_loss = state["first_loss"]
-        self._skipped_before = state["skipped_before"]
-        self.good_step = state["good_step"]
-        self.retreats = state["retreats"]
-        self.seconds = state["seconds"]
-        self._last_loss = state["last_loss"]
-        self._next_test = state["next_test"]
+        for name in _KEPT:
+            setattr(self, name, state[name.lstrip("_")])
         assign(dict(self.vae.named_parameters()), state["parameters"])
         self._optimizer.restore(state["optimizer"])
         self._sums = _LossSums(**state["sums"])
@@ -291,7 +272,7 @@ class Trainer:
         for mine in (dict(self.vae.named_parameters()), self._optimizer.average):
             assign(mine, self._best_weights)
 
-    def use_best_weights(self) -> VAE:
-        """Put the best weights into the model and return it."""
-        assign(dict(self.vae.named_parameters()), self.best_weights)
-        return self.vae
+    def use_best_weights(self) -> None:
+        """Put the averaged weights of the best validation into the model, or the last ones where nothing validates."""
+        kept = len(self.validation) or self.diverged
+        assign(dict(self.vae.named_parameters()), self._best_weights if kept else self._optimizer.average)
