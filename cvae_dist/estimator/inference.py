@@ -18,7 +18,7 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import lazy
 from cvae_dist.estimator.fitted import Fitted
 from cvae_dist.estimator.inputs import as_invalid_input, checked_array, is_place, store_of
-from cvae_dist.model.networks import drawback
+from cvae_dist.model.kernels import drawback
 from cvae_dist.model.sampling import posterior_spread
 from cvae_dist.store import RowStore
 from cvae_dist.store.reader import RowReader

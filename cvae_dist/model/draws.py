@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cvae_dist.model.networks import inference
+from cvae_dist.model.kernels import inference
 from cvae_dist.model.prior import Prior
 from cvae_dist.model.vae import VAE
 

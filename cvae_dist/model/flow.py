@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cvae_dist.model.networks import few_columns, once, product
+from cvae_dist.model.kernels import few_columns, once, product
 from cvae_dist.model.scaling import Choice
 
 _DEFAULT_LENGTH = 5

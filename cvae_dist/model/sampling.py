@@ -10,7 +10,7 @@ import torch
 from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import tiling
-from cvae_dist.model.networks import compute_dtype, inference
+from cvae_dist.model.kernels import compute_dtype, inference
 from cvae_dist.model.vae import VAE
 
 Floats = npt.NDArray[np.float32]

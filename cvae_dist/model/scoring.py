@@ -9,7 +9,7 @@ import torch
 
 from cvae_dist.model import tiling
 from cvae_dist.model.draws import numbered_noise
-from cvae_dist.model.networks import inference
+from cvae_dist.model.kernels import inference
 from cvae_dist.model.vae import VAE
 
 Rows = npt.NDArray[np.generic]

@@ -12,8 +12,9 @@ from cvae_dist.config import ComputePrecision, ModelConfig
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import posterior, tiling
 from cvae_dist.model.flow import InverseAutoregressiveFlow, choose_flow_length
+from cvae_dist.model.kernels import compute_dtype, inference
 from cvae_dist.model.likelihood import choose_likelihood, make_likelihood
-from cvae_dist.model.networks import Decoder, Encoder, compute_dtype, inference
+from cvae_dist.model.networks import Decoder, Encoder
 from cvae_dist.model.scaling import Scaling, choose_normalization
 from cvae_dist.store.moments import Moments
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cvae_dist.config import ComputePrecision, Precision
-from cvae_dist.model.networks import compute_dtype, computing_in, has_bfloat16
+from cvae_dist.model.kernels import compute_dtype, computing_in, has_bfloat16
 from cvae_dist.model.vae import VAE
 
 _LEAST_WORK = 40_000_000  # multiply-adds of a step below which conversions eat what bfloat16 gains
@@ -30,7 +30,7 @@ class Decision:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What :func:`~cvae_dist.model.networks.computing_in` takes."""
+        """What :func:`~cvae_dist.model.kernels.computing_in` takes."""
         return compute_dtype(self.value)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.model.networks import computing_in
+from cvae_dist.model.kernels import computing_in
 from cvae_dist.model.tiling import keep_freed_memory
 from cvae_dist.model.vae import VAE
 from cvae_dist.training import schedule

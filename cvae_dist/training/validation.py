@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cvae_dist.model.networks import inference
+from cvae_dist.model.kernels import inference
 from cvae_dist.model.tiling import tiles
 from cvae_dist.model.vae import VAE
 from cvae_dist.store.ranges import RowNumbers

@@ -7,7 +7,8 @@ import torch
 
 from cvae_dist.config import ModelConfig, TrainConfig
 from cvae_dist.events import Event, ignore
-from cvae_dist.model.networks import Decoder, Encoder, computing_in
+from cvae_dist.model.kernels import computing_in
+from cvae_dist.model.networks import Decoder, Encoder
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows

@@ -9,8 +9,8 @@ import torch
 
 from cvae_dist.config import ComputePrecision, ModelConfig, TrainConfig
 from cvae_dist.errors import InvalidInput
-from cvae_dist.model import networks, tiling
-from cvae_dist.model.networks import computing_in
+from cvae_dist.model import kernels, tiling
+from cvae_dist.model.kernels import computing_in
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments
 
@@ -131,11 +131,23 @@ def test_an_unknown_precision_is_refused(rows: np.ndarray) -> None:
 
 
 def test_bf16_without_arithmetic_for_it_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "has_bfloat16", lambda device: False)
-    assert "slower here than 'float32'" in networks.drawback("bf16")
-    assert not networks.drawback("float32")
-    monkeypatch.setattr(networks, "has_bfloat16", lambda device: True)
-    assert not networks.drawback("bf16")
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda device: False)
+    assert "slower here than 'float32'" in kernels.drawback("bf16")
+    assert not kernels.drawback("float32")
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda device: True)
+    assert not kernels.drawback("bf16")
+
+
+def test_a_torch_without_its_private_functions_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    averages, values = (list(torch.randn(2, 3, 4).unbind()) for _ in range(2))
+    others = [average.clone() for average in averages]
+    kernels.lerp(averages, values, 0.1)
+    monkeypatch.delattr(torch, "_foreach_lerp_")
+    kernels.lerp(others, values, 0.1)
+    assert all(map(torch.equal, averages, others))
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name)
+    assert not kernels.has_bfloat16(torch.device("cpu"))
 
 
 def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.ndarray) -> None:
@@ -159,7 +171,7 @@ def test_without_fused_products_latents_are_close_and_depend_on_no_company_eithe
     vae = build(rows, dim_latent=5, cells_encoder=(256, 256, 5), residual_blocks=1, iaf_flow_length=5)
     fused = vae.embed_rows(rows, precision=precision)
     for name in ("_HAS_FUSED", "_HAS_FUSED_BFLOAT16"):
-        monkeypatch.setattr(networks, name, False)
+        monkeypatch.setattr(kernels, name, False)
     plain = vae.embed_rows(rows, precision=precision)
     tolerance = {"float32": 1e-5, "bf16": 2e-2}[precision]
     np.testing.assert_allclose(fused, plain, rtol=0, atol=tolerance)
