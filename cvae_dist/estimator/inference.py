@@ -83,7 +83,7 @@ class Inference(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):  # t
         if told := drawback(precision):
             _LOGGER.warning(told)
         mean_of, spread_of = (
-            partial(function, batch_rows=batch_size, precision=precision)
+            partial(function, batch_size=batch_size, precision=precision)
             for function in (model.embed_rows, partial(posterior_spread, model))
         )
 

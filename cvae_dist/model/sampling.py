@@ -27,7 +27,7 @@ def standard_normal(n: int, dim_latent: int, random: np.random.RandomState) -> F
 
 
 def posterior_draws(
-    vae: VAE, rows: npt.NDArray[np.generic], k: int, random: np.random.RandomState, batch_rows: int = 2048
+    vae: VAE, rows: npt.NDArray[np.generic], k: int, random: np.random.RandomState, batch_size: int = 2048
 ) -> Floats:
     """Return ``k`` draws of the posterior of each row, (n, k, dim_latent), of rows (n, n_features) in data units."""
     draws = np.empty((len(rows), k, vae.dim_latent), np.float32)
@@ -36,7 +36,7 @@ def posterior_draws(
     noises = draws.reshape(len(rows), k * vae.dim_latent)
     with inference():
         for (part, tile), (_, noise) in zip(
-            tiling.tiles(rows, batch_rows), tiling.tiles(noises, batch_rows), strict=True
+            tiling.tiles(rows, batch_size), tiling.tiles(noises, batch_size), strict=True
         ):
             drawn = torch.stack(list(vae.draws(tile, noise.reshape(len(noise), k, -1).unbind(1))), dim=1)
             draws[part] = drawn[: part.stop - part.start].numpy(force=True)
@@ -50,32 +50,32 @@ def posterior_draws_of_block(vae: VAE, rows: npt.NDArray[np.generic], k: int, se
 
 
 def posterior_moments(
-    vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048, precision: ComputePrecision = "float32"
+    vae: VAE, rows: npt.NDArray[np.generic], batch_size: int = 2048, precision: ComputePrecision = "float32"
 ) -> tuple[Floats, Floats]:
     """Return mean and log-variance, each (n, dim_latent), of the posteriors' Gaussians (before a flow)."""
     moments = np.empty((2, len(rows), vae.dim_latent), np.float32)
     with inference(compute_dtype(precision)):
-        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_rows)):
+        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_size)):
             both = torch.stack(vae.encode(tile))
             moments[:, part] = both[:, : part.stop - part.start].numpy(force=True)
     return moments[0], moments[1]
 
 
 def posterior_spread(
-    vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048, precision: ComputePrecision = "float32"
+    vae: VAE, rows: npt.NDArray[np.generic], batch_size: int = 2048, precision: ComputePrecision = "float32"
 ) -> Floats:
     """Return the posteriors' standard deviations, (n, dim_latent); behind a flow estimated from 64 draws.
 
     The draws are the same for all rows, so that a row's spread does not depend on its company.
     """
     if not vae.config.iaf_flow_length:
-        spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_rows, precision)[1])
+        spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_size, precision)[1])
         return spread
     random = np.random.RandomState(0)
     noises = torch.from_numpy(standard_normal(_SPREAD_DRAWS, vae.dim_latent, random))
     total = np.zeros((2, len(rows), vae.dim_latent))
     with inference(compute_dtype(precision)):
-        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_rows)):
+        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_size)):
             for drawn in vae.draws(tile, (noise.expand(len(tile), -1) for noise in noises)):
                 exact = drawn[: part.stop - part.start].numpy(force=True).astype(np.float64)
                 total[:, part] += exact, exact**2
@@ -84,12 +84,12 @@ def posterior_spread(
     return deviation
 
 
-def decode_draws(vae: VAE, latents: Floats, seed: int, batch_rows: int = 2048) -> npt.NDArray[np.floating]:
+def decode_draws(vae: VAE, latents: Floats, seed: int, batch_size: int = 2048) -> npt.NDArray[np.floating]:
     """Return one draw of p(x | z) for each latent: rows (n, n_features) in data units, the decoder's noise included."""
     generator = torch.Generator().manual_seed(seed)
     rows = np.empty((len(latents), vae.n_features), vae.scaling.restored_dtype)
     with inference():
-        for part, tile in tiling.tiles(latents, batch_rows):
+        for part, tile in tiling.tiles(latents, batch_size):
             rows[part] = vae.decode(tile, generator)[: part.stop - part.start].numpy(force=True)
     return rows
 

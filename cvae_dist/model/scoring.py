@@ -48,7 +48,7 @@ def numbered_scores(vae: VAE, rows: Rows, start: int, batch_size: int) -> dict[s
     return {"score": score.astype(np.float32), "negative_elbo": loss, "reconstruction_error": error}
 
 
-def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> tuple[Scores, Scores]:
+def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_size: int = 2048) -> tuple[Scores, Scores]:
     """Return reconstruction, -log p(x | z), and KL per row, each (n,), averaged over ``draws``.
 
     ``draws`` are standard normal: (dim_latent,) each, the same for all rows, so that a row's terms depend neither on
@@ -56,24 +56,24 @@ def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 
     """
     total = np.zeros((2, len(rows)))
     for draw in draws:
-        total += vae.score_rows(rows, np.broadcast_to(draw, (len(rows), vae.dim_latent)), batch_rows)
+        total += vae.score_rows(rows, np.broadcast_to(draw, (len(rows), vae.dim_latent)), batch_size)
     return total[0] / len(draws), total[1] / len(draws)
 
 
-def log_marginal(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_rows: int = 2048) -> Scores:
+def log_marginal(vae: VAE, rows: Rows, draws: Sequence[Floats], batch_size: int = 2048) -> Scores:
     """Return the importance-weighted estimate of log p(x) (Burda et al. 2015) per row, (n,); see :func:`elbo_terms`."""
     result = np.full(len(rows), -np.inf)
     with inference():
         for draw in draws:
-            noises = tiling.tiles(np.broadcast_to(draw, (len(rows), vae.dim_latent)), batch_rows)
-            for (part, tile), (_, noise) in zip(tiling.tiles(rows, batch_rows), noises, strict=True):
+            noises = tiling.tiles(np.broadcast_to(draw, (len(rows), vae.dim_latent)), batch_size)
+            for (part, tile), (_, noise) in zip(tiling.tiles(rows, batch_size), noises, strict=True):
                 weights = vae.log_weights(tile, noise)[: part.stop - part.start].numpy(force=True)
                 result[part] = np.logaddexp(result[part], weights)
     estimate: Scores = result - np.log(len(draws))
     return estimate
 
 
-def entropy(vae: VAE, rows: Rows, batch_rows: int = 2048) -> Scores:
+def entropy(vae: VAE, rows: Rows, batch_size: int = 2048) -> Scores:
     """Return the least reconstruction term a row can have, (n,), in nats; zeros where it is the same for all rows.
 
     Values between the bounds of a Bernoulli count as shares, whose cross-entropy is never below their own entropy.
@@ -84,7 +84,7 @@ def entropy(vae: VAE, rows: Rows, batch_rows: int = 2048) -> Scores:
         return floor
     low, width = vae.scaling.low, vae.scaling.high - vae.scaling.low
     with torch.inference_mode():
-        for part, tile in tiling.tiles(rows, batch_rows):
+        for part, tile in tiling.tiles(rows, batch_size):
             share = ((tile.to(torch.float64) - low) / width).clamp(0, 1)
             each = (torch.special.entr(share) + torch.special.entr(1 - share)) * vae.scaling.active
             floor[part] = each.sum(dim=-1)[: part.stop - part.start].numpy(force=True)

@@ -179,7 +179,7 @@ class VAE(nn.Module):
         return pushed, log_determinant
 
     def embed_rows(
-        self, rows: Rows, batch_rows: int = 16_384, precision: ComputePrecision = "float32"
+        self, rows: Rows, batch_size: int = 16_384, precision: ComputePrecision = "float32"
     ) -> npt.NDArray[np.float32]:
         """Return the latents, (n, dim_latent) float32, of ``rows``, (n, n_features), any real dtype.
 
@@ -194,7 +194,7 @@ class VAE(nn.Module):
         """
         self._check_rows(rows)
         latents = np.empty((len(rows), self.dim_latent), np.float32)
-        tile_rows = tiling.cached_rows(self.n_features, batch_rows)
+        tile_rows = tiling.cached_rows(self.n_features, batch_size)
         multiple = tiling.padded_to((*self._widths, self.dim_latent))
 
         def work(part: slice) -> None:
@@ -206,11 +206,11 @@ class VAE(nn.Module):
             latents[part] = self._latents_of(torch.cat(hidden))[: part.stop - part.start].numpy(force=True)
 
         with inference(compute_dtype(precision), often=len(rows) > _OFTEN * tile_rows):
-            tiling.on_all_threads(work, len(rows), batch_rows)
+            tiling.on_all_threads(work, len(rows), batch_size)
         return latents
 
     def decode_rows(
-        self, latents: Floats, batch_rows: int = 2048, dtype: npt.DTypeLike | None = None
+        self, latents: Floats, batch_size: int = 2048, dtype: npt.DTypeLike | None = None
     ) -> npt.NDArray[np.generic]:
         """Return the mean rows, (n, n_features), of ``latents``, (n, dim_latent), in data units.
 
@@ -223,7 +223,7 @@ class VAE(nn.Module):
             )
         rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
         latents = latents.astype(np.float32, copy=False)
-        tile_rows = tiling.cached_rows(self.n_features, batch_rows)
+        tile_rows = tiling.cached_rows(self.n_features, batch_size)
         multiple = tiling.padded_to(self._widths)
 
         def work(part: slice) -> None:
@@ -235,7 +235,7 @@ class VAE(nn.Module):
         return rows
 
     def score_rows(
-        self, rows: Rows, noise: npt.NDArray[np.float32] | None = None, batch_rows: int = 2048
+        self, rows: Rows, noise: npt.NDArray[np.float32] | None = None, batch_size: int = 2048
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return reconstruction and KL per row, each (n,), in nats.
 
@@ -246,7 +246,7 @@ class VAE(nn.Module):
         terms = np.empty((2, len(rows)), np.float32)
         with inference():
             for (part, tile), (_, draw) in zip(
-                tiling.tiles(rows, batch_rows), tiling.tiles(draws, batch_rows), strict=True
+                tiling.tiles(rows, batch_size), tiling.tiles(draws, batch_size), strict=True
             ):
                 both = torch.stack(self(tile, draw))
                 terms[:, part] = both[:, : part.stop - part.start].numpy(force=True)

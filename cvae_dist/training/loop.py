@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,6 +15,7 @@ from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, Tra
 from cvae_dist.errors import InvalidInput, SettingsChanged, TrainingDiverged
 from cvae_dist.events import Event, EventKind, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
+from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Lease, Location, Moments, RowStore
@@ -489,15 +490,9 @@ _ENDINGS: dict[StoppedBecause, str] = {
 }
 
 
-@contextlib.contextmanager
-def _threads(work: int) -> Iterator[None]:
+def _threads(work: int) -> contextlib.AbstractContextManager[None]:
     """Compute small steps on one thread: several would wait for each other, long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if work >= _SHARED_WORK else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(torch.get_num_threads() if work >= _SHARED_WORK else 1)
 
 
 def _known(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from cvae_dist.config import ComputePrecision, ModelConfig, TrainConfig
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import kernels, tiling
 from cvae_dist.model.kernels import computing_in
+from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments
 
@@ -85,26 +86,31 @@ def test_a_latent_does_not_depend_on_how_many_rows_a_cache_holds(
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_latent_does_not_depend_on_the_number_of_threads(rows: np.ndarray, precision: ComputePrecision) -> None:
     vae = build(rows, **WIDE)
-    before = torch.get_num_threads()
     latents = []
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        latents.append(np.concatenate([vae.embed_rows(rows[:n], precision=precision) for n in (1, 500, 3000)]))
-        assert torch.get_num_threads() == threads
-    torch.set_num_threads(before)
+        with torch_threads(threads):
+            latents.append(np.concatenate([vae.embed_rows(rows[:n], precision=precision) for n in (1, 500, 3000)]))
+            assert torch.get_num_threads() == threads
     np.testing.assert_array_equal(latents[1], latents[0])
     np.testing.assert_array_equal(latents[2], latents[0])
+
+
+def test_with_one_thread_the_number_of_threads_is_left_alone(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = build(rows)
+    latents = vae.embed_rows(rows)
+    with torch_threads(1), monkeypatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda count: pytest.fail("a task sets the number of threads"))
+        np.testing.assert_array_equal(vae.embed_rows(rows), latents)
+        np.testing.assert_array_equal(vae.decode_rows(latents[:9]), vae.decode_rows(latents)[:9])
 
 
 def test_what_fails_on_another_thread_is_raised(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = build(rows)
     monkeypatch.setattr(vae, "_latents_of", lambda hidden: 1 / 0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with pytest.raises(ZeroDivisionError):
-        vae.embed_rows(rows)
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        with pytest.raises(ZeroDivisionError):
+            vae.embed_rows(rows)
+        assert torch.get_num_threads() == 2
 
 
 def test_bf16_is_close_to_float32_and_not_the_same(rows: np.ndarray) -> None:
@@ -168,6 +174,8 @@ def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.nd
 def test_without_fused_products_latents_are_close_and_depend_on_no_company_either(
     rows: np.ndarray, precision: ComputePrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if precision == "bf16" and not kernels._HAS_FUSED_BFLOAT16:
+        pytest.skip("nothing is fused in bf16 on this processor")
     vae = build(rows, dim_latent=5, cells_encoder=(256, 256, 5), residual_blocks=1, iaf_flow_length=5)
     fused = vae.embed_rows(rows, precision=precision)
     for name in ("_HAS_FUSED", "_HAS_FUSED_BFLOAT16"):
@@ -186,7 +194,7 @@ def test_a_decoded_row_does_not_depend_on_its_company(rows: np.ndarray, settings
     whole = vae.decode_rows(latents)
     np.testing.assert_array_equal(vae.decode_rows(latents[5:6]), whole[5:6])
     np.testing.assert_array_equal(vae.decode_rows(latents[61:94]), whole[61:94])
-    np.testing.assert_array_equal(vae.decode_rows(latents, batch_rows=100), whole)
+    np.testing.assert_array_equal(vae.decode_rows(latents, batch_size=100), whole)
 
 
 def test_the_seed_decides_the_weights_and_nothing_else(rows: np.ndarray) -> None:
@@ -243,7 +251,7 @@ def test_terms_match_a_float64_computation_by_hand(rows: np.ndarray) -> None:
 def test_scores_are_the_terms_of_the_forward_pass(rows: np.ndarray) -> None:
     vae = build(rows)
     noise = np.random.default_rng(1).normal(size=(37, 2)).astype(np.float32)
-    reconstruction, kl = vae.score_rows(rows[:37], noise, batch_rows=16)
+    reconstruction, kl = vae.score_rows(rows[:37], noise, batch_size=16)
     expected = vae(torch.from_numpy(rows[:37]), torch.from_numpy(noise))
     np.testing.assert_allclose(reconstruction, expected[0].detach(), rtol=1e-5)
     np.testing.assert_allclose(kl, expected[1].detach(), rtol=1e-5)
@@ -288,10 +296,10 @@ def test_rows_and_latents_of_another_width_are_refused(rows: np.ndarray) -> None
         vae.decode_rows(np.zeros((3, 3), np.float32))
 
 
-@pytest.mark.parametrize("batch_rows", [0, -1, 2.5, None, "a"])
-def test_batches_are_whole_numbers_of_rows(rows: np.ndarray, batch_rows: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"batches of {batch_rows!r} rows"):
-        build(rows).embed_rows(rows, batch_rows)
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, None, "a"])
+def test_batches_are_whole_numbers_of_rows(rows: np.ndarray, batch_size: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"batches of {batch_size!r} rows"):
+        build(rows).embed_rows(rows, batch_size)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
