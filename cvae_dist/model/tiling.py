@@ -18,6 +18,9 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.model.threads import side_by_side
 
 Rows = npt.NDArray[np.generic]  # values, (n, width), of any real dtype
+Floats = npt.NDArray[np.float32]
+
+BATCH_SIZE = 2048  # rows computed at once, by default
 
 # A matrix kernel treats all rows alike when there are at least this many; for a single row there is another kernel.
 _FEWEST = 16
@@ -56,6 +59,18 @@ def tiles(rows: Rows, batch_size: int, multiple: int = _VECTORS) -> Iterator[tup
     """
     for part in _parts(len(rows), _checked(batch_size)):
         yield part, padded(rows[part], multiple)
+
+
+def by_tiles(
+    function: Callable[..., Tensor], batch_size: int, *arrays: Rows
+) -> Iterator[tuple[slice, npt.NDArray[np.generic]]]:
+    """Yield, tile by tile, a slice of the rows and what ``function`` makes of them, one value or more a row.
+
+    ``arrays``, (n, width) each, are the arguments of ``function``: a tile of each.
+    """
+    for part in _parts(len(arrays[0]), _checked(batch_size)):
+        computed = function(*(padded(array[part], _VECTORS) for array in arrays))
+        yield part, computed[: part.stop - part.start].numpy(force=True)
 
 
 def padded(rows: Rows, multiple: int) -> Tensor:

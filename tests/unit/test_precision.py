@@ -64,10 +64,10 @@ def test_timing_leaves_the_model_as_it_was(vae: VAE) -> None:
 
 def test_bf16_changes_digits_of_the_terms_but_not_their_type_or_meaning(vae: VAE) -> None:
     rows, noise = torch.from_numpy(ROWS), torch.zeros(600, 2)
-    exact = vae(rows, noise)
+    exact = vae(rows, noise)[:2]
     with computing_in(torch.bfloat16):
-        short = vae(rows, noise)
-    again = vae(rows, noise)
+        short = vae(rows, noise)[:2]
+    again = vae(rows, noise)[:2]
     for one, other, third in zip(exact, short, again, strict=True):
         assert other.dtype == torch.float32
         assert not torch.equal(one, other), "nothing was computed in bfloat16"

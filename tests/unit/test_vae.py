@@ -45,6 +45,13 @@ SHAPES = {
     "even widths, flow in two dimensions": {"dim_latent": 2, "cells_encoder": (512, 128), "iaf_flow_length": 5},
     "odd widths, few outputs": {"dim_latent": 3, "cells_encoder": (37, 33), "iaf_flow_length": 5},
     "few and odd": {"dim_latent": 5, "cells_encoder": (33, 6, 5), "residual_blocks": 1},
+    "flow of odd widths": {
+        "dim_latent": 3,
+        "cells_encoder": (64, 48),
+        "iaf_flow_length": 5,
+        "iaf_context": 33,
+        "iaf_cells": 37,
+    },
     "one output": {"dim_latent": 1, "cells_encoder": (35,)},
     "no cells": {"dim_latent": 2, "cells_encoder": ()},
     "wide": WIDE | {"dim_latent": 5},
@@ -163,8 +170,7 @@ def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.nd
     for context in (nullcontext(), computing_in(torch.float32)):
         vae.zero_grad()
         with context:
-            terms = vae(x, noise)
-        sum(terms).sum().backward()
+            vae(x, noise).negative_elbo.sum().backward()
         gradients.append([weight.grad.clone() for weight in vae.parameters() if weight.grad is not None])
     for plain, fast in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
@@ -217,9 +223,10 @@ def test_terms_and_gradients_are_finite(rows: np.ndarray, likelihood: str, scale
     assert (vae.flow is not None) == (dim_latent > 2)
     far = np.concatenate([scaled[:50], scaled[:50] * 1e4])
     noise = torch.randn(100, dim_latent, generator=torch.Generator().manual_seed(0))
-    reconstruction, kl = vae(torch.from_numpy(far), noise)
-    assert reconstruction.shape == kl.shape == (100,)
-    (reconstruction + kl).sum().backward()
+    terms = vae(torch.from_numpy(far), noise)
+    assert terms.reconstruction.shape == terms.kl.shape == (100,)
+    assert terms.latents.shape == (100, dim_latent)
+    terms.negative_elbo.sum().backward()
     gradients = [weight.grad for weight in vae.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient is not None and gradient.any() for gradient in gradients)
@@ -242,9 +249,12 @@ def test_terms_match_a_float64_computation_by_hand(rows: np.ndarray) -> None:
     latent = mean + np.exp(logvar / 2) * noise
     output = linear(silu(linear(latent, "decoder.body.0")), "decoder.output")
     nll = 0.5 * ((standardised - output) ** 2 + np.log(2 * np.pi)).sum(axis=1)
-    reconstruction, kl = vae(torch.from_numpy(x), torch.from_numpy(noise))
-    np.testing.assert_allclose(reconstruction.detach(), nll, rtol=1e-5)
-    np.testing.assert_allclose(kl.detach(), 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1), rtol=1e-4)
+    terms = vae(torch.from_numpy(x), torch.from_numpy(noise))
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1)
+    np.testing.assert_allclose(terms.reconstruction.detach(), nll, rtol=1e-5)
+    np.testing.assert_allclose(terms.kl.detach(), kl, rtol=1e-4)
+    np.testing.assert_allclose(terms.negative_elbo.detach(), nll + kl, rtol=1e-5)
+    np.testing.assert_allclose(terms.latents.detach(), latent, atol=1e-5)
     np.testing.assert_allclose(vae.embed_rows(x), mean, atol=1e-5)
 
 
@@ -253,8 +263,8 @@ def test_scores_are_the_terms_of_the_forward_pass(rows: np.ndarray) -> None:
     noise = np.random.default_rng(1).normal(size=(37, 2)).astype(np.float32)
     reconstruction, kl = vae.score_rows(rows[:37], noise, batch_size=16)
     expected = vae(torch.from_numpy(rows[:37]), torch.from_numpy(noise))
-    np.testing.assert_allclose(reconstruction, expected[0].detach(), rtol=1e-5)
-    np.testing.assert_allclose(kl, expected[1].detach(), rtol=1e-5)
+    np.testing.assert_allclose(reconstruction, expected.reconstruction.detach(), rtol=1e-5)
+    np.testing.assert_allclose(kl, expected.kl.detach(), rtol=1e-5)
 
 
 def test_decoding_starts_around_the_mean_row(rows: np.ndarray) -> None:
@@ -353,7 +363,7 @@ def test_the_latent_is_the_mean_pushed_through_the_flow(rows: np.ndarray) -> Non
     with torch.no_grad():
         mean, _ = vae.encode(x)
         latent = vae.embed(x)
-        reconstruction, _ = vae(x, torch.zeros(9, 4))
+        reconstruction = vae(x, torch.zeros(9, 4)).reconstruction
         expected = vae.likelihood.negative_log_likelihood(vae.decoder(latent), vae.scaling(x))
     assert (mean - latent).abs().max() > 0.01
     torch.testing.assert_close(reconstruction, expected)
@@ -367,7 +377,7 @@ def test_the_terms_are_the_mean_of_the_log_weights(rows: np.ndarray, length: int
     x = torch.from_numpy(rows[:1]).expand(20_000, 50)
     noise = torch.randn(len(x), 3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = vae.log_weights(x, noise) + sum(vae(x, noise))
+        difference = vae.log_weights(x, noise) + vae(x, noise).negative_elbo
     error = difference.std().item() / len(x) ** 0.5
     assert 0 < error < 0.05
     assert abs(difference.mean().item()) < 5 * error
@@ -378,10 +388,10 @@ def test_without_a_kl_term_it_is_an_autoencoder(rows: np.ndarray) -> None:
     assert vae.flow is None
     x = torch.from_numpy(rows[:9])
     first, second = vae(x, torch.zeros(9, 4)), vae(x, torch.ones(9, 4))
-    torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)
-    assert not first[1].any()
-    assert not second[1].any()
-    first[0].sum().backward()
+    torch.testing.assert_close(first.reconstruction, second.reconstruction, rtol=0, atol=0)
+    assert not first.kl.any()
+    assert not second.kl.any()
+    first.reconstruction.sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in vae.parameters())
 
 
