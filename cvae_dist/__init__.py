@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from cvae_dist.verbs.decode import decode
     from cvae_dist.verbs.embed import embed
     from cvae_dist.verbs.fit_prior import fit_prior
+    from cvae_dist.verbs.info import info
     from cvae_dist.verbs.ingest import ingest
     from cvae_dist.verbs.sample import sample
     from cvae_dist.verbs.score import score
-    from cvae_dist.verbs.verify import info, verify
+    from cvae_dist.verbs.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,7 +58,7 @@ _HOME = {
     "decode": "cvae_dist.verbs.decode",
     "embed": "cvae_dist.verbs.embed",
     "fit_prior": "cvae_dist.verbs.fit_prior",
-    "info": "cvae_dist.verbs.verify",
+    "info": "cvae_dist.verbs.info",
     "ingest": "cvae_dist.verbs.ingest",
     "load_model": "cvae_dist.model.directory",
     "run": "cvae_dist.pipeline",

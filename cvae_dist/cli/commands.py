@@ -295,7 +295,7 @@ def info(url: str, /, *, shared: Local = Output()) -> None:
     url
         Zarr store or directory of a model.
     """
-    from cvae_dist.verbs.verify import info
+    from cvae_dist.verbs.info import info
 
     with shared.report() as report:
         described(report, info(url, storage_options=shared.storage_options))

@@ -13,12 +13,12 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from cvae_dist.errors import NotFitted
-from cvae_dist.model.directory import is_finished, load_model, read_description
+from cvae_dist.model.directory import load_model
+from cvae_dist.model.files import FEATURE_NAMES, HISTORY, is_finished, read_description
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location
 from cvae_dist.training.history import History, Record
 
-_NAMES = "feature_names.json"
 _RESTORED = ("model_", "history_", "item_shape_", "n_features_in_")
 
 
@@ -72,16 +72,16 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         self.n_features_in_ = self.model_.n_features
         lineage = read_description(place)["lineage"]
         self.item_shape_ = tuple(lineage.get("item_shape") or (self.n_features_in_,))
-        self.history_ = History.read(place / "history.jsonl").records
-        if (place / _NAMES).exists():
-            self.feature_names_in_ = np.array(json.loads((place / _NAMES).read()), dtype=object)
+        self.history_ = History.read(place / HISTORY).records
+        if (place / FEATURE_NAMES).exists():
+            self.feature_names_in_ = np.array(json.loads((place / FEATURE_NAMES).read()), dtype=object)
 
     def _keep_feature_names(self) -> None:
         """Write the names of the features beside the model, so that a restored one checks them too."""
         if hasattr(self, "feature_names_in_"):
-            (self._place() / _NAMES).write(json.dumps(list(self.feature_names_in_)).encode())
+            (self._place() / FEATURE_NAMES).write(json.dumps(list(self.feature_names_in_)).encode())
         else:
-            (self._place() / _NAMES).delete()
+            (self._place() / FEATURE_NAMES).delete()
 
     def __sklearn_is_fitted__(self) -> bool:
         if "model_" in vars(self):

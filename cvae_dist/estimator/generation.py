@@ -16,7 +16,8 @@ from cvae_dist.estimator.fitted import ModelNotTrained
 from cvae_dist.estimator.inference import Inference
 from cvae_dist.estimator.inputs import as_invalid_input, native
 from cvae_dist.model import sampling
-from cvae_dist.model.directory import is_finished, load_prior, save_prior
+from cvae_dist.model.directory import load_prior, save_prior
+from cvae_dist.model.files import is_finished
 from cvae_dist.model.prior import MAX_FITTED_ROWS, Prior, PriorName, check_name, fit_prior
 from cvae_dist.model.sampling import Interpolation
 

@@ -14,7 +14,8 @@ import torch
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, SettingsChanged, TrainingDiverged
 from cvae_dist.events import Event, EventKind, OnEvent, ignore
-from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description, save_model
+from cvae_dist.model.directory import delete_model, load_model, save_model
+from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS, WEIGHTS, is_finished, read_description
 from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE, decide
@@ -34,7 +35,6 @@ from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation, affordable_count
 
 _STAGE = "train"
-_CHECKPOINTS, _HISTORY, _LOGS = "checkpoints", "history.jsonl", "logs"
 _SECONDS_BETWEEN_EVENTS = 0.5
 _SHARED_WORK = 30_000_000  # multiply-adds of a step from which a second thread gains more than it waits
 
@@ -215,8 +215,8 @@ def _digest(moments: Moments, validation: Reader | None) -> str:
 def _discard(place: Location) -> None:
     """Delete what an earlier training left; first what makes it a model, then what makes it resumable."""
     delete_model(place)
-    Checkpoints(place / _CHECKPOINTS).clear()
-    for name in (_HISTORY, _LOGS):
+    Checkpoints(place / CHECKPOINTS).clear()
+    for name in (HISTORY, LOGS):
         (place / name).delete()
 
 
@@ -225,9 +225,9 @@ def _require_ours(place: Location) -> None:
     if is_finished(place):
         read_description(place)
         return
-    checkpoints = Checkpoints(place / _CHECKPOINTS)
-    ours = checkpoints.begun or (place / _HISTORY).exists()  # a killed run may have left weights alone beside it
-    if (checkpoints.foreign() and not checkpoints.begun) or ((place / "model.safetensors").exists() and not ours):
+    checkpoints = Checkpoints(place / CHECKPOINTS)
+    ours = checkpoints.begun or (place / HISTORY).exists()  # a killed run may have left weights alone beside it
+    if (checkpoints.foreign() and not checkpoints.begun) or ((place / WEIGHTS).exists() and not ours):
         raise InvalidInput(
             f"{place} holds files that cvae-dist did not write where a training keeps its own. "
             "Nothing was changed; name another directory for the model"
@@ -237,7 +237,7 @@ def _require_ours(place: Location) -> None:
 def _finished(place: Location) -> Trained:
     """Return the finished training at ``place``, without what a longer one has recorded since."""
     figures = read_description(place)["lineage"]["figures"]
-    history = [record for record in History.read(place / _HISTORY).records if record["step"] <= figures["steps"]]
+    history = [record for record in History.read(place / HISTORY).records if record["step"] <= figures["steps"]]
     best_loss = math.inf if figures["validation_loss"] is None else figures["validation_loss"]
     return Trained(load_model(place), history, figures["steps"], figures["seconds"], best_loss, _made_with_at(place))
 
@@ -287,14 +287,14 @@ def _run(
     """Train from the last checkpoint, an earlier end or the start, to the end or an interruption."""
     config, reasons = _decide(data, config)
     made_with = _made_with(data, config)
-    checkpoints = Checkpoints(place / _CHECKPOINTS) if place else None
+    checkpoints = Checkpoints(place / CHECKPOINTS) if place else None
     state = _last_state(place, checkpoints, made_with, earlier) if place and checkpoints else None
     validation, excluded = _validation(data, config)
     sampler = Sampler(**state["sampler"]) if state else _plan(data.reader, config, len(excluded))
     vae = VAE.of(config, data.moments, data.reader.dtype, config.seed)
-    history = History(place / _HISTORY if place else None, _recorded(state, earlier))
+    history = History(place / HISTORY if place else None, _recorded(state, earlier))
     history.write()
-    logs = place / _LOGS if place and config.tb_logging else None
+    logs = place / LOGS if place and config.tb_logging else None
     first_step = int(history.records[-1]["step"]) + 1 if history.records else 0
     with (
         _threads(sum(weight.numel() for weight in vae.parameters()) * sampler.batch_size),

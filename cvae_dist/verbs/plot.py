@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
+from cvae_dist.model.files import HISTORY, read_description
 from cvae_dist.plot.figure import write_figure
 from cvae_dist.plot.grid import latent_grid
 from cvae_dist.plot.latents import scatter_latents
@@ -84,7 +85,7 @@ def plot_grid(
         Shape of one decoded row. Default: the shape of the items the model was trained on.
     """
     # Here, as the other pictures need no torch.
-    from cvae_dist.model.directory import load_model, read_description
+    from cvae_dist.model.directory import load_model
 
     vae = load_model(model, storage_options=storage_options)
     lineage = read_description(Location.of(model, storage_options))["lineage"]
@@ -113,7 +114,7 @@ def plot_loss(
     SourceNotFound
         There is no history: no model is there, or its training has not recorded anything yet.
     """
-    location = Location.of(model, storage_options) / "history.jsonl"
+    location = Location.of(model, storage_options) / HISTORY
     try:
         text = location.read().decode()
     except FileNotFoundError:

@@ -140,7 +140,7 @@ def measure(
     label : str
         Carried column with the classes; without it there is no neighbour accuracy.
     """
-    from cvae_dist.model.directory import read_description
+    from cvae_dist.model.files import read_description
     from cvae_dist.training.sampler import validation_rows
 
     lineage = read_description(Location.of(model, storage_options))["lineage"]
