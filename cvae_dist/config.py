@@ -41,6 +41,14 @@ class ModelConfig(BaseModel):
         description="Autoregressive steps of the posterior; 0: a Gaussian. "
         "Default: 5 for a Bernoulli likelihood and more than 2 latent dimensions, else 0.",
     )
+    iaf_context: Width | None = Field(
+        None, description="Values that tell the flow about the row. Default: 8 for each latent dimension, at most 64."
+    )
+    iaf_cells: Width | None = Field(
+        None,
+        description="Width of the hidden layer of every step of the flow. "
+        "Default: iaf_context, or twice dim_latent where that is more.",
+    )
     kl_weight: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Weight of the KL term; 0: a plain autoencoder, without noise."
     )

@@ -17,7 +17,7 @@ Command = Callable[..., int]
 
 plot = App(name="plot", help="Draw latents, the decoder's grid, the loss, or rows beside their reconstructions.")
 
-_COMMANDS = {**VERBS, "info": Verb("cvae_dist.verbs.verify", "info", ("url",), "url")}  # info is no stage of a pipeline
+_COMMANDS = {**VERBS, "info": Verb("cvae_dist.verbs.info", "info", ("url",), "url")}  # info is no stage of a pipeline
 for _name, _verb in _COMMANDS.items():
     _parent, _, _word = _name.rpartition(" ")
     (plot if _parent else app).command(f"{__name__}:{_name}", name=_word, help=_verb.summary)

@@ -7,7 +7,8 @@ import numpy as np
 
 from cvae_dist.cluster.process import kept
 from cvae_dist.errors import Corrupt, InvalidInput
-from cvae_dist.model.directory import load_model, load_prior, read_description
+from cvae_dist.model.directory import load_model, load_prior
+from cvae_dist.model.files import read_description
 from cvae_dist.model.prior import Prior, PriorName
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import ArrayLayout, Location, RowStore

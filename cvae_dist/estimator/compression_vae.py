@@ -71,6 +71,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         Distribution of a row given its latent; "auto": from the data. See :class:`~cvae_dist.config.ModelConfig`.
     loss : {"bce", "mse"}, optional
         Another name for the likelihood "bernoulli" (binary cross-entropy) or "gaussian_unit" (squared error).
+    iaf_context, iaf_cells : int, optional
+        Values that tell the flow about a row; width of the hidden layer of its steps. Default: from ``dim_latent``.
     kl_weight : float
         Weight of the KL term; 0: a plain autoencoder.
     residual_blocks : int, optional
@@ -123,6 +125,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     _: KW_ONLY
     likelihood: LikelihoodName = "auto"
     loss: Literal["bce", "mse"] | None = None
+    iaf_context: int | None = None
+    iaf_cells: int | None = None
     kl_weight: float = 1.0
     residual_blocks: int | None = None
     learning_rate: float | None = None

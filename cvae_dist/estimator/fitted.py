@@ -21,9 +21,9 @@ from cvae_dist.estimator.arrays import checked_latents
 from cvae_dist.estimator.inputs import GivenRows
 from cvae_dist.estimator.scoring import scores_by
 from cvae_dist.model.diagnosis import Diagnosis, diagnose
-from cvae_dist.model.directory import is_finished
 from cvae_dist.model.export import Direction, export_bytes
-from cvae_dist.model.networks import drawback
+from cvae_dist.model.files import is_finished
+from cvae_dist.model.kernels import drawback
 from cvae_dist.model.prior import Prior, PriorName, check_name
 from cvae_dist.model.sampling import Interpolation, posterior_draws_of_block, posterior_spread
 from cvae_dist.model.scoring import Score
@@ -98,7 +98,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         model = self._model()
         if told := drawback(precision):
             _LOGGER.warning(told)
-        compute: dict[str, Any] = {"batch_rows": batch_size, "precision": precision}
+        compute: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
         rows, latents = GivenRows(self, X), lazy.latents_of(model)
         means = rows.map(partial(model.embed_rows, **compute), latents, refuses_nan=True)
         return (means, rows.map(partial(posterior_spread, model, **compute), latents)) if return_std else means

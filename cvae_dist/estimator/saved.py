@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 
 from cvae_dist.errors import NotFitted
-from cvae_dist.model.directory import is_finished, load_model, load_prior, read_description, save_prior
+from cvae_dist.model.directory import load_model, load_prior, save_prior
+from cvae_dist.model.files import FEATURE_NAMES, HISTORY, is_finished, read_description
 from cvae_dist.model.prior import Prior, PriorName
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location
 from cvae_dist.training.history import History
-
-_NAMES = "feature_names.json"
 
 
 class ModelNotTrained(NotFitted, NotFittedError):  # type: ignore[misc]
@@ -39,21 +38,21 @@ def restored(place: Location) -> dict[str, Any]:
     item_shape = read_description(place)["lineage"].get("item_shape") or (model.n_features,)
     attributes = {
         "model_": model,
-        "history_": History.read(place / "history.jsonl").records,
+        "history_": History.read(place / HISTORY).records,
         "item_shape_": tuple(item_shape),
         "n_features_in_": model.n_features,
     }
-    if (place / _NAMES).exists():
-        attributes["feature_names_in_"] = np.array(json.loads((place / _NAMES).read()), dtype=object)
+    if (place / FEATURE_NAMES).exists():
+        attributes["feature_names_in_"] = np.array(json.loads((place / FEATURE_NAMES).read()), dtype=object)
     return attributes
 
 
 def keep_feature_names(place: Location, names: NDArray[Any] | None) -> None:
     """Write the names of the features beside the model, so that a restored estimator checks them too."""
     if names is None:
-        (place / _NAMES).delete()
+        (place / FEATURE_NAMES).delete()
     else:
-        (place / _NAMES).write(json.dumps(list(names)).encode())
+        (place / FEATURE_NAMES).write(json.dumps(list(names)).encode())
 
 
 def kept_prior(place: Location | None, name: PriorName) -> Prior | None:

@@ -1,6 +1,4 @@
-"""The model: pure torch, knows no data file and no cluster."""
+"""The model: networks, what they compute, and the directory that keeps them. It knows no cluster.
 
-from cvae_dist.model.directory import load_model, model_digest, save_model
-from cvae_dist.model.vae import VAE
-
-__all__ = ["VAE", "load_model", "model_digest", "save_model"]
+Only torch is needed to compute, and only :mod:`~cvae_dist.model.files` does without it.
+"""

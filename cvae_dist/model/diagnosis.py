@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cvae_dist.model import sampling, scoring
+from cvae_dist.model import sampling
 from cvae_dist.model.vae import VAE
 
 Vector = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def diagnose(vae: VAE, rows: npt.NDArray[np.generic]) -> Diagnosis:
         kl_per_dimension=(0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)).mean(axis=0),
         latent_variance=latents.astype(np.float64).var(axis=0),
         rate=kl,
-        distortion=reconstruction + scoring.log_volume(vae),
+        distortion=reconstruction + vae.likelihood.log_volume,
         squared_error=squared_error,
         explained=explained,
     )

@@ -1,4 +1,4 @@
-"""Reproducible draws: what a numbered row gets depends on a seed and on its number alone."""
+"""Reproducible draws: what a row gets depends on a seed and on its row number alone."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,17 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cvae_dist.model.networks import inference
+from cvae_dist.model.kernels import inference
 from cvae_dist.model.prior import Prior
+from cvae_dist.model.tiling import Floats
 from cvae_dist.model.vae import VAE
 
-Floats = npt.NDArray[np.float32]
-
-_BLOCK_ROWS = 1024  # rows that share one random generator, counted from row 0
+_BLOCK_ROWS = 1024  # rows, counted from row 0, that share one random generator
 
 
 def numbered_noise(start: int, stop: int, dim_latent: int, seed: int = 0) -> Floats:
-    """Return standard normal noise, (stop - start, dim_latent), of the rows ``start:stop``."""
+    """Return standard normal noise, (stop - start, dim_latent), for the rows ``start:stop``."""
     return np.concatenate([_normal(seed, block, dim_latent)[part] for part, block in _blocks(start, stop)])
 
 
@@ -30,14 +29,14 @@ def numbered_rows(
     ----------
     vae : VAE
     start, stop : int
-        Numbers of the rows.
+        Row numbers.
     seed : int
     temperature : float
         Scales the spread of the latents.
     noise : bool
-        Draw from the likelihood; False gives the mean row of each latent.
+        Draw from the likelihood. False gives the mean row of each latent.
     prior : Prior or None
-        Where latents are drawn; None: N(0, I).
+        What latents are drawn from; None: N(0, I).
     """
     drawn = []
     with inference():
@@ -60,7 +59,7 @@ def _noisy(vae: VAE, latents: Floats, seed: int, block: int) -> npt.NDArray[np.g
 
 
 def _blocks(start: int, stop: int) -> Iterator[tuple[slice, int]]:
-    """Yield the blocks that cover the rows: the part of each that is asked for, and its number."""
+    """Yield, for every block with rows of ``start:stop``, the slice of them in the block and the block's number."""
     for block in range(start // _BLOCK_ROWS, -(-stop // _BLOCK_ROWS)):
         first = block * _BLOCK_ROWS
         yield slice(max(0, start - first), stop - first), block

@@ -8,21 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cvae_dist.model.networks import few_columns, once, product
+from cvae_dist.config import Config, ModelConfig
+from cvae_dist.errors import InvalidInput
+from cvae_dist.model.kernels import few_columns, once, product
 from cvae_dist.model.scaling import Choice
 
 _DEFAULT_LENGTH = 5
 _MOST_WITHOUT_FLOW = 2
-_WIDTH, _WIDTH_PER_DIMENSION = 64, 8  # units; more gain no likelihood in two and four dimensions
+_MOST_CONTEXT, _CONTEXT_PER_DIMENSION = 64, 8  # values; more gain no likelihood in two and four dimensions
 _MAX_LOG_SCALE = 3.0
 _LAST_GAIN = 0.01  # of the last layer's weights: a new flow is the identity but for 1 %
 
 
 def choose_flow_length(requested: int | None, dim_latent: int, kl_weight: float, likelihood: str) -> Choice:
-    """Decide ``iaf_flow_length``: none where it cannot help, none by default where it costs more than it gains.
+    """Decide ``iaf_flow_length``. There is no flow where it cannot help, and none by default where it does not pay.
 
-    At equal computing time a flow gains nats with a Bernoulli likelihood, whose posteriors are wide, and loses some
-    with a learned sigma or up to two latent dimensions. The reason is empty where there is nothing to tell.
+    At equal computing time a flow gains nats with a Bernoulli likelihood, whose posteriors are wide. It loses some
+    with a learned sigma, and with one or two latent dimensions. The reason is empty where nobody asked for a flow.
     """
     if requested and dim_latent == 1:
         return Choice(0, "no flow: with one latent dimension it would leave the posterior a Gaussian")
@@ -37,47 +39,62 @@ def choose_flow_length(requested: int | None, dim_latent: int, kl_weight: float,
     )
 
 
-def context_width(dim_latent: int) -> int:
-    """Return how many values tell a flow about the row."""
-    return min(_WIDTH, _WIDTH_PER_DIMENSION * dim_latent)
+def with_flow_widths(config: Config) -> Config:
+    """Return the settings with ``iaf_context`` and ``iaf_cells`` filled in; None where there is no flow."""
+    if not config.iaf_flow_length:
+        return config.model_copy(update={"iaf_context": None, "iaf_cells": None})
+    context = config.iaf_context or min(_MOST_CONTEXT, _CONTEXT_PER_DIMENSION * config.dim_latent)
+    cells = config.iaf_cells or max(context, 2 * config.dim_latent)
+    return config.model_copy(update={"iaf_context": context, "iaf_cells": cells})
+
+
+def make_flow(config: ModelConfig, dim_hidden: int) -> "InverseAutoregressiveFlow | None":
+    """Return the flow that ``config`` describes, behind an encoder whose last layer is ``dim_hidden`` wide."""
+    if not config.iaf_flow_length:
+        return None
+    if config.iaf_context is None or config.iaf_cells is None:
+        raise InvalidInput("the widths of the flow must be decided before the model is built; see `decide`")
+    return InverseAutoregressiveFlow(
+        config.dim_latent, dim_hidden, config.iaf_flow_length, config.iaf_context, config.iaf_cells
+    )
 
 
 def _activated(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return ``silu(values @ weight.T + bias)``: in float32 while it learns, else in the type that is asked for."""
+    """Return ``silu(values @ weight.T + bias)``: in float32 where there are gradients, else as the context asks."""
     if torch.is_grad_enabled():
         return functional.silu(functional.linear(values.to(weight.dtype), weight, bias))
     return product(values, weight, bias, "swish")
 
 
 class AutoregressiveStep(nn.Module):
-    """One affine step whose shift and scale of coordinate j depend on the coordinates before j and the context.
+    """One affine step. Shift and scale of coordinate j depend on the context and on the coordinates before j.
 
-    A masked autoencoder with one hidden layer (Germain et al. 2015, arXiv:1502.03509). The masks are constants: no
-    parameters, and not in the state.
+    A masked autoencoder with one hidden layer (Germain et al. 2015, arXiv:1502.03509). The masks are constants, so
+    they are not in the state.
 
     Parameters
     ----------
-    dim_latent, dim_context : int
-        Widths of the latent and of what the encoder tells the flow.
+    dim_latent : int
+        Width of the latent.
+    dim_context : int
+        Width of the context: what the encoder tells the flow about the row.
+    cells : int
+        Width of the hidden layer.
     descending : bool
-        "Before" counts from the last coordinate.
+        Count from the last coordinate, so that "before" means a higher number.
     """
 
-    _hidden_mask: Tensor
-    _output_mask: Tensor
-
-    def __init__(self, dim_latent: int, dim_context: int, *, descending: bool) -> None:
+    def __init__(self, dim_latent: int, dim_context: int, cells: int, *, descending: bool) -> None:
         super().__init__()
-        width = max(context_width(dim_latent), 2 * dim_latent)
-        self.latent = nn.Linear(dim_latent, width)
-        self.context = nn.Linear(dim_context, width, bias=False)
-        self.output = nn.Linear(width, 2 * dim_latent)
+        self.latent = nn.Linear(dim_latent, cells)
+        self.context = nn.Linear(dim_context, cells, bias=False)
+        self.output = nn.Linear(cells, 2 * dim_latent)
         place = torch.arange(dim_latent)
         place = place.flip(0) if descending else place
-        seen = torch.arange(width) % dim_latent  # how many coordinates a hidden unit sees; 0: the context alone
+        seen = torch.arange(cells) % dim_latent  # how many coordinates a hidden unit sees; 0: the context alone
         hidden_mask, output_mask = seen[:, None] > place, place[:, None] >= seen
-        self.register_buffer("_hidden_mask", hidden_mask.to(torch.float32), persistent=False)
-        self.register_buffer("_output_mask", output_mask.repeat(2, 1).to(torch.float32), persistent=False)
+        self._hidden_mask = nn.Buffer(hidden_mask.to(torch.float32), persistent=False)
+        self._output_mask = nn.Buffer(output_mask.repeat(2, 1).to(torch.float32), persistent=False)
 
     def shift_and_log_scale(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return shift and log-scale, each (n, dim_latent), of latents (n, dim_latent) in contexts (n, dim_context)."""
@@ -88,7 +105,7 @@ class AutoregressiveStep(nn.Module):
         return shift, _MAX_LOG_SCALE * torch.tanh(raw / _MAX_LOG_SCALE)
 
     def _masked_weights(self) -> tuple[Tensor, Tensor]:
-        """Return the weights of the hidden layer, of context and latent, and of the output."""
+        """Return the weights of the hidden layer, for context and latent side by side, and of the output."""
         hidden = torch.cat([self.context.weight, self.latent.weight * self._hidden_mask], dim=-1)
         return hidden, self.output.weight * self._output_mask
 
@@ -98,7 +115,7 @@ class AutoregressiveStep(nn.Module):
         return torch.addcmul(shift, latent, log_scale.exp()), log_scale
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw normal weights of variance 1 / (inputs seen), and of nearly nothing for the last layer."""
+        """Draw normal weights of variance 1 / inputs; those of the last layer are nearly zero."""
         with torch.no_grad():
             for layer, gain in ((self.latent, 1.0), (self.context, 1.0), (self.output, _LAST_GAIN)):
                 layer.weight.normal_(0.0, gain / math.sqrt(layer.in_features), generator=generator)
@@ -117,13 +134,16 @@ class InverseAutoregressiveFlow(nn.Module):
         Width of the encoder's last layer.
     length : int
         Number of steps.
+    dim_context, cells : int
+        Widths of the context, and of the hidden layer of every step.
     """
 
-    def __init__(self, dim_latent: int, dim_hidden: int, length: int) -> None:
+    def __init__(self, dim_latent: int, dim_hidden: int, length: int, dim_context: int, cells: int) -> None:
         super().__init__()
-        width = context_width(dim_latent)
-        self.context = nn.Linear(dim_hidden, width)
-        steps = [AutoregressiveStep(dim_latent, width, descending=bool(index % 2)) for index in range(length)]
+        self.context = nn.Linear(dim_hidden, dim_context)
+        steps = [
+            AutoregressiveStep(dim_latent, dim_context, cells, descending=bool(index % 2)) for index in range(length)
+        ]
         self.steps = cast(Sequence[AutoregressiveStep], nn.ModuleList(steps))
 
     def forward(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +152,7 @@ class InverseAutoregressiveFlow(nn.Module):
         Parameters
         ----------
         latent : Tensor, shape (n, dim_latent)
-            Draws of the Gaussian the encoder gives.
+            Draws of the encoder's Gaussian.
         hidden : Tensor, shape (n, dim_hidden)
             The encoder's last layer.
 
@@ -163,19 +183,6 @@ class InverseAutoregressiveFlow(nn.Module):
 
     def _context(self, hidden: Tensor) -> Tensor:
         return _activated(hidden, self.context.weight, self.context.bias)
-
-    def inverse(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`forward` makes ``latent`` of, and the log-determinant there; dim_latent passes a step."""
-        context = self._context(hidden)
-        total = torch.zeros_like(latent[..., 0])
-        for step in reversed(self.steps):
-            before = latent
-            for _ in range(latent.shape[-1]):  # every pass settles one more coordinate
-                shift, log_scale = step.shift_and_log_scale(before, context)
-                before = (latent - shift) * torch.exp(-log_scale)
-            total = total + step.shift_and_log_scale(before, context)[1].sum(dim=-1)
-            latent = before
-        return latent, total
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw weights such that the flow is nearly the identity."""

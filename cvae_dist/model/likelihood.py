@@ -71,19 +71,45 @@ def _heavy_tailed_share(moments: Moments) -> float:
 
 
 class _Likelihood(nn.Module):
-    """What all have: which features vary."""
+    """What all have in common.
 
-    active: Tensor
+    Attributes
+    ----------
+    active : Tensor, shape (n_features,), float32
+        1 for features that vary, 0 for constant ones.
+    log_volume : float
+        log |dx / d standardised| in nats: what a density of standardised rows loses in the data's units. 0 for
+        Bernoulli features, whose likelihood is no density.
+    """
+
+    log_volume = 0.0
 
     def __init__(self, scaling: Scaling) -> None:
         super().__init__()
-        self.register_buffer("active", scaling.active.to(torch.float32), persistent=False)
+        self.active = nn.Buffer(scaling.active.to(torch.float32), persistent=False)
+
+    def entropy(self, rows: Tensor) -> Tensor:
+        """Return the least reconstruction term that each row can have, (n,) float64, in nats.
+
+        Zeros where it is the same for all rows. ``rows`` are (n, n_features) in data units.
+        """
+        return torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
 
 
 class _Location(_Likelihood):
-    """The decoder's output is the mean, or the median, of every feature in standardised units."""
+    """The decoder's output is the mean, or the median, of every feature in standardised units.
 
-    log_sigma: Tensor
+    Parameters
+    ----------
+    scaling : Scaling
+    log_sigma : Parameter or Buffer, shape () or (n_features,)
+        Logarithm of the scale of all features, or of each: learned, or given.
+    """
+
+    def __init__(self, scaling: Scaling, log_sigma: Tensor) -> None:
+        super().__init__(scaling)
+        self.log_sigma = log_sigma
+        self.log_volume = float(scaling.scale[scaling.active].log().sum())
 
     @property
     def sigma(self) -> Tensor:
@@ -107,11 +133,11 @@ class _Location(_Likelihood):
 
 
 class Gaussian(_Location):
-    """Independent normal features around the decoder's output with one learned sigma (Rybkin et al. 2021)."""
+    """Independent normal features around the decoder's output.
 
-    def __init__(self, scaling: Scaling) -> None:
-        super().__init__(scaling)
-        self.log_sigma = nn.Parameter(torch.zeros(()))
+    Their sigma is learned (Rybkin et al. 2021), one for all features or one for each. Or it is 1: then the
+    reconstruction term is half the squared error, and a constant.
+    """
 
     def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
         """Return -log p(row | output) per row, (n,), in nats of standardised units; all (n, n_features)."""
@@ -123,33 +149,15 @@ class Gaussian(_Location):
         return torch.normal(output, self.sigma.expand_as(output), generator=generator)
 
 
-class GaussianPerFeature(Gaussian):
-    """Independent normal features, each with its own learned sigma."""
-
-    def __init__(self, scaling: Scaling) -> None:
-        super().__init__(scaling)
-        self.log_sigma = nn.Parameter(torch.zeros(scaling.n_features))
-
-
-class GaussianUnit(Gaussian):
-    """Independent normal features of sigma 1: half the squared error, and a constant."""
-
-    def __init__(self, scaling: Scaling) -> None:
-        super().__init__(scaling)
-        del self.log_sigma
-        self.register_buffer("log_sigma", torch.zeros(()), persistent=False)
-
-
 class StudentT(_Location):
-    """Independent Student-t features around the decoder's output; one scale and one degrees of freedom, learned.
+    """Independent Student-t features around the decoder's output, with a scale and degrees of freedom.
 
-    The degrees of freedom stay within 1 (Cauchy) and 1000 (all but normal). ``mean`` is the location: the median, and
-    the mean where that exists.
+    All features share both, and both are learned. The degrees of freedom stay between 1 (Cauchy) and 1000 (all but
+    normal). ``mean`` is the location: the median, and the mean where that exists.
     """
 
     def __init__(self, scaling: Scaling) -> None:
-        super().__init__(scaling)
-        self.log_sigma = nn.Parameter(torch.zeros(()))
+        super().__init__(scaling, nn.Parameter(torch.zeros(())))
         self.log_dof = nn.Parameter(torch.tensor(math.log(_FIRST_DOF)))
 
     @property
@@ -174,15 +182,14 @@ class StudentT(_Location):
 class _Share(_Likelihood):
     """The decoder gives a logit for every feature's place between the bounds of the data."""
 
-    slope: Tensor
-    offset: Tensor
-
     def __init__(self, scaling: Scaling) -> None:
         super().__init__(scaling)
-        width = scaling.high - scaling.low
-        width = torch.where(width > 0, width, 1.0)
-        self.register_buffer("slope", (scaling.scale / width).to(torch.float32), persistent=False)
-        self.register_buffer("offset", ((scaling.center - scaling.low) / width).to(torch.float32), persistent=False)
+        self._low, self._width = (
+            nn.Buffer(bound, persistent=False) for bound in (scaling.low, scaling.high - scaling.low)
+        )
+        width = torch.where(self._width > 0, self._width, 1.0)
+        self.slope = nn.Buffer((scaling.scale / width).to(torch.float32), persistent=False)
+        self.offset = nn.Buffer(((scaling.center - scaling.low) / width).to(torch.float32), persistent=False)
 
     def _share(self, standardised: Tensor) -> Tensor:
         return torch.addcmul(self.offset, standardised, self.slope).clamp(0, 1)
@@ -192,7 +199,11 @@ class _Share(_Likelihood):
 
 
 class Bernoulli(_Share):
-    """Independent Bernoulli features; the decoder gives logits; values within (0, 1) count as shares."""
+    """Independent Bernoulli features. A value between the bounds counts as a share of both.
+
+    The reconstruction term is the binary cross-entropy. For shares it is never below their own entropy, so a model
+    that knows everything about a grey row still calls it improbable.
+    """
 
     def initial_output(self) -> Tensor:
         """Return the logits, (n_features,), of the mean row."""
@@ -202,6 +213,12 @@ class Bernoulli(_Share):
         """Return -log p(row | logits) per row, (n,), in nats; arguments (n, n_features)."""
         entropy = functional.binary_cross_entropy_with_logits(output, self._share(standardised), reduction="none")
         return (entropy * self.active).sum(dim=-1)
+
+    def entropy(self, rows: Tensor) -> Tensor:
+        """Return the entropy of the rows' shares, (n,) float64, in nats; rows (n, n_features) in data units."""
+        share = ((rows.to(torch.float64) - self._low) / self._width).clamp(0, 1)
+        each: Tensor = (torch.special.entr(share) + torch.special.entr(1 - share)) * self.active
+        return each.sum(dim=-1)
 
     def mean(self, output: Tensor) -> Tensor:
         """Return the mean row in standardised units, (n, n_features)."""
@@ -215,9 +232,13 @@ class Bernoulli(_Share):
 class ContinuousBernoulli(_Share):
     """Independent continuous Bernoulli features (Loaiza-Ganem and Cunningham 2019, arXiv:1907.06845).
 
-    The density of a share s in [0, 1] is proportional to exp(logit * s): that of the bounded interval, of which the
-    cross-entropy of grey values is not a density.
+    The density of a share s in [0, 1] is proportional to exp(logit * s). Unlike the cross-entropy of grey values, it
+    is a density of the bounded interval.
     """
+
+    def __init__(self, scaling: Scaling) -> None:
+        super().__init__(scaling)
+        self.log_volume = float(self._width.log() * scaling.active.sum())
 
     def initial_output(self) -> Tensor:
         """Return the logits, (n_features,), of the mean row."""
@@ -269,9 +290,9 @@ def mean_share(logit: Tensor) -> Tensor:
 Likelihood = Gaussian | StudentT | Bernoulli | ContinuousBernoulli
 
 _LIKELIHOODS: dict[LikelihoodName, Callable[[Scaling], Likelihood]] = {
-    "gaussian": Gaussian,
-    "gaussian_per_feature": GaussianPerFeature,
-    "gaussian_unit": GaussianUnit,
+    "gaussian": lambda scaling: Gaussian(scaling, nn.Parameter(torch.zeros(()))),
+    "gaussian_per_feature": lambda scaling: Gaussian(scaling, nn.Parameter(torch.zeros(scaling.n_features))),
+    "gaussian_unit": lambda scaling: Gaussian(scaling, nn.Buffer(torch.zeros(()), persistent=False)),
     "student_t": StudentT,
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,

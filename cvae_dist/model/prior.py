@@ -1,4 +1,4 @@
-"""Priors fitted to the latents of rows: draws come from where latents really lie, not from all of N(0, I)."""
+"""Priors fitted to the latents of rows: draws come from where latents lie, not from all of N(0, I)."""
 
 import copy
 import math
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from cvae_dist.errors import InvalidInput, MissingExtra
+from cvae_dist.model.tiling import Floats
 
 PriorName = Literal["mixture", "flow"]
-Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
+Architecture = dict[str, Any]  # every number that decides the shape of a weight, as zuko calls it
 
-MAX_FITTED_ROWS = 20_000  # that priors are fitted to: more tell them little
+MAX_FITTED_ROWS = 20_000  # more tell a prior little
 
+_ARCHITECTURE: Architecture = {"transforms": 4, "passes": 2, "hidden_features": [64, 64], "bins": 8}
 _BATCH = 256
 _RATE = 1e-3
 _MAX_STEPS, _TEST_EVERY, _PATIENCE = 3000, 50, 300
-_HELD_OUT = 10  # one latent in so many says when the fit stops
+_HELD_OUT = 10  # one latent in so many is held out, to tell when the fit should stop
 _GRADIENT_NORM = 5.0
 
 
@@ -39,6 +41,8 @@ class Mixture:
     factors : (k, dim_latent, dim_latent) float64 array
         Lower Cholesky factors of the covariances.
     """
+
+    architecture: ClassVar[Architecture] = {}
 
     weights: Array
     means: Array
@@ -81,14 +85,20 @@ class Flow:
     """A neural spline flow (Durkan et al. 2019, arXiv:1906.04032) of standardised latents, from zuko.
 
     Its layers couple the halves of a latent, so that a draw costs no more than a density.
+
+    Parameters
+    ----------
+    center, scale : (dim_latent,) float32 array
+        Of the latents.
+    architecture : dict
+        Arguments of zuko's ``NSF``.
     """
 
-    architecture: ClassVar[dict[str, Any]] = {"transforms": 4, "passes": 2, "hidden_features": (64, 64)}
-
-    def __init__(self, center: Floats, scale: Floats) -> None:
+    def __init__(self, center: Floats, scale: Floats, architecture: Architecture) -> None:
+        self.architecture = architecture
         self._center = center
         self._scale = scale
-        self._network = _spline_flow(len(center), self.architecture)
+        self._network = _spline_flow(len(center), architecture)
 
     @classmethod
     def fit(cls, latents: Floats, random: np.random.RandomState) -> Self:
@@ -96,16 +106,16 @@ class Flow:
         scale = np.maximum(latents.std(axis=0), np.finfo(np.float32).tiny)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.randint(2**31)))
-            flow = cls(latents.mean(axis=0), scale)
+            flow = cls(latents.mean(axis=0), scale, _ARCHITECTURE)
         standardised = flow._standardised(latents[random.permutation(len(latents))])
         held_out = max(1, len(latents) // _HELD_OUT)
         _maximise_likelihood(flow._network, standardised[held_out:], standardised[:held_out], random)
         return flow
 
     @classmethod
-    def restored(cls, arrays: Arrays) -> Self:
-        """Return the flow of :meth:`arrays`."""
-        flow = cls(arrays["center"], arrays["scale"])
+    def restored(cls, arrays: Arrays, architecture: Architecture) -> Self:
+        """Return the flow of this architecture whose :meth:`arrays` these are."""
+        flow = cls(arrays["center"], arrays["scale"], architecture)
         weights = {name: torch.from_numpy(value) for name, value in arrays.items() if name not in ("center", "scale")}
         flow._network.load_state_dict(weights)
         return flow
@@ -153,13 +163,13 @@ def fit_prior(name: PriorName, latents: Floats, random: np.random.RandomState, n
     return Flow.fit(latents, random) if name == "flow" else Mixture.fit(latents, n_components, random)
 
 
-def restored(name: PriorName, arrays: Arrays) -> Prior:
-    """Return the prior of that name whose ``arrays()`` these are."""
-    return Flow.restored(arrays) if name == "flow" else Mixture(**arrays)
+def restored(name: PriorName, arrays: Arrays, architecture: Architecture) -> Prior:
+    """Return the prior of this name and architecture whose ``arrays()`` these are."""
+    return Flow.restored(arrays, architecture) if name == "flow" else Mixture(**arrays)
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no prior that is fitted."""
+    """Refuse a name that is not a fitted prior's."""
     if name not in ("mixture", "flow"):
         raise InvalidInput(f"prior={name!r} is unknown: choose 'normal', or a fitted one, 'mixture' or 'flow'")
 
@@ -170,7 +180,7 @@ def normal_log_density(latents: Floats) -> float:
     return float(-0.5 * (squares + latents.shape[1] * math.log(2 * math.pi)))
 
 
-def _spline_flow(dim_latent: int, architecture: dict[str, Any]) -> nn.Module:
+def _spline_flow(dim_latent: int, architecture: Architecture) -> nn.Module:
     try:
         from zuko.flows import NSF
     except ImportError as error:

@@ -6,14 +6,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import tiling
-from cvae_dist.model.networks import compute_dtype, inference
+from cvae_dist.model.kernels import compute_dtype, inference
+from cvae_dist.model.tiling import BATCH_SIZE, Floats, Rows
 from cvae_dist.model.vae import VAE
 
-Floats = npt.NDArray[np.float32]
 Interpolation = Literal["linear", "slerp"]
 
 _SPREAD_DRAWS = 64
@@ -26,56 +27,55 @@ def standard_normal(n: int, dim_latent: int, random: np.random.RandomState) -> F
     return draws
 
 
-def posterior_draws(
-    vae: VAE, rows: npt.NDArray[np.generic], k: int, random: np.random.RandomState, batch_rows: int = 2048
-) -> Floats:
+def posterior_draws(vae: VAE, rows: Rows, k: int, random: np.random.RandomState) -> Floats:
     """Return ``k`` draws of the posterior of each row, (n, k, dim_latent), of rows (n, n_features) in data units."""
     draws = np.empty((len(rows), k, vae.dim_latent), np.float32)
     for index in range(k):
         draws[:, index] = standard_normal(len(rows), vae.dim_latent, random)
     noises = draws.reshape(len(rows), k * vae.dim_latent)
+
+    def drawn(tile: Tensor, noise: Tensor) -> Tensor:
+        return torch.stack(list(vae.draws(tile, noise.reshape(len(noise), k, -1).unbind(1))), dim=1)
+
     with inference():
-        for (part, tile), (_, noise) in zip(
-            tiling.tiles(rows, batch_rows), tiling.tiles(noises, batch_rows), strict=True
-        ):
-            drawn = torch.stack(list(vae.draws(tile, noise.reshape(len(noise), k, -1).unbind(1))), dim=1)
-            draws[part] = drawn[: part.stop - part.start].numpy(force=True)
+        for part, latents in tiling.by_tiles(drawn, BATCH_SIZE, rows, noises):
+            draws[part] = latents
     return draws
 
 
-def posterior_draws_of_block(vae: VAE, rows: npt.NDArray[np.generic], k: int, seed: int) -> Floats:
+def posterior_draws_of_block(vae: VAE, rows: Rows, k: int, seed: int) -> Floats:
     """Return :func:`posterior_draws` that depend on ``seed`` and on these rows alone, wherever they are computed."""
     digest = hashlib.blake2b(np.ascontiguousarray(rows).data, digest_size=16, key=str(seed).encode()).digest()
     return posterior_draws(vae, rows, k, np.random.RandomState(np.frombuffer(digest, np.uint32)))
 
 
 def posterior_moments(
-    vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048, precision: ComputePrecision = "float32"
+    vae: VAE, rows: Rows, batch_size: int = BATCH_SIZE, precision: ComputePrecision = "float32"
 ) -> tuple[Floats, Floats]:
-    """Return mean and log-variance, each (n, dim_latent), of the posteriors' Gaussians (before a flow)."""
+    """Return mean and log-variance of the posteriors before a flow, each (n, dim_latent)."""
     moments = np.empty((2, len(rows), vae.dim_latent), np.float32)
+    tile_rows = tiling.cached_rows(vae.n_features, batch_size)
     with inference(compute_dtype(precision)):
-        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_rows)):
-            both = torch.stack(vae.encode(tile))
-            moments[:, part] = both[:, : part.stop - part.start].numpy(force=True)
+        for part, both in tiling.by_tiles(lambda tile: torch.stack(vae.encode(tile), dim=1), tile_rows, rows):
+            moments[:, part] = both.swapaxes(0, 1)
     return moments[0], moments[1]
 
 
 def posterior_spread(
-    vae: VAE, rows: npt.NDArray[np.generic], batch_rows: int = 2048, precision: ComputePrecision = "float32"
+    vae: VAE, rows: Rows, batch_size: int = BATCH_SIZE, precision: ComputePrecision = "float32"
 ) -> Floats:
-    """Return the posteriors' standard deviations, (n, dim_latent); behind a flow estimated from 64 draws.
+    """Return the posteriors' standard deviations, (n, dim_latent). Behind a flow they are estimated from 64 draws.
 
-    The draws are the same for all rows, so that a row's spread does not depend on its company.
+    The draws are the same for all rows, so the spread of a row does not depend on the others.
     """
-    if not vae.config.iaf_flow_length:
-        spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_rows, precision)[1])
+    if vae.flow is None:
+        spread: Floats = np.exp(0.5 * posterior_moments(vae, rows, batch_size, precision)[1])
         return spread
     random = np.random.RandomState(0)
     noises = torch.from_numpy(standard_normal(_SPREAD_DRAWS, vae.dim_latent, random))
     total = np.zeros((2, len(rows), vae.dim_latent))
     with inference(compute_dtype(precision)):
-        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_rows)):
+        for part, tile in tiling.tiles(rows, tiling.cached_rows(vae.n_features, batch_size)):
             for drawn in vae.draws(tile, (noise.expand(len(tile), -1) for noise in noises)):
                 exact = drawn[: part.stop - part.start].numpy(force=True).astype(np.float64)
                 total[:, part] += exact, exact**2
@@ -84,21 +84,21 @@ def posterior_spread(
     return deviation
 
 
-def decode_draws(vae: VAE, latents: Floats, seed: int, batch_rows: int = 2048) -> npt.NDArray[np.floating]:
+def decode_draws(vae: VAE, latents: Floats, seed: int) -> npt.NDArray[np.floating]:
     """Return one draw of p(x | z) for each latent: rows (n, n_features) in data units, the decoder's noise included."""
     generator = torch.Generator().manual_seed(seed)
     rows = np.empty((len(latents), vae.n_features), vae.scaling.restored_dtype)
     with inference():
-        for part, tile in tiling.tiles(latents, batch_rows):
-            rows[part] = vae.decode(tile, generator)[: part.stop - part.start].numpy(force=True)
+        for part, drawn in tiling.by_tiles(lambda tile: vae.decode(tile, generator), BATCH_SIZE, latents):
+            rows[part] = drawn
     return rows
 
 
 def between(start: Floats, end: Floats, n: int, kind: Interpolation) -> Floats:
     """Return ``n`` latents, (n, dim_latent), from ``start`` to ``end``, each (dim_latent,) and both included.
 
-    ``linear`` follows the straight line; ``slerp`` (Shoemake 1985) turns the direction evenly and changes the
-    length evenly, and so stays where a prior of many dimensions has its mass.
+    ``linear`` follows the straight line. ``slerp`` (Shoemake 1985) turns the direction and changes the length evenly,
+    so it stays where a prior of many dimensions has its mass.
 
     Raises
     ------

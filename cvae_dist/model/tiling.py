@@ -1,10 +1,11 @@
-"""Numpy rows as tensors, in tiles whose size does not change what a row becomes."""
+"""Rows as tensors, in tiles whose size does not change what becomes of a row.
 
-import contextvars
+Hidden state: :func:`keep_freed_memory` changes this process's allocator, once.
+"""
+
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from typing import Any
 
@@ -14,64 +15,86 @@ import torch
 from torch import Tensor
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.model.threads import side_by_side
 
-# Matrix kernels treat every row alike from a few rows on (a single row takes another kernel), and activations
-# all values but those beyond the last two full vectors of bfloat16.
+Rows = npt.NDArray[np.generic]  # values, (n, width), of any real dtype
+Floats = npt.NDArray[np.float32]
+
+BATCH_SIZE = 2048  # rows computed at once, by default
+
+# A matrix kernel treats all rows alike when there are at least this many; for a single row there is another kernel.
 _FEWEST = 16
-_VECTORS = 64  # values; as many rows end on them whatever the width of a layer
+_VECTORS = 64  # values. Activations treat alike all but those beyond the last two full vectors of bfloat16.
 _LEARNED_BYTES = 31 * 2**20
 _CACHED_BYTES = 3_200_000
-_FEWEST_ROWS = 256  # fewer would read the weights more often than the rows
+_FEWEST_ROWS = 256  # with fewer, reading the weights would take longer than reading the rows
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let this process keep what a tile or a training step frees for the next one.
+    """Let this process keep the memory that a tile or a training step frees, for the next one.
 
-    By default glibc returns it to the system and has every page of it zeroed anew, which can take a quarter of the
-    time. What it keeps is twice the largest block that it mapped and got back, up to 32 MB (mallopt(3)); this block is
-    never written, so it takes no memory itself.
+    By default glibc returns it to the system, and the system zeroes every page of it before it is used again. That can
+    take a quarter of the time. Glibc keeps up to twice the largest block that it has mapped and got back, 32 MB at most
+    (mallopt(3)). The block here is never written, so it takes no memory itself.
     """
     torch.empty(_LEARNED_BYTES, dtype=torch.uint8)
 
 
-def tensor_of(rows: npt.NDArray[np.generic]) -> Tensor:
-    """Return ``rows`` as a tensor of the same dtype, sharing memory where torch can."""
+def tensor_of(rows: Rows) -> Tensor:
+    """Return ``rows`` as a tensor of the same dtype. It shares their memory where torch can."""
     native = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
     return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
 def padded_to(widths: Iterable[int]) -> int:
-    """Return of what number of rows a tile must be a multiple where values are (n, width) for each of ``widths``."""
+    """Return the multiple that a tile's number of rows must be, for values (n, width) of each of ``widths``."""
     return max(_FEWEST, _VECTORS // math.gcd(_VECTORS, *widths))
 
 
-def tiles(rows: npt.NDArray[np.generic], batch_rows: int, multiple: int = _VECTORS) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows covered, tile); the last tile is padded with zero rows to a ``multiple``, see :func:`padded_to`."""
-    for part in _parts(len(rows), _checked(batch_rows)):
+def tiles(rows: Rows, batch_size: int, multiple: int = _VECTORS) -> Iterator[tuple[slice, Tensor]]:
+    """Yield every tile and the slice of ``rows`` that it begins with.
+
+    The last tile is padded with rows of zeros to a ``multiple``; see :func:`padded_to`.
+    """
+    for part in _parts(len(rows), _checked(batch_size)):
         yield part, padded(rows[part], multiple)
 
 
-def padded(rows: npt.NDArray[np.generic], multiple: int) -> Tensor:
-    """Return a tile of ``rows``, and of zero rows up to a ``multiple``."""
+def by_tiles(
+    function: Callable[..., Tensor], batch_size: int, *arrays: Rows
+) -> Iterator[tuple[slice, npt.NDArray[np.generic]]]:
+    """Yield, tile by tile, a slice of the rows and what ``function`` makes of them, one value or more a row.
+
+    ``arrays``, (n, width) each, are the arguments of ``function``: a tile of each.
+    """
+    for part in _parts(len(arrays[0]), _checked(batch_size)):
+        computed = function(*(padded(array[part], _VECTORS) for array in arrays))
+        yield part, computed[: part.stop - part.start].numpy(force=True)
+
+
+def padded(rows: Rows, multiple: int) -> Tensor:
+    """Return ``rows`` as a tile, with rows of zeros up to a ``multiple``."""
     missing = -len(rows) % multiple
     if missing:
         rows = np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)])
     return tensor_of(rows)
 
 
-def cached_rows(n_features: int, batch_rows: int) -> int:
-    """Return at most ``batch_rows`` rows of a tile: few enough that wide layers find them in a cache."""
-    return min(_checked(batch_rows), max(_FEWEST_ROWS, _CACHED_BYTES // (4 * n_features) // _VECTORS * _VECTORS))
+def cached_rows(n_features: int, batch_size: int) -> int:
+    """Return how many rows of a tile wide layers still find in a cache, at most ``batch_size``."""
+    return min(_checked(batch_size), max(_FEWEST_ROWS, _CACHED_BYTES // (4 * n_features) // _VECTORS * _VECTORS))
 
 
 def check_finite(rows: Tensor, standardised: Tensor) -> None:
-    """Refuse rows that hold NaN or infinity; it takes no time where ``standardised``, just computed, shows none.
+    """Refuse rows that hold NaN or infinity.
+
+    ``standardised``, the same rows just computed, are in a cache. Their sum shows whether to look closer.
 
     Raises
     ------
     InvalidInput
-        They hold some.
+        A value is not finite.
     """
     if not rows.is_floating_point() or math.isfinite(standardised.sum()):
         return
@@ -83,61 +106,33 @@ def check_finite(rows: Tensor, standardised: Tensor) -> None:
         )
 
 
-def _checked(batch_rows: int) -> int:
-    if not isinstance(batch_rows, Integral) or batch_rows < 1:
-        raise InvalidInput(f"batches of {batch_rows!r} rows cannot be computed; give a whole number from 1 on")
-    return batch_rows
+def _checked(batch_size: int) -> int:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise InvalidInput(f"batches of {batch_size!r} rows cannot be computed; give a whole number from 1 on")
+    return batch_size
 
 
-def on_all_threads(work: Callable[[slice], None], n_rows: int, batch_rows: int) -> None:
-    """Do ``work`` on parts of at most ``batch_rows`` rows, as many at a time as torch has threads, each on one thread.
+def on_all_threads(work: Callable[[slice], None], n_rows: int, batch_size: int) -> None:
+    """Do ``work`` on parts of at most ``batch_size`` rows, as many at a time as torch has threads.
 
-    It finds the context variables and the inference mode of the caller.
-
-    Threads that divide every single operation, as torch's do, wait for one another at its end: where another process
-    takes a core, ten times as long as the work takes. What one thread computes depends on no number of threads either.
+    See :func:`~cvae_dist.model.threads.side_by_side`.
     """
-    threads = torch.get_num_threads()
-    parts = list(_parts(n_rows, _even_rows(n_rows, threads, _checked(batch_rows))))
-    try:
-        torch.set_num_threads(1)
-        if threads == 1 or len(parts) < 2:
-            for part in parts:
-                work(part)
-            return
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                for done in [pool.submit(_in_this_context(work), part) for part in parts]:
-                    done.result()
-            finally:
-                pool.shutdown(cancel_futures=True)  # after an error or an interrupt nothing more is begun
-    finally:
-        torch.set_num_threads(threads)
+    even = _even_rows(n_rows, torch.get_num_threads(), _checked(batch_size))
+    side_by_side(work, list(_parts(n_rows, even)))
 
 
-def _in_this_context(work: Callable[[slice], None]) -> Callable[[slice], None]:
-    """Return ``work`` with the context variables and the inference mode that are this thread's now."""
-    context, mode = contextvars.copy_context(), torch.is_inference_mode_enabled()
-
-    def inherited(part: slice) -> None:
-        with torch.inference_mode(mode):
-            context.run(work, part)
-
-    return inherited
-
-
-def _even_rows(n_rows: int, threads: int, batch_rows: int) -> int:
-    """Return at most ``batch_rows`` rows of a part: as many that every thread gets as much work."""
+def _even_rows(n_rows: int, threads: int, batch_size: int) -> int:
+    """Return how many rows a part has, at most ``batch_size``, so that every thread gets as much work."""
     share = max(1, math.ceil(n_rows / threads))
-    even = math.ceil(share / math.ceil(share / batch_rows))
-    return min(batch_rows, max(_FEWEST_ROWS, even + -even % _VECTORS))
+    even = math.ceil(share / math.ceil(share / batch_size))
+    return min(batch_size, max(_FEWEST_ROWS, even + -even % _VECTORS))
 
 
-def _parts(n_rows: int, batch_rows: int) -> Iterator[slice]:
-    return (slice(start, min(start + batch_rows, n_rows)) for start in range(0, n_rows, batch_rows))
+def _parts(n_rows: int, batch_size: int) -> Iterator[slice]:
+    return (slice(start, min(start + batch_size, n_rows)) for start in range(0, n_rows, batch_size))
 
 
-def cast(rows: npt.NDArray[np.generic], dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+def cast(rows: Rows, dtype: np.dtype[np.generic]) -> Rows:
     """Return ``rows`` as ``dtype``; integers are rounded and kept within their range."""
     if not np.issubdtype(dtype, np.integer):
         return rows.astype(dtype, copy=False)

@@ -1,44 +1,63 @@
 """The variational autoencoder: rows in data units to latents and back."""
 
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cvae_dist.config import ComputePrecision, ModelConfig
+from cvae_dist.config import ComputePrecision, Config, ModelConfig
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import posterior, tiling
-from cvae_dist.model.flow import InverseAutoregressiveFlow, choose_flow_length
+from cvae_dist.model.flow import choose_flow_length, make_flow, with_flow_widths
+from cvae_dist.model.kernels import compute_dtype, inference
 from cvae_dist.model.likelihood import choose_likelihood, make_likelihood
-from cvae_dist.model.networks import Decoder, Encoder, compute_dtype, inference
+from cvae_dist.model.networks import Decoder, Encoder
 from cvae_dist.model.scaling import Scaling, choose_normalization
+from cvae_dist.model.tiling import BATCH_SIZE, Floats, Rows
 from cvae_dist.store.moments import Moments
 
-_OFTEN = 16  # tiles: for fewer, to lay the weights out takes longer than it saves
+_OFTEN = 16  # tiles: for fewer, laying the weights out takes longer than it saves
 _MAX_INPUT = 8.0  # in standardised units: what lies further out tells the encoder nothing new
-
-Rows = npt.NDArray[np.generic]
-Floats = npt.NDArray[np.floating]
 
 
 def decide(
-    config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], item_shape: tuple[int, ...]
-) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Return the model's settings with what follows from the statistics filled in, and the reasons."""
+    config: Config, moments: Moments, dtype: str | np.dtype[np.generic], item_shape: tuple[int, ...]
+) -> tuple[Config, tuple[str, ...]]:
+    """Return the settings with all that follows from the statistics filled in, and the reasons."""
     normalization = choose_normalization(config.feature_normalization, moments, dtype, item_shape)
     likelihood = choose_likelihood(config.likelihood, moments)
     flow = choose_flow_length(config.iaf_flow_length, config.dim_latent, config.kl_weight, str(likelihood.value))
-    settings = {name: getattr(config, name) for name in ModelConfig.model_fields}
     choices = {"feature_normalization": normalization, "likelihood": likelihood, "iaf_flow_length": flow}
-    decided = settings | {name: choice.value for name, choice in choices.items()}
-    return ModelConfig(**decided), tuple(choice.reason for choice in choices.values() if choice.reason)
+    decided = config.model_copy(update={name: choice.value for name, choice in choices.items()})
+    return with_flow_widths(decided), tuple(choice.reason for choice in choices.values() if choice.reason)
+
+
+class Terms(NamedTuple):
+    """What a row adds to the objective.
+
+    Attributes
+    ----------
+    reconstruction, kl : Tensor, shape (n,), float32
+        -log p(x | z) in standardised units, and KL(q(z | x) || p(z)), in nats.
+    latents : Tensor, shape (n, dim_latent), float32
+        The draw z of which these are the terms.
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+    latents: Tensor
+
+    @property
+    def negative_elbo(self) -> Tensor:
+        """Their sum per row, (n,), in nats."""
+        return self.reconstruction + self.kl
 
 
 class VAE(nn.Module):
-    """A variational autoencoder (Kingma and Welling 2014) over rows of ``n_features`` values in data units.
+    """A variational autoencoder (Kingma and Welling 2014) of rows of ``n_features`` values in data units.
 
     Parameters
     ----------
@@ -50,28 +69,25 @@ class VAE(nn.Module):
 
     def __init__(self, config: ModelConfig, scaling: Scaling) -> None:
         super().__init__()
-        cells = config.cells_encoder or ()
+        cells, blocks = config.cells_encoder or (), config.residual_blocks or 0
         self.config = config
         self.scaling = scaling
-        self.encoder = Encoder(scaling.n_features, cells, config.dim_latent, config.residual_blocks or 0)
-        self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features, config.residual_blocks or 0)
-        self.flow = (
-            InverseAutoregressiveFlow(config.dim_latent, [scaling.n_features, *cells][-1], config.iaf_flow_length)
-            if config.iaf_flow_length
-            else None
-        )
+        self.encoder = Encoder(scaling.n_features, cells, config.dim_latent, blocks)
+        self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features, blocks)
+        self.flow = make_flow(config, [scaling.n_features, *cells][-1])
         self.likelihood = make_likelihood(config.likelihood, scaling)
 
     @classmethod
     def of(cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0) -> Self:
         """Build an untrained model for data with these statistics; ``config`` comes from :func:`decide`."""
         own = ModelConfig(**{name: getattr(config, name) for name in ModelConfig.model_fields})
-        vae = cls(own, Scaling.of(moments, dtype, per_feature=bool(config.feature_normalization)))
+        scaling = Scaling.of(moments, dtype, per_feature=bool(config.feature_normalization))
+        vae = cls(with_flow_widths(own), scaling)
         vae.initialise(torch.Generator().manual_seed(seed))
         return vae
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw initial weights; nothing else than ``generator`` decides them."""
+        """Draw initial weights; nothing but ``generator`` decides them."""
         self.encoder.initialise(generator)
         self.decoder.initialise(generator, self.likelihood.initial_output())
         if self.flow is not None:
@@ -88,22 +104,24 @@ class VAE(nn.Module):
         return self.config.dim_latent
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance, each (n, dim_latent), of rows in data units: the posterior before the flow."""
+        """Return mean and log-variance of the posterior before the flow.
+
+        Each is (n, dim_latent), for rows (n, n_features) in data units.
+        """
         return self.encoder.moments(self._hidden_of(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the latents, (n, dim_latent) float32, of rows (n, n_features) in data units.
 
-        The mean of the posterior; with a flow, what the flow makes of the mean of its Gaussian.
+        A latent is the mean of the posterior. With a flow, it is what the flow makes of the mean of its Gaussian.
         """
         return self._latents_of(self._hidden_of(x))
 
-    def draw(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Return what standard normal ``noise``, (n, dim_latent), becomes: one draw of the posterior of each row."""
-        return next(self.draws(x, [noise]))
-
     def draws(self, x: Tensor, noises: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield :meth:`draw` of the same rows for each of ``noises``."""
+        """Yield one draw of the posterior of every row, (n, dim_latent), for each of ``noises``.
+
+        Each of ``noises`` is standard normal, (n, dim_latent).
+        """
         hidden = self._hidden_of(x)
         mean, logvar = self.encoder.moments(hidden)
         drawn = (posterior.draw(mean, logvar, noise) if self._is_variational else mean for noise in noises)
@@ -115,8 +133,8 @@ class VAE(nn.Module):
         chosen = self.likelihood.mean(output) if generator is None else self.likelihood.draw(output, generator)
         return self.scaling.restore(chosen)
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two terms of the negative ELBO per row.
+    def forward(self, x: Tensor, noise: Tensor) -> Terms:
+        """Return the terms of the negative ELBO.
 
         Parameters
         ----------
@@ -124,28 +142,25 @@ class VAE(nn.Module):
             Rows in data units, any real dtype.
         noise : Tensor, shape (n, dim_latent), float32
             Standard normal; zeros give the terms at the posterior mean.
-
-        Returns
-        -------
-        reconstruction, kl : Tensor, shape (n,), float32
-            -log p(x | z) in standardised units and KL(q(z | x) || p(z)), in nats.
         """
         standardised = self.scaling(x)
         hidden = self._hidden(standardised)
         mean, logvar = self.encoder.moments(hidden)
         drawn = posterior.draw(mean, logvar, noise) if self._is_variational else mean
-        latent, log_determinant = self._flow(drawn, hidden)
-        reconstruction = self.likelihood.negative_log_likelihood(self.decoder(latent), standardised)
+        latents, log_determinant = self._flow(drawn, hidden)
+        reconstruction = self.likelihood.negative_log_likelihood(self.decoder(latents), standardised)
         if not self._is_variational:
-            return reconstruction, torch.zeros_like(reconstruction)
-        if self.flow is None:
-            return reconstruction, posterior.kl_divergence(mean, logvar)
-        return reconstruction, posterior.flow_divergence(mean, logvar, drawn, latent, log_determinant)
+            kl = torch.zeros_like(reconstruction)
+        elif self.flow is None:
+            kl = posterior.kl_divergence(mean, logvar)
+        else:
+            kl = posterior.flow_divergence(mean, logvar, drawn, latents, log_determinant)
+        return Terms(reconstruction, kl, latents)
 
     def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Return log p(x, z) - log q(z | x) per row, (n,), in nats, at the z that ``noise``, (n, dim_latent), becomes.
+        """Return log p(x, z) - log q(z | x) per row, (n,), in nats, at the draw z that ``noise`` gives.
 
-        The mean of their exponentials over many draws is p(x) (Burda et al. 2015); arguments as for :meth:`forward`.
+        The mean of its exponential over many draws is p(x) (Burda et al. 2015). Arguments are those of :meth:`forward`.
         """
         standardised = self.scaling(x)
         hidden = self._hidden(standardised)
@@ -160,7 +175,7 @@ class VAE(nn.Module):
         return self.config.kl_weight > 0
 
     def _hidden(self, standardised: Tensor, *, in_place: bool = False) -> Tensor:
-        """Return what the encoder makes of standardised rows; they may be lost where that spares an array as wide."""
+        """Return the encoder's last layer; ``in_place`` overwrites the rows, which saves an array of their size."""
         clamp = standardised.clamp_ if in_place else standardised.clamp
         return self.encoder.hidden(clamp(-_MAX_INPUT, _MAX_INPUT))
 
@@ -177,14 +192,12 @@ class VAE(nn.Module):
         pushed, log_determinant = self.flow(latent, hidden)
         return pushed, log_determinant
 
-    def embed_rows(
-        self, rows: Rows, batch_rows: int = 16_384, precision: ComputePrecision = "float32"
-    ) -> npt.NDArray[np.float32]:
+    def embed_rows(self, rows: Rows, batch_size: int = 16_384, precision: ComputePrecision = "float32") -> Floats:
         """Return the latents, (n, dim_latent) float32, of ``rows``, (n, n_features), any real dtype.
 
-        A row's latent is the same, bit for bit, in whatever company and order it arrives and with whatever number of
-        threads (on one machine). With ``precision="bf16"`` it is faster and,
-        in the root mean square, within 1 % of the spread of the latents.
+        On one machine, a row's latent is bit for bit the same whatever the other rows, their order, ``batch_size`` and
+        the number of threads. With ``precision="bf16"`` it is computed faster, and its root-mean-square error is within
+        1 % of the spread of the latents.
 
         Raises
         ------
@@ -193,7 +206,7 @@ class VAE(nn.Module):
         """
         self._check_rows(rows)
         latents = np.empty((len(rows), self.dim_latent), np.float32)
-        tile_rows = tiling.cached_rows(self.n_features, batch_rows)
+        tile_rows = tiling.cached_rows(self.n_features, batch_size)
         multiple = tiling.padded_to((*self._widths, self.dim_latent))
 
         def work(part: slice) -> None:
@@ -205,16 +218,21 @@ class VAE(nn.Module):
             latents[part] = self._latents_of(torch.cat(hidden))[: part.stop - part.start].numpy(force=True)
 
         with inference(compute_dtype(precision), often=len(rows) > _OFTEN * tile_rows):
-            tiling.on_all_threads(work, len(rows), batch_rows)
+            tiling.on_all_threads(work, len(rows), batch_size)
         return latents
 
     def decode_rows(
-        self, latents: Floats, batch_rows: int = 2048, dtype: npt.DTypeLike | None = None
+        self, latents: npt.NDArray[np.floating], batch_size: int = BATCH_SIZE, dtype: npt.DTypeLike | None = None
     ) -> npt.NDArray[np.generic]:
         """Return the mean rows, (n, n_features), of ``latents``, (n, dim_latent), in data units.
 
-        ``dtype`` is by default float32, or float64 where float32 cannot hold offset and digits of a feature;
-        integers are rounded and kept within their range.
+        They have the given ``dtype``; integers are rounded and kept within their range. By default it is float32, or
+        float64 where float32 cannot hold both offset and digits of a feature.
+
+        Raises
+        ------
+        InvalidInput
+            The latents have another width.
         """
         if latents.ndim != 2 or latents.shape[1] != self.dim_latent:
             raise InvalidInput(
@@ -222,7 +240,7 @@ class VAE(nn.Module):
             )
         rows = np.empty((len(latents), self.n_features), dtype or self.scaling.restored_dtype)
         latents = latents.astype(np.float32, copy=False)
-        tile_rows = tiling.cached_rows(self.n_features, batch_rows)
+        tile_rows = tiling.cached_rows(self.n_features, batch_size)
         multiple = tiling.padded_to(self._widths)
 
         def work(part: slice) -> None:
@@ -234,27 +252,35 @@ class VAE(nn.Module):
         return rows
 
     def score_rows(
-        self, rows: Rows, noise: npt.NDArray[np.float32] | None = None, batch_rows: int = 2048
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return reconstruction and KL per row, each (n,), in nats.
+        self, rows: Rows, noise: Floats | None = None, batch_size: int = BATCH_SIZE
+    ) -> tuple[Floats, Floats]:
+        """Return reconstruction and KL per row, each (n,), in nats; see :class:`Terms`.
 
-        ``noise``, (n, dim_latent), is standard normal; without it the terms are those at the posterior mean.
+        ``noise``, (n, dim_latent), is standard normal. Without it the terms are those at the posterior mean.
+
+        Raises
+        ------
+        InvalidInput
+            The rows have another number of features.
         """
         self._check_rows(rows)
         draws = np.zeros((len(rows), self.dim_latent), np.float32) if noise is None else noise
         terms = np.empty((2, len(rows)), np.float32)
+
+        def both(tile: Tensor, noise: Tensor) -> Tensor:
+            found: Terms = self(tile, noise)
+            return torch.stack((found.reconstruction, found.kl), dim=1)
+
         with inference():
-            for (part, tile), (_, draw) in zip(
-                tiling.tiles(rows, batch_rows), tiling.tiles(draws, batch_rows), strict=True
-            ):
-                both = torch.stack(self(tile, draw))
-                terms[:, part] = both[:, : part.stop - part.start].numpy(force=True)
+            for part, found in tiling.by_tiles(both, batch_size, rows, draws):
+                terms[:, part] = found.T
         return terms[0], terms[1]
 
     @property
     def _widths(self) -> tuple[int, ...]:
-        """Of rows and hidden layers."""
-        return (self.n_features, *(self.config.cells_encoder or ()))
+        """Of rows, hidden layers and flow."""
+        flow = (self.config.iaf_context, self.config.iaf_cells)
+        return (self.n_features, *(self.config.cells_encoder or ()), *(width for width in flow if width))
 
     def _check_rows(self, rows: Rows) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:

@@ -9,6 +9,7 @@ from typing import Any
 from cvae_dist.cluster import StoreResult, resolve_client
 from cvae_dist.errors import Corrupt
 from cvae_dist.events import Event, OnEvent, ignore
+from cvae_dist.model.files import CONFIG, HISTORY
 from cvae_dist.pipeline.file import Pipeline, Stage, read_pipeline
 from cvae_dist.store import Location
 from cvae_dist.verbs.quality import Quality, measure
@@ -113,7 +114,7 @@ def _is_drawn(stage: Stage, storage_options: Mapping[str, Any] | None) -> bool:
 
 def _published(place: Location) -> float:
     """Return when a store or a model was last published, in seconds since the epoch."""
-    heads = [place / "zarr.json", place / "config.json", place / "history.jsonl"]
+    heads = [place / name for name in ("zarr.json", CONFIG, HISTORY)]
     return max((os.path.getmtime(head.path) for head in heads if head.exists()), default=float("inf"))
 
 

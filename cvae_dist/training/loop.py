@@ -13,6 +13,7 @@ from cvae_dist.config import TrainConfig
 from cvae_dist.errors import TrainingDiverged
 from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.model.directory import delete_model, save_model
+from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS
 from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE
@@ -26,7 +27,6 @@ from cvae_dist.training.prepare import Beginning, Training
 from cvae_dist.training.sampler import Share
 from cvae_dist.training.trainer import Trainer
 
-CHECKPOINTS, HISTORY, LOGS = "checkpoints", "history.jsonl", "logs"  # in a model directory
 _SECONDS_BETWEEN_EVENTS = 0.5
 _SHARED_WORK = 30_000_000  # multiply-adds of a step from which a second thread gains more than it waits
 _SLOWER = "with a tenth of the learning rate"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cvae_dist.config import TrainConfig
 from cvae_dist.model.tiling import tensor_of
-from cvae_dist.model.vae import VAE
+from cvae_dist.model.vae import VAE, Terms
 from cvae_dist.training import schedule
 from cvae_dist.training.optimizer import assign, clone
 
@@ -135,9 +135,9 @@ class _Together:
 
         def total(chosen: Tensor, step: int) -> Tensor:
             noise = torch.randn((len(chosen), self._vae.dim_latent), generator=generator)
-            reconstruction, kl = self._terms(x[chosen], noise)
+            terms = self._terms(x[chosen], noise)
             weight = schedule.kl_weight(step, _ELBO_STEPS, _KL_WARMUP)
-            return (reconstruction + weight * kl).mean(dim=1).sum()
+            return (terms.reconstruction + weight * terms.kl).mean(dim=1).sum()
 
         for step in self._descend(total, len(x), _ELBO_STEPS, _ELBO_RATE, generator):
             if step % _STEPS_BETWEEN_TESTS == 0:
@@ -147,20 +147,22 @@ class _Together:
 
     def _losses(self, x: Tensor, draws: Tensor) -> Tensor:
         with torch.no_grad():
-            terms = [torch.stack(self._terms(x, noise)).sum(dim=0).mean(dim=1) for noise in draws]
-            return torch.nan_to_num(torch.stack(terms).mean(dim=0), nan=torch.inf)
+            losses = [self._terms(x, noise).negative_elbo.mean(dim=1) for noise in draws]
+            return torch.nan_to_num(torch.stack(losses).mean(dim=0), nan=torch.inf)
 
     def weights(self, number: int) -> Weights:
         """Return the weights of one start."""
         return {name: value.detach()[number] for name, value in self._stacked.items()}
 
-    def _terms(self, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        def terms(weights: Weights) -> tuple[Tensor, Tensor]:
-            both: tuple[Tensor, Tensor] = torch.func.functional_call(self._vae, weights, (rows, noise))
-            return both
+    def _terms(self, rows: Tensor, noise: Tensor) -> Terms:
+        """Return the terms of every start, stacked."""
 
-        reconstruction, kl = torch.vmap(terms)(self._stacked)
-        return reconstruction, kl
+        def terms(weights: Weights) -> Terms:
+            found: Terms = torch.func.functional_call(self._vae, weights, (rows, noise))
+            return found
+
+        stacked: Terms = torch.vmap(terms)(self._stacked)
+        return stacked
 
     def _descend(
         self, loss: Callable[[Tensor, int], Tensor], n_rows: int, steps: int, rate: float, generator: torch.Generator

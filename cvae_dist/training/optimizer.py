@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw  # the function: the class imports torch's compiler first, which takes a second
 
+from cvae_dist.model.kernels import lerp
+
 _BETAS = (0.9, 0.99)
 _EPS = 1e-8
 _WEIGHT_DECAY = 1e-4
@@ -46,7 +48,7 @@ class Optimizer:
             decay = min(self._ema_decay, self.updates / (_AVERAGE_START + self.updates))
             with torch.no_grad():
                 self._update(learning_rate)
-                torch._foreach_lerp_(list(self.average.values()), self._parameters, 1 - decay)
+                lerp(list(self.average.values()), self._parameters, 1 - decay)
         else:
             self.skipped += 1
         for value in self._parameters:  # at once: the next step finds their memory in a cache

@@ -7,11 +7,12 @@ from typing import Any
 from cvae_dist.config import WITHOUT_EFFECT_ON_WEIGHTS
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent
-from cvae_dist.model.directory import delete_model, is_finished, load_model, read_description
+from cvae_dist.model.directory import delete_model, load_model
+from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS, WEIGHTS, is_finished, read_description
 from cvae_dist.store import Lease, Location
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import Figures, History, finite
-from cvae_dist.training.loop import CHECKPOINTS, HISTORY, LOGS, Trained, diverged, run
+from cvae_dist.training.loop import Trained, diverged, run
 from cvae_dist.training.prepare import Training, TrainingData
 
 
@@ -57,7 +58,7 @@ def _require_ours(place: Location) -> None:
         return
     checkpoints = Checkpoints(place / CHECKPOINTS)
     ours = checkpoints.begun or (place / HISTORY).exists()  # a killed run may have left weights alone beside it
-    if (checkpoints.foreign() and not checkpoints.begun) or ((place / "model.safetensors").exists() and not ours):
+    if (checkpoints.foreign() and not checkpoints.begun) or ((place / WEIGHTS).exists() and not ours):
         raise InvalidInput(
             f"{place} holds files that cvae-dist did not write where a training keeps its own. "
             "Nothing was changed; name another directory for the model"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.model.networks import computing_in
+from cvae_dist.model.kernels import computing_in
 from cvae_dist.model.tiling import keep_freed_memory
-from cvae_dist.model.vae import VAE
+from cvae_dist.model.vae import VAE, Terms
 from cvae_dist.training import schedule
 from cvae_dist.training.history import Figures, HistoryRecord
 from cvae_dist.training.optimizer import Optimizer, assign, clone
@@ -147,9 +147,9 @@ class Trainer:
         """
         noise = self._noise(n_global)[torch.from_numpy(positions)]
         with computing_in(self._compute_dtype):
-            reconstruction, kl = self.vae(rows, noise)
+            terms: Terms = self.vae(rows, noise)
         weight = self.config.kl_weight * schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup)
-        reconstruction, kl = reconstruction.sum(), kl.sum()
+        reconstruction, kl = terms.reconstruction.sum(), terms.kl.sum()
         if self._optimizer.step((reconstruction + weight * kl) / n_global, self.learning_rate):
             self._sums.add(reconstruction.item(), kl.item(), len(rows))
         if not math.isfinite(self._first_loss):

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cvae_dist.model.networks import inference
+from cvae_dist.model.kernels import inference
 from cvae_dist.model.tiling import tiles
-from cvae_dist.model.vae import VAE
+from cvae_dist.model.vae import VAE, Terms
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader
 from cvae_dist.training.loader import read_rows
@@ -54,7 +54,8 @@ class Validation:
             for (part, tile), (_, noise) in zip(
                 tiles(self.rows, _BATCH_SIZE), tiles(self.noise, _BATCH_SIZE), strict=True
             ):
-                terms = torch.func.functional_call(vae, dict(weights), (tile, noise))
-                sums += torch.stack(terms)[:, : part.stop - part.start].sum(dim=1, dtype=torch.float64)
+                terms: Terms = torch.func.functional_call(vae, dict(weights), (tile, noise))
+                both = torch.stack((terms.reconstruction, terms.kl))
+                sums += both[:, : part.stop - part.start].sum(dim=1, dtype=torch.float64)
         reconstruction, kl = (sums / len(self)).tolist()
         return reconstruction, kl

@@ -68,7 +68,7 @@ def embed(
     """
     from cvae_dist.cluster.handles import ModelHandle, StoreHandle
     from cvae_dist.cluster.model_map import map_rows
-    from cvae_dist.model.networks import drawback
+    from cvae_dist.model.kernels import drawback
 
     if told := drawback(precision):
         on_event(Event("embed", "note", message=told))

@@ -11,6 +11,7 @@ import numpy as np
 
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
+from cvae_dist.model.files import HISTORY, read_description
 from cvae_dist.plot.figure import write_figure
 from cvae_dist.plot.grid import latent_grid
 from cvae_dist.plot.latents import scatter_latents
@@ -109,7 +110,7 @@ def plot_grid(
     InvalidInput
         A range, the shape or the size of the grid cannot be, or the suffix is unknown.
     """
-    from cvae_dist.model.directory import load_model, read_description  # here, as the other pictures need no torch
+    from cvae_dist.model.directory import load_model  # here, as the other pictures need no torch
 
     place = Location.of(model, storage_options)
     vae = load_model(place)
@@ -145,7 +146,7 @@ def plot_loss(
     InvalidInput
         The history holds no loss, or the suffix is unknown.
     """
-    location = Location.of(model, storage_options) / "history.jsonl"
+    location = Location.of(model, storage_options) / HISTORY
     try:
         text = location.read().decode()
     except FileNotFoundError:

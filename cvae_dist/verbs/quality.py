@@ -150,7 +150,7 @@ def measure(
     storage_options : Mapping, optional
         Options of the file system, for fsspec.
     """
-    from cvae_dist.model.directory import read_description
+    from cvae_dist.model.files import read_description
     from cvae_dist.training.permutation import pick_rows
 
     lineage = read_description(Location.of(model, storage_options))["lineage"]

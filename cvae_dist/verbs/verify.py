@@ -1,6 +1,7 @@
-"""The verbs ``verify`` and ``info``: is every byte as it was written, and what is it."""
+"""The verb ``verify``: whether every byte is as it was written."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cvae_dist.errors import Corrupt, InvalidInput, SourceNotFound
+from cvae_dist.errors import Corrupt
 from cvae_dist.events import Event, OnEvent, ignore
+from cvae_dist.model.files import PRIORS, WEIGHTS, is_model, prior_files, read_description
 from cvae_dist.store import Digest, Layout, Location, Record, RowStore
 from cvae_dist.store.lineage import digest_bytes, digest_json
 from cvae_dist.store.urls import StorageOptions
@@ -65,15 +67,20 @@ class VerifyResult:
         return not self.problems
 
 
-def verify(url: str, *, storage_options: StorageOptions | None = None, on_event: OnEvent = ignore) -> VerifyResult:
-    """Read every object of a store again and compare it with the ledger; of a model, its weights and priors.
+def verify(
+    url: str | os.PathLike[str], *, storage_options: StorageOptions | None = None, on_event: OnEvent = ignore
+) -> VerifyResult:
+    """Read a store or a model again and compare every digest. Nothing is changed.
+
+    Of a store these are the digests of its ledger, of a model those of its weights and priors. On the command line, a
+    shard that is missing, torn or changed gives exit code 1.
 
     Parameters
     ----------
     url : path or URL
-        A store, or the directory of a model.
+        Zarr store, or directory of a trained model, to check.
     storage_options : Mapping, optional
-        Passed to fsspec.
+        Options of the file system, for fsspec.
     on_event : callable
         Listener for progress.
 
@@ -83,11 +90,15 @@ def verify(url: str, *, storage_options: StorageOptions | None = None, on_event:
 
     Raises
     ------
-    SourceNotFound, InvalidInput
-        There is no finished store and no model.
+    SourceNotFound
+        There is neither a finished store nor a model.
+    InvalidInput
+        Something else is there.
+    Corrupt
+        The description of the model is damaged, so there is no digest to compare with.
     """
     location = Location.of(url, storage_options)
-    if _is_model(location):
+    if is_model(location):
         return _verify_model(location)
     store = RowStore.open(location)
     shards = store.layout.shards(store.rows)
@@ -107,7 +118,7 @@ def verify(url: str, *, storage_options: StorageOptions | None = None, on_event:
 
 
 def _owners(store: RowStore, records: list[Record | None]) -> dict[tuple[str, Digest], int]:
-    """Map the digest of every object to its shard, to recognise shards that changed places."""
+    """Map array and digest of every object to its shard: so shards that changed places are recognised."""
     return {
         (array.name, digest): shard
         for shard, record in enumerate(records)
@@ -140,7 +151,7 @@ def _shard_problems(
 def _difference(
     layout: Layout, name: str, data: bytes, expected: Digest, owners: Mapping[tuple[str, Digest], int]
 ) -> str:
-    """Return what is wrong with the bytes of a shard; nothing when they are those that were recorded."""
+    """Return what is wrong with the bytes of a shard, or an empty string."""
     try:
         found = Digest.of_shard(layout.split(name, data))
         damage = "whole, but not what was written"
@@ -222,89 +233,29 @@ def _statistics_problems(store: RowStore, records: list[Record]) -> Iterator[Pro
             yield Problem(name, None, "differs from the ledger's")
 
 
-def info(url: str, *, storage_options: StorageOptions | None = None) -> dict[str, Any]:
-    """Describe a store or a model directory in a few printable entries.
-
-    Raises
-    ------
-    SourceNotFound, InvalidInput
-        Nothing is there, or something else.
-    """
-    location = Location.of(url, storage_options)
-    if _is_model(location):
-        return {"model": str(location), **_read_config(location / "config.json")}
-    store = RowStore.find(location)
-    if store is None:
-        raise SourceNotFound(f"there is neither a store nor a model at {location}; mend the path")
-    return _store_info(store)
-
-
-def _is_model(location: Location) -> bool:
-    return (location / "config.json").exists() and not (location / "zarr.json").exists()
-
-
-def _read_config(config: Location) -> dict[str, Any]:
-    try:
-        document = json.loads(config.read())
-    except ValueError as error:
-        raise InvalidInput(f"{config} is not JSON ({error}); the model directory is damaged or foreign") from error
-    if not isinstance(document, dict) or "digest" not in document:
-        raise InvalidInput(f"{config} was not written by cvae-dist; give a store or the directory of a model")
-    return {"settings" if name == "model" else name: value for name, value in document.items()}
-
-
 def _verify_model(location: Location) -> VerifyResult:
-    expected = _read_config(location / "config.json")["digest"]
-    problems = []
-    try:
-        found = digest_bytes((location / "model.safetensors").read())
-        if found != expected:
-            problems.append(Problem("model.safetensors", None, f"changed: digest {found}, {expected} was written"))
-    except FileNotFoundError:
-        problems.append(Problem("model.safetensors", None, "missing"))
-    priors = [file for file in location.filesystem.find(f"{location.path}/priors") if file.endswith(".json")]
-    for file in priors:
-        problems += _prior_problems(location / "priors", file.rpartition("/")[2].removesuffix(".json"))
-    return VerifyResult(str(location), 0, 1 + len(priors), tuple(problems))
+    problems = list(_digest_problems(location / WEIGHTS, WEIGHTS, read_description(location)["digest"]))
+    described = [file for file in location.filesystem.find(f"{location.path}/{PRIORS}") if file.endswith(".json")]
+    for file in described:
+        problems += _prior_problems(location, file.rpartition("/")[2].removesuffix(".json"))
+    return VerifyResult(str(location), 0, 1 + len(described), tuple(problems))
 
 
-def _prior_problems(place: Location, name: str) -> Iterator[Problem]:
+def _prior_problems(location: Location, name: str) -> Iterator[Problem]:
+    description, arrays = prior_files(location, name)
     try:
-        expected = json.loads((place / f"{name}.json").read())["digest"]
-        found = digest_bytes((place / f"{name}.safetensors").read())
-    except FileNotFoundError:
-        yield Problem(f"priors/{name}.safetensors", None, "missing")
+        expected = json.loads(description.read())["digest"]
     except (ValueError, KeyError, TypeError):
-        yield Problem(f"priors/{name}.json", None, "changed: it names no digest")
+        yield Problem(f"{PRIORS}/{description.name}", None, "changed: it names no digest")
+    else:
+        yield from _digest_problems(arrays, f"{PRIORS}/{arrays.name}", expected)
+
+
+def _digest_problems(file: Location, name: str, expected: str) -> Iterator[Problem]:
+    try:
+        found = digest_bytes(file.read())
+    except FileNotFoundError:
+        yield Problem(name, None, "missing")
     else:
         if found != expected:
-            yield Problem(f"priors/{name}.safetensors", None, f"changed: digest {found}, {expected} was written")
-
-
-def _store_info(store: RowStore) -> dict[str, Any]:
-    layout = store.layout
-    entries: dict[str, Any] = {
-        "store": store.url,
-        "kind": store.kind,
-        "rows": store.rows if store.published else "none yet: begun, not finished",
-        "arrays": {
-            a.name: f"{a.dtype} ({', '.join(a.dims)})" + (f" x {a.shape[0]:,}" if a.shape else "")
-            for a in layout.arrays
-        },
-        "item_shape": store.item_shape,
-        "shards": layout.shards(store.rows),
-        "rows_per_shard": layout.rows_per_shard,
-        "rows_per_chunk": layout.rows_per_chunk,
-        "bytes": sum(array.row_bytes for array in layout.arrays if array.dtype != "string") * store.rows,
-        "dropped": store.document["dropped"],
-        "settings": store.document["settings"],
-        "lineage": store.document["lineage"],
-        "fingerprint": store.fingerprint,
-        "history": dict(enumerate(store.history.splitlines(), 1)),
-    }
-    if store.published:
-        moments = store.statistics()
-        entries["mean"] = f"{moments.mean.min():.6g} to {moments.mean.max():.6g} over features"
-        entries["std"] = f"{moments.std.min():.6g} to {moments.std.max():.6g} over features"
-        entries["range"] = f"{moments.minimum.min():.6g} to {moments.maximum.max():.6g}"
-    return entries
+            yield Problem(name, None, f"changed: digest {found}, {expected} was written")

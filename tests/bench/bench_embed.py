@@ -11,7 +11,7 @@ import torch
 
 from cvae_dist.config import ModelConfig
 from cvae_dist.model.directory import save_model
-from cvae_dist.model.networks import inference
+from cvae_dist.model.kernels import inference
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
 from cvae_dist.verbs.embed import embed

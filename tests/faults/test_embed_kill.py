@@ -13,7 +13,8 @@ import xarray as xr
 
 from cvae_dist.config import ModelConfig
 from cvae_dist.errors import CvaeDistError, InvalidInput, SettingsChanged
-from cvae_dist.model import VAE, save_model
+from cvae_dist.model.directory import save_model
+from cvae_dist.model.vae import VAE
 from cvae_dist.store import Layout, Moments, RowStore
 from cvae_dist.verbs.decode import decode
 from cvae_dist.verbs.embed import embed

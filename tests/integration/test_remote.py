@@ -10,12 +10,14 @@ import xarray as xr
 
 from cvae_dist.config import ModelConfig
 from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked
-from cvae_dist.model import VAE, save_model
+from cvae_dist.model.directory import save_model
+from cvae_dist.model.vae import VAE
 from cvae_dist.store import Layout, Lease, Location, Moments, RowStore
 from cvae_dist.verbs.decode import decode
 from cvae_dist.verbs.embed import embed
+from cvae_dist.verbs.info import info
 from cvae_dist.verbs.ingest import ingest
-from cvae_dist.verbs.verify import info, verify
+from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import item, small_grid, snapshot, write_items
 
 

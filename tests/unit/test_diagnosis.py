@@ -10,7 +10,6 @@ from sklearn.metrics import mean_squared_error, r2_score
 from cvae_dist import plot
 from cvae_dist.errors import InvalidInput, NotFitted
 from cvae_dist.estimator import CompressionVAE
-from cvae_dist.model import scoring
 from cvae_dist.model.sampling import posterior_moments
 
 RANDOM = np.random.default_rng(0)
@@ -40,7 +39,7 @@ def test_figures(model: CompressionVAE) -> None:
 def test_the_distortion_is_that_of_many_draws(model: CompressionVAE) -> None:
     noise = np.random.default_rng(1).standard_normal((200, len(LINE), 3), np.float32)
     each = np.array([model.model_.score_rows(LINE, one)[0].mean(dtype=float) for one in noise])
-    expected = each.mean() + scoring.log_volume(model.model_)
+    expected = each.mean() + model.model_.likelihood.log_volume
     assert model.diagnose(LINE).distortion == pytest.approx(expected, abs=3 * each.std() / 2)  # of 4 draws
 
 

@@ -8,8 +8,10 @@ import torch
 
 from cvae_dist.config import ModelConfig
 from cvae_dist.errors import Corrupt, SourceNotFound
-from cvae_dist.model import VAE, load_model, model_digest, save_model
-from cvae_dist.store import Moments
+from cvae_dist.model.directory import load_model, save_model
+from cvae_dist.model.files import read_description
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import Location, Moments
 
 ROWS = np.random.default_rng(0).normal(1e6, 1, (200, 6))
 CONFIG = ModelConfig(cells_encoder=(16,), likelihood="gaussian", feature_normalization=True)
@@ -37,14 +39,14 @@ def test_a_loaded_model_is_the_saved_one_wherever_it_is_moved(saved: tuple[VAE, 
 def test_any_file_system_will_do(saved: tuple[VAE, Path]) -> None:
     vae, _ = saved
     digest = save_model("memory://somewhere/model", vae, {})
-    assert model_digest("memory://somewhere/model") == digest
+    assert read_description(Location.of("memory://somewhere/model"))["digest"] == digest
     np.testing.assert_array_equal(load_model("memory://somewhere/model").embed_rows(ROWS), vae.embed_rows(ROWS))
 
 
 def test_the_digest_is_that_of_the_weights(saved: tuple[VAE, Path], tmp_path: Path) -> None:
     vae, path = saved
     again = save_model(str(tmp_path / "again"), vae, {"store": "another"})
-    assert again == model_digest(str(path))
+    assert again == read_description(Location.of(path))["digest"]
     with torch.no_grad():
         vae.likelihood.log_sigma.add_(1e-6)
     assert save_model(str(tmp_path / "changed"), vae, {}) != again
@@ -70,7 +72,7 @@ def test_missing_pieces_are_named(saved: tuple[VAE, Path]) -> None:
         load_model(str(path))
     (path / "checkpoints").mkdir()
     with pytest.raises(SourceNotFound, match="is not finished"):
-        model_digest(str(path))
+        read_description(Location.of(path))
     shutil.rmtree(path)
     with pytest.raises(SourceNotFound, match="there is no model at"):
         load_model(str(path))
@@ -101,9 +103,11 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(saved: tuple[VAE, Pat
 
 
 def test_a_flow_is_kept(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"dim_latent": 3, "iaf_flow_length": 2})
+    config = CONFIG.model_copy(update={"dim_latent": 3, "iaf_flow_length": 2, "iaf_cells": 10})
     vae = VAE.of(config, Moments.of(ROWS), "<f8")
     save_model(str(tmp_path / "model"), vae, {})
+    settings = read_description(Location.of(tmp_path / "model"))["model"]
+    assert (settings["iaf_context"], settings["iaf_cells"]) == (24, 10)
     loaded = load_model(str(tmp_path / "model"))
     assert loaded.flow is not None
     np.testing.assert_array_equal(loaded.embed_rows(ROWS), vae.embed_rows(ROWS))
@@ -112,7 +116,7 @@ def test_a_flow_is_kept(tmp_path: Path) -> None:
 def test_a_model_of_before_flows_is_one_without(saved: tuple[VAE, Path]) -> None:
     vae, path = saved
     config = json.loads((path / "config.json").read_text())
-    for name in ("iaf_flow_length", "kl_weight"):
+    for name in ("iaf_flow_length", "iaf_context", "iaf_cells", "kl_weight"):
         del config["model"][name]
     (path / "config.json").write_text(json.dumps(config))
     loaded = load_model(str(path))

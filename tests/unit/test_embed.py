@@ -9,7 +9,7 @@ import pytest
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.estimator import CompressionVAE
 from cvae_dist.events import Event
-from cvae_dist.model import networks
+from cvae_dist.model import kernels
 from cvae_dist.store import RowStore
 from cvae_dist.verbs.decode import decode
 from cvae_dist.verbs.embed import embed
@@ -76,10 +76,10 @@ def test_an_unknown_precision_is_refused_before_anything_is_written(made: Made, 
 
 
 def test_what_speaks_against_a_precision_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda device: False)
     events: list[Event] = []
     embed(made.rows, made.model, tmp_path / "out", precision="bf16", on_event=events.append)
-    assert [event.message for event in events if event.kind == "note"] == [networks.drawback("bf16")]
+    assert [event.message for event in events if event.kind == "note"] == [kernels.drawback("bf16")]
 
 
 @pytest.mark.parametrize("verb", [embed, score])

@@ -9,15 +9,29 @@ import zuko
 from torch import Tensor
 from torch.distributions import AffineTransform, Transform
 
+from cvae_dist.config import ModelConfig
+from cvae_dist.errors import InvalidInput
 from cvae_dist.model import posterior
-from cvae_dist.model.flow import AutoregressiveStep, InverseAutoregressiveFlow, choose_flow_length
+from cvae_dist.model.flow import (
+    AutoregressiveStep,
+    InverseAutoregressiveFlow,
+    choose_flow_length,
+    make_flow,
+    with_flow_widths,
+)
 
 N, HIDDEN = 40, 12
 
 
+def new_flow(dim: int, length: int) -> InverseAutoregressiveFlow:
+    flow = make_flow(with_flow_widths(ModelConfig(dim_latent=dim, iaf_flow_length=length)), HIDDEN)
+    assert flow is not None
+    return flow
+
+
 def random_flow(dim: int, length: int = 3, last_gain: float = 60.0) -> InverseAutoregressiveFlow:
     """Return a flow in float64 that is far from the identity."""
-    flow = InverseAutoregressiveFlow(dim, HIDDEN, length).double()
+    flow = new_flow(dim, length).double()
     flow.initialise(torch.Generator().manual_seed(dim))
     with torch.no_grad():
         for step in flow.steps:
@@ -43,11 +57,25 @@ def test_log_determinant_is_that_of_the_jacobian(dim: int) -> None:
     torch.testing.assert_close(log_determinant, expected.logabsdet, rtol=0, atol=1e-10)
 
 
+def inverse(flow: InverseAutoregressiveFlow, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the flow makes ``latent`` of, and its log-determinant there, by fixed-point iteration."""
+    context = torch.nn.functional.silu(flow.context(hidden))
+    total = torch.zeros_like(latent[..., 0])
+    for step in reversed(flow.steps):
+        before = latent
+        for _ in range(latent.shape[-1]):  # every pass settles one more coordinate
+            shift, log_scale = step.shift_and_log_scale(before, context)
+            before = (latent - shift) * torch.exp(-log_scale)
+        total = total + step.shift_and_log_scale(before, context)[1].sum(dim=-1)
+        latent = before
+    return latent, total
+
+
 @pytest.mark.parametrize("dim", [2, 3, 16, 50])
 def test_the_inverse_undoes_the_flow(dim: int) -> None:
     flow, (latent, hidden) = random_flow(dim), draws(dim)
     pushed, log_determinant = flow(latent, hidden)
-    back, same = flow.inverse(pushed, hidden)
+    back, same = inverse(flow, pushed, hidden)
     assert (pushed - latent).abs().max() > 0.5
     torch.testing.assert_close(back, latent, rtol=0, atol=1e-10)
     torch.testing.assert_close(same, log_determinant, rtol=0, atol=1e-10)
@@ -55,7 +83,7 @@ def test_the_inverse_undoes_the_flow(dim: int) -> None:
 
 @pytest.mark.parametrize("descending", [False, True])
 def test_a_coordinate_depends_on_those_before_it_and_on_the_context(descending: bool) -> None:
-    step = AutoregressiveStep(5, 4, descending=descending)
+    step = AutoregressiveStep(5, 4, 40, descending=descending)
     step.initialise(torch.Generator().manual_seed(0))
     latent, context = torch.randn(2, 1, 5).unbind()[0], torch.ones(1, 4)
     both = torch.cat(torch.autograd.functional.jacobian(lambda z: step.shift_and_log_scale(z, context), latent))
@@ -116,7 +144,7 @@ def test_the_latent_alone_is_that_of_both() -> None:
 
 
 def test_a_new_flow_is_nearly_the_identity() -> None:
-    flow = InverseAutoregressiveFlow(16, HIDDEN, 5)
+    flow = new_flow(16, 5)
     flow.initialise(torch.Generator().manual_seed(0))
     latent, hidden = (part.float() for part in draws(16))
     pushed, log_determinant = flow(latent, hidden)
@@ -125,7 +153,7 @@ def test_a_new_flow_is_nearly_the_identity() -> None:
 
 
 def test_only_weights_are_kept() -> None:
-    state = InverseAutoregressiveFlow(4, HIDDEN, 2).state_dict()
+    state = new_flow(4, 2).state_dict()
     assert set(state) == {"context.weight", "context.bias"} | {
         f"steps.{index}.{name}"
         for index in range(2)
@@ -134,7 +162,7 @@ def test_only_weights_are_kept() -> None:
 
 
 def test_a_flow_can_be_exported() -> None:
-    flow = InverseAutoregressiveFlow(4, HIDDEN, 2).requires_grad_(False)
+    flow = new_flow(4, 2).requires_grad_(False)
     latent, hidden = torch.randn(64, 4), torch.randn(64, HIDDEN)
     batch = torch.export.Dim("batch", min=2, max=4096)
     exported = torch.export.export(flow, (latent, hidden), dynamic_shapes=({0: batch}, {0: batch})).module()
@@ -165,8 +193,37 @@ def test_length_follows_the_dimensions(
     assert bool(reason) == bool(choice.reason)
 
 
+@pytest.mark.parametrize(
+    ("dim", "given", "context", "cells"),
+    [(2, {}, 16, 16), (3, {}, 24, 24), (8, {}, 64, 64), (50, {}, 64, 100), (4, {"iaf_context": 5}, 5, 8)]
+    + [(4, {"iaf_cells": 7}, 32, 7)],
+)
+def test_widths_follow_the_dimensions_unless_they_are_given(
+    dim: int, given: dict[str, int], context: int, cells: int
+) -> None:
+    config = with_flow_widths(ModelConfig(dim_latent=dim, iaf_flow_length=2, **given))
+    assert (config.iaf_context, config.iaf_cells) == (context, cells)
+    flow = make_flow(config, HIDDEN)
+    assert flow is not None
+    assert flow.context.weight.shape == (context, HIDDEN)
+    assert {(step.context.weight.shape, step.output.weight.shape) for step in flow.steps} == {
+        ((cells, context), (2 * dim, cells))
+    }
+
+
+def test_without_a_flow_there_are_no_widths() -> None:
+    config = with_flow_widths(ModelConfig(iaf_flow_length=0, iaf_context=5, iaf_cells=6))
+    assert (config.iaf_context, config.iaf_cells) == (None, None)
+    assert make_flow(config, HIDDEN) is None
+
+
+def test_undecided_widths_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="must be decided"):
+        make_flow(ModelConfig(iaf_flow_length=2), HIDDEN)
+
+
 def test_gradients_are_finite_far_out() -> None:
-    flow = InverseAutoregressiveFlow(3, HIDDEN, 5)
+    flow = new_flow(3, 5)
     flow.initialise(torch.Generator().manual_seed(0))
     latent = torch.tensor([[1e4, -1e4, 1e3]], requires_grad=True)
     pushed, log_determinant = flow(latent, torch.full((1, HIDDEN), 100.0))

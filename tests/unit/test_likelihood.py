@@ -5,13 +5,11 @@ import pytest
 import torch
 from scipy import stats
 
+from cvae_dist.config import LikelihoodName
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model.likelihood import (
     Bernoulli,
     ContinuousBernoulli,
-    Gaussian,
-    GaussianPerFeature,
-    GaussianUnit,
     Likelihood,
     StudentT,
     choose_likelihood,
@@ -23,7 +21,14 @@ from cvae_dist.model.scaling import Scaling
 from cvae_dist.store import Moments
 
 RNG = np.random.default_rng(0)
-KINDS = [Gaussian, GaussianPerFeature, GaussianUnit, StudentT, Bernoulli, ContinuousBernoulli]
+NAMES: list[LikelihoodName] = [
+    "gaussian",
+    "gaussian_per_feature",
+    "gaussian_unit",
+    "student_t",
+    "bernoulli",
+    "continuous_bernoulli",
+]
 
 
 def scaling_of(rows: np.ndarray) -> Scaling:
@@ -32,7 +37,7 @@ def scaling_of(rows: np.ndarray) -> Scaling:
 
 def test_gaussian_matches_scipy() -> None:
     scaling = scaling_of(RNG.normal(size=(50, 7)))
-    likelihood = Gaussian(scaling)
+    likelihood = make_likelihood("gaussian", scaling)
     with torch.no_grad():
         likelihood.log_sigma.fill_(-0.7)
     output, rows = RNG.normal(size=(2, 20, 7)).astype(np.float32)
@@ -84,7 +89,7 @@ def test_bernoulli_starts_at_the_mean_row() -> None:
 
 
 def test_gaussian_draws_have_the_learned_sigma() -> None:
-    likelihood = Gaussian(scaling_of(RNG.normal(size=(50, 4))))
+    likelihood = make_likelihood("gaussian", scaling_of(RNG.normal(size=(50, 4))))
     with torch.no_grad():
         likelihood.log_sigma.fill_(-1.5)
         draws = likelihood.draw(torch.ones(20_000, 4), torch.Generator().manual_seed(0))
@@ -92,19 +97,19 @@ def test_gaussian_draws_have_the_learned_sigma() -> None:
     assert draws.std() == pytest.approx(np.exp(-1.5), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_constant_features_take_no_part(kind: type[Likelihood]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_constant_features_take_no_part(name: LikelihoodName) -> None:
     rows = RNG.random((50, 4)).astype(np.float32)
     wider = np.concatenate([rows, np.full((50, 3), 0.5, np.float32)], axis=1)
     output = torch.from_numpy(RNG.normal(size=wider.shape).astype(np.float32))
     narrow, wide = scaling_of(rows), scaling_of(wider)
-    expected = kind(narrow).negative_log_likelihood(output[:, :4], narrow(torch.from_numpy(rows)))
-    result = kind(wide).negative_log_likelihood(output, wide(torch.from_numpy(wider)))
+    expected = make_likelihood(name, narrow).negative_log_likelihood(output[:, :4], narrow(torch.from_numpy(rows)))
+    result = make_likelihood(name, wide).negative_log_likelihood(output, wide(torch.from_numpy(wider)))
     torch.testing.assert_close(result, expected)
 
 
 def test_sigma_is_bounded() -> None:
-    likelihood = Gaussian(scaling_of(RNG.normal(size=(50, 4))))
+    likelihood = make_likelihood("gaussian", scaling_of(RNG.normal(size=(50, 4))))
     for value, expected in ((-100.0, np.exp(-6)), (100.0, np.exp(4))):
         with torch.no_grad():
             likelihood.log_sigma.fill_(value)
@@ -142,14 +147,16 @@ def double(likelihood: Likelihood, **parameters: object) -> Likelihood:
 
 def test_gaussian_per_feature_matches_scipy() -> None:
     log_sigma = RNG.normal(size=7)
-    likelihood = double(GaussianPerFeature(scaling_of(RNG.normal(size=(50, 7)))), log_sigma=log_sigma)
+    likelihood = double(
+        make_likelihood("gaussian_per_feature", scaling_of(RNG.normal(size=(50, 7)))), log_sigma=log_sigma
+    )
     output, rows = RNG.normal(size=(2, 20, 7))
     result = likelihood.negative_log_likelihood(torch.from_numpy(output), torch.from_numpy(rows))
     np.testing.assert_allclose(result, -stats.norm.logpdf(rows, output, np.exp(log_sigma)).sum(axis=1), rtol=1e-10)
 
 
 def test_gaussian_unit_matches_scipy_and_learns_nothing() -> None:
-    likelihood = double(GaussianUnit(scaling_of(RNG.normal(size=(50, 7)))))
+    likelihood = double(make_likelihood("gaussian_unit", scaling_of(RNG.normal(size=(50, 7)))))
     output, rows = RNG.normal(size=(2, 20, 7))
     result = likelihood.negative_log_likelihood(torch.from_numpy(output), torch.from_numpy(rows))
     np.testing.assert_allclose(result, -stats.norm.logpdf(rows, output).sum(axis=1), rtol=1e-10)
@@ -221,11 +228,11 @@ def test_continuous_bernoulli_starts_at_the_mean_row_and_draws_around_it() -> No
         assert stats.kstest(distance, stats.truncexpon(b=abs(logit), scale=1 / abs(logit)).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 1e4])
-def test_terms_and_gradients_are_finite_at_extremes(kind: type[Likelihood], size: float) -> None:
+def test_terms_and_gradients_are_finite_at_extremes(name: LikelihoodName, size: float) -> None:
     scaling = scaling_of(RNG.random((50, 3)))
-    likelihood = kind(scaling)
+    likelihood = make_likelihood(name, scaling)
     output = torch.tensor([[-size, 0.0, size]], requires_grad=True)
     for far in (-1e6, 0.0, 1e6):
         likelihood.negative_log_likelihood(output, torch.full((1, 3), far)).sum().backward()
@@ -234,6 +241,26 @@ def test_terms_and_gradients_are_finite_at_extremes(kind: type[Likelihood], size
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in likelihood.parameters())
     draws = likelihood.draw(output.detach().expand(100, 3), torch.Generator().manual_seed(0))
     assert draws.isfinite().all()
+
+
+GREY = RNG.integers(0, 256, (40, 5)).astype(np.uint8)
+GREY[:, 2], GREY[:2, 0] = 17, (0, 255)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_volume_is_that_of_the_units_the_density_is_in(name: LikelihoodName) -> None:
+    expected = {"bernoulli": 0.0, "continuous_bernoulli": 4 * np.log(255)}
+    scales = np.log(GREY.std(axis=0, dtype=np.float64)[[0, 1, 3, 4]]).sum()
+    assert make_likelihood(name, scaling_of(GREY)).log_volume == pytest.approx(expected.get(name, scales), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_entropy_is_the_least_that_a_row_can_have(name: LikelihoodName) -> None:
+    likelihood = make_likelihood(name, scaling_of(GREY))
+    least = likelihood.entropy(torch.from_numpy(GREY))
+    assert least.dtype == torch.float64
+    expected = stats.bernoulli(GREY[:, [0, 1, 3, 4]] / 255).entropy().sum(axis=1)
+    np.testing.assert_allclose(least, expected if name == "bernoulli" else np.zeros(40), rtol=1e-12)
 
 
 def test_an_undecided_likelihood_is_refused() -> None:

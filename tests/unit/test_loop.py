@@ -16,7 +16,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import InvalidInput, OutputLocked, SettingsChanged, SourceNotFound, TrainingDiverged
 from cvae_dist.events import Event, ignore
-from cvae_dist.model import VAE, load_model
+from cvae_dist.model.directory import load_model
+from cvae_dist.model.vae import VAE
 from cvae_dist.store import Lease, Location, Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import schedule

@@ -21,10 +21,11 @@ def modules_after(statement: str) -> set[str]:
         ("import cvae_dist", {"torch", "dask", "distributed", "zarr", "numpy", "sklearn"}),
         ("import cvae_dist.store", {"torch", "dask", "distributed", "sklearn"}),
         ("import cvae_dist.verbs.ingest", {"torch", "distributed", "sklearn"}),
-        ("import cvae_dist.verbs.verify", {"torch", "distributed", "sklearn"}),
+        ("import cvae_dist.verbs.verify, cvae_dist.verbs.info", {"torch", "dask", "distributed", "sklearn"}),
+        ("import cvae_dist.model.files", {"torch", "dask", "distributed", "sklearn"}),
         ("import cvae_dist.verbs.plot", {"torch", "dask", "distributed", "matplotlib", "datashader", "sklearn"}),
         ("import cvae_dist.verbs.fit_prior", {"torch", "dask", "distributed", "sklearn"}),
-        ("import cvae_dist.training.loader, cvae_dist.model", {"dask", "distributed", "sklearn"}),
+        ("import cvae_dist.training.loader, cvae_dist.model.directory", {"dask", "distributed", "sklearn"}),
     ],
 )
 def test_an_import_loads_nothing_it_does_not_need(statement: str, unwanted: set[str]) -> None:

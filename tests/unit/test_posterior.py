@@ -16,7 +16,7 @@ DRAWS = 400_000
 def posterior_of_a_flow(draws: int, last_gain: float = 30) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return mean, logvar, noise, draw of the Gaussian, latent and log-determinant of one row, in float64."""
     generator = torch.Generator().manual_seed(3)
-    flow = InverseAutoregressiveFlow(3, 4, 3).double().requires_grad_(False)
+    flow = InverseAutoregressiveFlow(3, 4, 3, 24, 24).double().requires_grad_(False)
     flow.initialise(generator)
     with torch.no_grad():
         for step in flow.steps:

@@ -9,8 +9,9 @@ import torch
 
 from cvae_dist.config import ComputePrecision, ModelConfig, TrainConfig
 from cvae_dist.errors import InvalidInput
-from cvae_dist.model import networks, tiling
-from cvae_dist.model.networks import computing_in
+from cvae_dist.model import kernels, tiling
+from cvae_dist.model.kernels import computing_in
+from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments
 
@@ -44,6 +45,13 @@ SHAPES = {
     "even widths, flow in two dimensions": {"dim_latent": 2, "cells_encoder": (512, 128), "iaf_flow_length": 5},
     "odd widths, few outputs": {"dim_latent": 3, "cells_encoder": (37, 33), "iaf_flow_length": 5},
     "few and odd": {"dim_latent": 5, "cells_encoder": (33, 6, 5), "residual_blocks": 1},
+    "flow of odd widths": {
+        "dim_latent": 3,
+        "cells_encoder": (64, 48),
+        "iaf_flow_length": 5,
+        "iaf_context": 33,
+        "iaf_cells": 37,
+    },
     "one output": {"dim_latent": 1, "cells_encoder": (35,)},
     "no cells": {"dim_latent": 2, "cells_encoder": ()},
     "wide": WIDE | {"dim_latent": 5},
@@ -85,26 +93,31 @@ def test_a_latent_does_not_depend_on_how_many_rows_a_cache_holds(
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_latent_does_not_depend_on_the_number_of_threads(rows: np.ndarray, precision: ComputePrecision) -> None:
     vae = build(rows, **WIDE)
-    before = torch.get_num_threads()
     latents = []
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        latents.append(np.concatenate([vae.embed_rows(rows[:n], precision=precision) for n in (1, 500, 3000)]))
-        assert torch.get_num_threads() == threads
-    torch.set_num_threads(before)
+        with torch_threads(threads):
+            latents.append(np.concatenate([vae.embed_rows(rows[:n], precision=precision) for n in (1, 500, 3000)]))
+            assert torch.get_num_threads() == threads
     np.testing.assert_array_equal(latents[1], latents[0])
     np.testing.assert_array_equal(latents[2], latents[0])
+
+
+def test_with_one_thread_the_number_of_threads_is_left_alone(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = build(rows)
+    latents = vae.embed_rows(rows)
+    with torch_threads(1), monkeypatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda count: pytest.fail("a task sets the number of threads"))
+        np.testing.assert_array_equal(vae.embed_rows(rows), latents)
+        np.testing.assert_array_equal(vae.decode_rows(latents[:9]), vae.decode_rows(latents)[:9])
 
 
 def test_what_fails_on_another_thread_is_raised(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = build(rows)
     monkeypatch.setattr(vae, "_latents_of", lambda hidden: 1 / 0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with pytest.raises(ZeroDivisionError):
-        vae.embed_rows(rows)
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        with pytest.raises(ZeroDivisionError):
+            vae.embed_rows(rows)
+        assert torch.get_num_threads() == 2
 
 
 def test_bf16_is_close_to_float32_and_not_the_same(rows: np.ndarray) -> None:
@@ -131,11 +144,23 @@ def test_an_unknown_precision_is_refused(rows: np.ndarray) -> None:
 
 
 def test_bf16_without_arithmetic_for_it_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "has_bfloat16", lambda device: False)
-    assert "slower here than 'float32'" in networks.drawback("bf16")
-    assert not networks.drawback("float32")
-    monkeypatch.setattr(networks, "has_bfloat16", lambda device: True)
-    assert not networks.drawback("bf16")
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda device: False)
+    assert "slower here than 'float32'" in kernels.drawback("bf16")
+    assert not kernels.drawback("float32")
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda device: True)
+    assert not kernels.drawback("bf16")
+
+
+def test_a_torch_without_its_private_functions_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    averages, values = (list(torch.randn(2, 3, 4).unbind()) for _ in range(2))
+    others = [average.clone() for average in averages]
+    kernels.lerp(averages, values, 0.1)
+    monkeypatch.delattr(torch, "_foreach_lerp_")
+    kernels.lerp(others, values, 0.1)
+    assert all(map(torch.equal, averages, others))
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name)
+    assert not kernels.has_bfloat16(torch.device("cpu"))
 
 
 def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.ndarray) -> None:
@@ -145,8 +170,7 @@ def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.nd
     for context in (nullcontext(), computing_in(torch.float32)):
         vae.zero_grad()
         with context:
-            terms = vae(x, noise)
-        sum(terms).sum().backward()
+            vae(x, noise).negative_elbo.sum().backward()
         gradients.append([weight.grad.clone() for weight in vae.parameters() if weight.grad is not None])
     for plain, fast in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
@@ -156,10 +180,12 @@ def test_wide_layers_are_the_same_function_however_they_are_computed(rows: np.nd
 def test_without_fused_products_latents_are_close_and_depend_on_no_company_either(
     rows: np.ndarray, precision: ComputePrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if precision == "bf16" and not kernels._HAS_FUSED_BFLOAT16:
+        pytest.skip("nothing is fused in bf16 on this processor")
     vae = build(rows, dim_latent=5, cells_encoder=(256, 256, 5), residual_blocks=1, iaf_flow_length=5)
     fused = vae.embed_rows(rows, precision=precision)
     for name in ("_HAS_FUSED", "_HAS_FUSED_BFLOAT16"):
-        monkeypatch.setattr(networks, name, False)
+        monkeypatch.setattr(kernels, name, False)
     plain = vae.embed_rows(rows, precision=precision)
     tolerance = {"float32": 1e-5, "bf16": 2e-2}[precision]
     np.testing.assert_allclose(fused, plain, rtol=0, atol=tolerance)
@@ -174,7 +200,7 @@ def test_a_decoded_row_does_not_depend_on_its_company(rows: np.ndarray, settings
     whole = vae.decode_rows(latents)
     np.testing.assert_array_equal(vae.decode_rows(latents[5:6]), whole[5:6])
     np.testing.assert_array_equal(vae.decode_rows(latents[61:94]), whole[61:94])
-    np.testing.assert_array_equal(vae.decode_rows(latents, batch_rows=100), whole)
+    np.testing.assert_array_equal(vae.decode_rows(latents, batch_size=100), whole)
 
 
 def test_the_seed_decides_the_weights_and_nothing_else(rows: np.ndarray) -> None:
@@ -197,9 +223,10 @@ def test_terms_and_gradients_are_finite(rows: np.ndarray, likelihood: str, scale
     assert (vae.flow is not None) == (dim_latent > 2)
     far = np.concatenate([scaled[:50], scaled[:50] * 1e4])
     noise = torch.randn(100, dim_latent, generator=torch.Generator().manual_seed(0))
-    reconstruction, kl = vae(torch.from_numpy(far), noise)
-    assert reconstruction.shape == kl.shape == (100,)
-    (reconstruction + kl).sum().backward()
+    terms = vae(torch.from_numpy(far), noise)
+    assert terms.reconstruction.shape == terms.kl.shape == (100,)
+    assert terms.latents.shape == (100, dim_latent)
+    terms.negative_elbo.sum().backward()
     gradients = [weight.grad for weight in vae.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient is not None and gradient.any() for gradient in gradients)
@@ -222,19 +249,22 @@ def test_terms_match_a_float64_computation_by_hand(rows: np.ndarray) -> None:
     latent = mean + np.exp(logvar / 2) * noise
     output = linear(silu(linear(latent, "decoder.body.0")), "decoder.output")
     nll = 0.5 * ((standardised - output) ** 2 + np.log(2 * np.pi)).sum(axis=1)
-    reconstruction, kl = vae(torch.from_numpy(x), torch.from_numpy(noise))
-    np.testing.assert_allclose(reconstruction.detach(), nll, rtol=1e-5)
-    np.testing.assert_allclose(kl.detach(), 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1), rtol=1e-4)
+    terms = vae(torch.from_numpy(x), torch.from_numpy(noise))
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1)
+    np.testing.assert_allclose(terms.reconstruction.detach(), nll, rtol=1e-5)
+    np.testing.assert_allclose(terms.kl.detach(), kl, rtol=1e-4)
+    np.testing.assert_allclose(terms.negative_elbo.detach(), nll + kl, rtol=1e-5)
+    np.testing.assert_allclose(terms.latents.detach(), latent, atol=1e-5)
     np.testing.assert_allclose(vae.embed_rows(x), mean, atol=1e-5)
 
 
 def test_scores_are_the_terms_of_the_forward_pass(rows: np.ndarray) -> None:
     vae = build(rows)
     noise = np.random.default_rng(1).normal(size=(37, 2)).astype(np.float32)
-    reconstruction, kl = vae.score_rows(rows[:37], noise, batch_rows=16)
+    reconstruction, kl = vae.score_rows(rows[:37], noise, batch_size=16)
     expected = vae(torch.from_numpy(rows[:37]), torch.from_numpy(noise))
-    np.testing.assert_allclose(reconstruction, expected[0].detach(), rtol=1e-5)
-    np.testing.assert_allclose(kl, expected[1].detach(), rtol=1e-5)
+    np.testing.assert_allclose(reconstruction, expected.reconstruction.detach(), rtol=1e-5)
+    np.testing.assert_allclose(kl, expected.kl.detach(), rtol=1e-5)
 
 
 def test_decoding_starts_around_the_mean_row(rows: np.ndarray) -> None:
@@ -276,10 +306,10 @@ def test_rows_and_latents_of_another_width_are_refused(rows: np.ndarray) -> None
         vae.decode_rows(np.zeros((3, 3), np.float32))
 
 
-@pytest.mark.parametrize("batch_rows", [0, -1, 2.5, None, "a"])
-def test_batches_are_whole_numbers_of_rows(rows: np.ndarray, batch_rows: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"batches of {batch_rows!r} rows"):
-        build(rows).embed_rows(rows, batch_rows)
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, None, "a"])
+def test_batches_are_whole_numbers_of_rows(rows: np.ndarray, batch_size: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"batches of {batch_size!r} rows"):
+        build(rows).embed_rows(rows, batch_size)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -333,7 +363,7 @@ def test_the_latent_is_the_mean_pushed_through_the_flow(rows: np.ndarray) -> Non
     with torch.no_grad():
         mean, _ = vae.encode(x)
         latent = vae.embed(x)
-        reconstruction, _ = vae(x, torch.zeros(9, 4))
+        reconstruction = vae(x, torch.zeros(9, 4)).reconstruction
         expected = vae.likelihood.negative_log_likelihood(vae.decoder(latent), vae.scaling(x))
     assert (mean - latent).abs().max() > 0.01
     torch.testing.assert_close(reconstruction, expected)
@@ -347,7 +377,7 @@ def test_the_terms_are_the_mean_of_the_log_weights(rows: np.ndarray, length: int
     x = torch.from_numpy(rows[:1]).expand(20_000, 50)
     noise = torch.randn(len(x), 3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = vae.log_weights(x, noise) + sum(vae(x, noise))
+        difference = vae.log_weights(x, noise) + vae(x, noise).negative_elbo
     error = difference.std().item() / len(x) ** 0.5
     assert 0 < error < 0.05
     assert abs(difference.mean().item()) < 5 * error
@@ -358,10 +388,10 @@ def test_without_a_kl_term_it_is_an_autoencoder(rows: np.ndarray) -> None:
     assert vae.flow is None
     x = torch.from_numpy(rows[:9])
     first, second = vae(x, torch.zeros(9, 4)), vae(x, torch.ones(9, 4))
-    torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)
-    assert not first[1].any()
-    assert not second[1].any()
-    first[0].sum().backward()
+    torch.testing.assert_close(first.reconstruction, second.reconstruction, rtol=0, atol=0)
+    assert not first.kl.any()
+    assert not second.kl.any()
+    first.reconstruction.sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in vae.parameters())
 
 

@@ -1,16 +1,19 @@
 """`info` and the shape of what `verify` returns; `faults/test_corruption.py` damages stores."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cvae_dist.errors import InvalidInput, SourceNotFound
+from cvae_dist.errors import Corrupt, InvalidInput, SourceNotFound
 from cvae_dist.events import Event
+from cvae_dist.model.files import FORMAT, VERSION
 from cvae_dist.store import ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.lineage import digest_bytes
+from cvae_dist.verbs.info import info
 from cvae_dist.verbs.ingest import ingest
-from cvae_dist.verbs.verify import Problem, info, verify
+from cvae_dist.verbs.verify import Problem, verify
 
 
 @pytest.fixture
@@ -52,15 +55,26 @@ def test_info_of_nothing_and_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="neither a store nor a model"):
         info(str(tmp_path / "s"))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InvalidInput, match="not JSON"):
+    with pytest.raises(Corrupt, match="not JSON"):
+        info(str(tmp_path))
+    (tmp_path / "config.json").rename(tmp_path / "other.json")
+    with pytest.raises(InvalidInput, match="not a store"):
         info(str(tmp_path))
 
 
+def write_model(place: Path) -> None:
+    """Write a model as far as `verify` and `info` look into one."""
+    settings, digest = {"dim_latent": 2}, digest_bytes(b"weights")
+    description = {"format": FORMAT, "version": VERSION, "digest": digest, "model": settings, "lineage": {}}
+    (place / "config.json").write_text(json.dumps(description))
+    (place / "model.safetensors").write_bytes(b"weights")
+
+
 def test_a_model_with_other_weights(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"digest": "' + digest_bytes(b"weights") + '", "model": {"dim_latent": 2}}')
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    write_model(tmp_path)
     assert verify(str(tmp_path)).ok
-    assert info(str(tmp_path))["settings"] == {"dim_latent": 2}
+    entries = info(tmp_path)
+    assert (entries["model"], entries["settings"]) == (str(tmp_path), {"dim_latent": 2})
     (tmp_path / "model.safetensors").write_bytes(b"Weights")
     assert "changed" in str(verify(str(tmp_path)).problems[0])
     (tmp_path / "model.safetensors").unlink()
@@ -68,8 +82,7 @@ def test_a_model_with_other_weights(tmp_path: Path) -> None:
 
 
 def test_a_damaged_prior(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"digest": "' + digest_bytes(b"weights") + '"}')
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    write_model(tmp_path)
     (tmp_path / "priors").mkdir()
     (tmp_path / "priors" / "flow.json").write_text('{"digest": "' + digest_bytes(b"arrays") + '"}')
     file = tmp_path / "priors" / "flow.safetensors"

@@ -17,7 +17,7 @@ import torch
 
 import cvae_dist as cvae
 from cvae_dist.config import ComputePrecision
-from cvae_dist.model.networks import compute_dtype, inference, product
+from cvae_dist.model.kernels import compute_dtype, inference, product
 from tests.bench.model.data import mnist
 from tests.bench.model.reference import NotAvailable, Reference, Took
 from tests.bench.table import Row, alternate, seconds

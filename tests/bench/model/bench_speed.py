@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from cvae_dist.config import ComputePrecision, TrainConfig
-from cvae_dist.model.networks import Linear, compute_dtype, inference
+from cvae_dist.model.kernels import compute_dtype, inference
+from cvae_dist.model.networks import Linear
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
 from cvae_dist.training.trainer import Trainer
