@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.model import sampling
+from cvae_dist.model.tiling import Rows
 from cvae_dist.model.vae import VAE
 
 Vector = npt.NDArray[np.float64]
@@ -17,19 +18,19 @@ _WORST = 5
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The figures; printed, they explain themselves.
+    """Figures of a model. Printed, they explain themselves.
 
     Attributes
     ----------
     n_rows : int
         Rows they were taken from.
     kl_per_dimension : (dim_latent,) float64 array
-        Mean divergence of the posterior from the prior, in nats; behind a flow, of the Gaussian before it.
+        Mean divergence of the posterior from the prior, in nats. With a flow it is that of the Gaussian before it.
     latent_variance : (dim_latent,) float64 array
-        Variance over the rows of the embedding; a dimension is active above 0.01.
+        Variance of the latents over the rows. A dimension is active above 0.01.
     rate, distortion : float
-        Mean KL and mean -log p(x | z), in nats per row; their sum is the negative ELBO. The distortion is a density
-        over the data's units, and may be negative.
+        Mean KL and mean -log p(x | z), in nats per row. Their sum is the negative ELBO. The density is one over the
+        data's units, so the distortion may be negative.
     squared_error : (n_features,) float64 array
         Mean squared error of the reconstruction, in squared units of the data.
     explained : (n_features,) float64 array
@@ -68,15 +69,15 @@ class Diagnosis:
 
 
 def _share(explained: float) -> str:
-    """Return a share as a text; a feature that hardly ever varies can have one of minus thousands."""
+    """Return a share as text. For a feature that hardly varies it can be minus thousands."""
     return f"{explained:.0%}" if explained >= -1 else "below -100%"
 
 
-def diagnose(vae: VAE, rows: npt.NDArray[np.generic]) -> Diagnosis:
-    """Take the figures of a model on rows (n, n_features) in data units; n >= 1."""
+def diagnose(vae: VAE, rows: Rows) -> Diagnosis:
+    """Return the figures of a model on rows (n, n_features) in data units; n >= 1."""
     mean, logvar = (moment.astype(np.float64) for moment in sampling.posterior_moments(vae, rows))
     random = np.random.RandomState(0)
-    # Draws of each row's own: common ones, as scores have them, would err alike in all rows and so in their mean.
+    # Every row has draws of its own: common ones, as scores have them, would err alike in all rows and in their mean.
     draws = (sampling.standard_normal(len(rows), vae.dim_latent, random) for _ in range(_DRAWS))
     terms = np.array([vae.score_rows(rows, noise) for noise in draws], dtype=np.float64)
     reconstruction, kl = terms.mean(axis=(0, 2)).tolist()
@@ -93,7 +94,7 @@ def diagnose(vae: VAE, rows: npt.NDArray[np.generic]) -> Diagnosis:
     )
 
 
-def _reconstruction(rows: npt.NDArray[np.generic], decoded: npt.NDArray[np.generic]) -> tuple[Vector, Vector]:
+def _reconstruction(rows: Rows, decoded: Rows) -> tuple[Vector, Vector]:
     wide = rows.astype(np.float64)
     squared_error = np.square(wide - decoded.astype(np.float64)).mean(axis=0)
     varies = wide.max(axis=0) > wide.min(axis=0)

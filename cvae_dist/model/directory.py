@@ -26,9 +26,9 @@ from cvae_dist.store.urls import Location, StorageOptions
 Url = str | Location
 
 
-def save_model(url: Url, vae: VAE, lineage: Mapping[str, Any], storage_options: StorageOptions | None = None) -> str:
+def save_model(url: Url, vae: VAE, lineage: Mapping[str, Any]) -> str:
     """Write the model, its description last, and return the digest of its weights."""
-    place = Location.of(url, storage_options)
+    place = Location.of(url)
     weights = _bytes(vae)
     description = {
         "format": FORMAT,

@@ -4,25 +4,24 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from cvae_dist.model.kernels import inference
 from cvae_dist.model.prior import Prior
-from cvae_dist.model.tiling import Floats
+from cvae_dist.model.tiling import Floats, Rows
 from cvae_dist.model.vae import VAE
 
 _BLOCK_ROWS = 1024  # rows, counted from row 0, that share one random generator
 
 
-def numbered_noise(start: int, stop: int, dim_latent: int, seed: int = 0) -> Floats:
-    """Return standard normal noise, (stop - start, dim_latent), for the rows ``start:stop``."""
-    return np.concatenate([_normal(seed, block, dim_latent)[part] for part, block in _blocks(start, stop)])
+def numbered_noise(start: int, stop: int, dim_latent: int) -> Floats:
+    """Return standard normal noise, (stop - start, dim_latent), for the rows ``start:stop``; its seed is 0."""
+    return np.concatenate([_normal(0, block, dim_latent)[part] for part, block in _blocks(start, stop)])
 
 
 def numbered_rows(
     vae: VAE, start: int, stop: int, *, seed: int, temperature: float, noise: bool, prior: Prior | None
-) -> npt.NDArray[np.generic]:
+) -> Rows:
     """Draw the rows ``start:stop``, (stop - start, n_features) in data units.
 
     Parameters
@@ -52,9 +51,9 @@ def _latents(prior: Prior | None, seed: int, block: int, dim_latent: int, temper
     return prior.draw(_BLOCK_ROWS, temperature, np.random.RandomState(_key(seed, block, "latent") % 2**32))
 
 
-def _noisy(vae: VAE, latents: Floats, seed: int, block: int) -> npt.NDArray[np.generic]:
+def _noisy(vae: VAE, latents: Floats, seed: int, block: int) -> Rows:
     generator = torch.Generator().manual_seed(_key(seed, block, "likelihood"))
-    rows: npt.NDArray[np.generic] = vae.decode(torch.from_numpy(latents), generator).numpy()
+    rows: Rows = vae.decode(torch.from_numpy(latents), generator).numpy()
     return rows.astype(vae.scaling.restored_dtype)
 
 

@@ -169,12 +169,8 @@ class InverseAutoregressiveFlow(nn.Module):
             total = total + log_scale.sum(dim=-1)
         return latent, total
 
-    def push(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """Return the latent of :meth:`forward` alone."""
-        return next(self.push_each([latent], hidden))
-
     def push_each(self, latents: Iterable[Tensor], hidden: Tensor) -> Iterator[Tensor]:
-        """Yield :meth:`push` of several latents of the same rows."""
+        """Yield the latent alone that :meth:`forward` returns, for each of several ``latents`` of the same rows."""
         context = self._context(hidden)
         for latent in latents:
             for step in self.steps:

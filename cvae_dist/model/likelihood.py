@@ -1,7 +1,7 @@
 """Distribution of a row given the decoder's output: the reconstruction term, the mean and draws.
 
-All work in standardised units (``scaling``). Constant features take no part: a feature without variance would
-drag a shared sigma to zero.
+All work in standardised units (``scaling``). Constant features take no part: a feature without variance would drag a
+shared sigma to zero.
 """
 
 import math
@@ -34,8 +34,8 @@ def choose_likelihood(requested: LikelihoodName, moments: Moments) -> Choice:
     """Decide ``likelihood`` from the statistics alone.
 
     ``bernoulli`` for binary values, ``student_t`` where most features are certain to have heavy tails, else
-    ``gaussian``: grey images too, in whatever unit. Their cross-entropy is no likelihood, and a learned sigma keeps
-    the neighbourhoods of MNIST better (5-NN .977 against .968, trustworthiness .993 against .972).
+    ``gaussian``. Grey images are Gaussian too, in whatever unit: their cross-entropy is no likelihood, and a learned
+    sigma keeps the neighbourhoods of MNIST better (5-NN .977 against .968, trustworthiness .993 against .972).
     """
     if requested != "auto":
         return Choice(requested, f"likelihood={requested}, as asked for")
@@ -57,8 +57,8 @@ def choose_likelihood(requested: LikelihoodName, moments: Moments) -> Choice:
 def _heavy_tailed_share(moments: Moments) -> float:
     """Return the share of the varying features that are certain to have heavy tails.
 
-    The two extreme values alone give a lower bound of the kurtosis. Both must lie beyond one standard deviation:
-    a feature that is seldom on has one extreme next to its mean, and its tail is not what it is about.
+    The two extreme values alone give a lower bound of the kurtosis. Both must lie more than one standard deviation from
+    the mean. A feature that is seldom on has one extreme next to it; being rare is not having heavy tails.
     """
     active = ~is_constant(moments)
     if not active.any():
@@ -71,15 +71,15 @@ def _heavy_tailed_share(moments: Moments) -> float:
 
 
 class _Likelihood(nn.Module):
-    """What all have in common.
+    """What all likelihoods have in common.
 
     Attributes
     ----------
     active : Tensor, shape (n_features,), float32
         1 for features that vary, 0 for constant ones.
     log_volume : float
-        log |dx / d standardised| in nats: what a density of standardised rows loses in the data's units. 0 for
-        Bernoulli features, whose likelihood is no density.
+        log |dx / d standardised| in nats: how much lower a log density is in the data's units than in those of the
+        reconstruction term. 0 for Bernoulli features, which have no density.
     """
 
     log_volume = 0.0
@@ -91,7 +91,7 @@ class _Likelihood(nn.Module):
     def entropy(self, rows: Tensor) -> Tensor:
         """Return the least reconstruction term that each row can have, (n,) float64, in nats.
 
-        Zeros where it is the same for all rows. ``rows`` are (n, n_features) in data units.
+        Zeros where all rows have the same. ``rows`` are (n, n_features) in data units.
         """
         return torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
 
@@ -103,7 +103,7 @@ class _Location(_Likelihood):
     ----------
     scaling : Scaling
     log_sigma : Parameter or Buffer, shape () or (n_features,)
-        Logarithm of the scale of all features, or of each: learned, or given.
+        Logarithm of the scale, one for all features or one for each. A parameter is learned.
     """
 
     def __init__(self, scaling: Scaling, log_sigma: Tensor) -> None:
@@ -135,8 +135,8 @@ class _Location(_Likelihood):
 class Gaussian(_Location):
     """Independent normal features around the decoder's output.
 
-    Their sigma is learned (Rybkin et al. 2021), one for all features or one for each. Or it is 1: then the
-    reconstruction term is half the squared error, and a constant.
+    A sigma is learned (Rybkin et al. 2021), one for all features or one for each, or it is 1. With 1 the reconstruction
+    term is half the squared error, plus a constant.
     """
 
     def negative_log_likelihood(self, output: Tensor, standardised: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class StudentT(_Location):
 
 
 class _Share(_Likelihood):
-    """The decoder gives a logit for every feature's place between the bounds of the data."""
+    """The decoder gives a logit for every feature. A share is a value's place between the bounds of the data."""
 
     def __init__(self, scaling: Scaling) -> None:
         super().__init__(scaling)
@@ -199,10 +199,9 @@ class _Share(_Likelihood):
 
 
 class Bernoulli(_Share):
-    """Independent Bernoulli features. A value between the bounds counts as a share of both.
+    """Independent Bernoulli features, given as logits. A value between the bounds counts as a share.
 
-    The reconstruction term is the binary cross-entropy. For shares it is never below their own entropy, so a model
-    that knows everything about a grey row still calls it improbable.
+    The reconstruction term is the binary cross-entropy, which is never below the entropy of the shares.
     """
 
     def initial_output(self) -> Tensor:

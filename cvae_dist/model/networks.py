@@ -84,10 +84,6 @@ class Encoder(nn.Module):
         self.body = nn.Sequential(*_layers([n_features, *cells]), *blocks)
         self.head = nn.Linear([n_features, *cells][-1], 2 * dim_latent)
 
-    def forward(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance, each (n, dim_latent), of rows (n, n_features)."""
-        return self.moments(self.hidden(standardised))
-
     def hidden(self, standardised: Tensor) -> Tensor:
         """Return the last layer before the head, (n, cells[-1]), of rows (n, n_features)."""
         hidden: Tensor = self.body(standardised)

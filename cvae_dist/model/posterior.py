@@ -1,4 +1,4 @@
-"""The posterior: a diagonal Gaussian, pushed through a flow where there is one, and its divergence from N(0, I)."""
+"""The posterior, a diagonal Gaussian that a flow may reshape, and its divergence from the prior N(0, I)."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _LOG_TWO_PI = math.log(2 * math.pi)
-_PRIOR_REACH = 2.0
+_PRIOR_REACH = 2.0  # standard deviations of the prior
 
 
 def draw(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
@@ -22,17 +22,17 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 def flow_divergence(mean: Tensor, logvar: Tensor, before: Tensor, after: Tensor, log_determinant: Tensor) -> Tensor:
     """Return an unbiased estimate of KL(q || N(0, I)) per row, (n,), in nats, where a flow makes q of a Gaussian.
 
-    KL = E[log q0(z0) - log_determinant - log p(z)], and the first term is known. The noise of z^2 in the last is made
-    less by what is known of z0: ``mean^2 + var - z0^2`` is nothing on average, and close to the identity all the
-    noise there is. Where the Gaussian lies far out and the flow brings it back it is far more than that, so only a
-    share of it is added: in full up to twice the spread of the prior.
+    KL = E[log q0(z0) - log_determinant - log p(z)]. The mean of the first term is known. The last contains z^2, whose
+    noise is reduced by a control variate: ``mean^2 + var - z0^2``, which is 0 on average. Close to the identity it
+    cancels all noise. Where the Gaussian lies far out and the flow brings it back, it would add noise instead. So it
+    is added in full up to twice the spread of the prior, and in a smaller share beyond.
 
     Parameters
     ----------
     mean, logvar : Tensor, shape (n, dim_latent)
-        Of the Gaussian.
+        Of the Gaussian q0.
     before, after : Tensor, shape (n, dim_latent)
-        The draw z0 of the Gaussian and what the flow made of it, z.
+        The draw z0 of the Gaussian, and z, which the flow makes of it.
     log_determinant : Tensor, shape (n,)
         Of the flow's Jacobian at ``before``.
     """
@@ -43,7 +43,7 @@ def flow_divergence(mean: Tensor, logvar: Tensor, before: Tensor, after: Tensor,
 
 
 def log_density(noise: Tensor, logvar: Tensor, log_determinant: Tensor | float = 0.0) -> Tensor:
-    """Return log q(z | x) per row, (n,), of the draw that ``noise``, (n, dim_latent), became."""
+    """Return log q(z | x) per row, (n,), at the draw z that ``noise``, (n, dim_latent), gave."""
     return -0.5 * (noise.square() + logvar + _LOG_TWO_PI).sum(dim=-1) - log_determinant
 
 

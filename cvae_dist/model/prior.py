@@ -50,8 +50,8 @@ class Mixture:
 
     @classmethod
     def fit(cls, latents: Floats, n_components: int, random: np.random.RandomState) -> Self:
-        """Fit by expectation maximisation; no more components than latents."""
-        from sklearn.mixture import GaussianMixture  # here, as only this needs it
+        """Fit by expectation maximisation, with no more components than latents."""
+        from sklearn.mixture import GaussianMixture  # slow to import, and nothing else needs it
 
         if not isinstance(n_components, Integral) or n_components < 1:
             raise InvalidInput(f"a mixture of {n_components!r} components: ask for a whole number, at least 1")
@@ -60,7 +60,7 @@ class Mixture:
         return cls(mixture.weights_, mixture.means_, np.linalg.cholesky(mixture.covariances_))
 
     def draw(self, n: int, temperature: float, random: np.random.RandomState) -> Floats:
-        """Return draws; ``temperature`` scales the spread around each component's mean."""
+        """Return draws, (n, dim_latent); ``temperature`` scales the spread around each component's mean."""
         component = random.choice(len(self.weights), size=n, p=self.weights)
         noise = random.standard_normal((n, self.means.shape[1]))
         spread = np.einsum("nij,nj->ni", self.factors[component], noise)
@@ -68,7 +68,7 @@ class Mixture:
         return draws
 
     def log_density(self, latents: Floats) -> Array:
-        """Return log p(z) of latents."""
+        """Return log p(z) of latents (n, dim_latent): (n,), in nats."""
         offsets = (latents[:, None] - self.means)[..., None]
         squares = np.square(np.linalg.solve(self.factors, offsets)).sum(axis=(2, 3))
         volumes = np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(axis=1)
@@ -77,7 +77,7 @@ class Mixture:
         return density
 
     def arrays(self) -> Arrays:
-        """Return the attributes."""
+        """Return the attributes by name."""
         return {"weights": self.weights, "means": self.means, "factors": self.factors}
 
 
@@ -121,7 +121,7 @@ class Flow:
         return flow
 
     def draw(self, n: int, temperature: float, random: np.random.RandomState) -> Floats:
-        """Return draws; ``temperature`` scales the Gaussian noise that the flow turns into latents."""
+        """Return draws, (n, dim_latent); ``temperature`` scales the normal noise that the flow turns into latents."""
         noise = temperature * random.standard_normal((n, len(self._center)))
         with torch.inference_mode():
             drawn = self._network().transform.inv(torch.from_numpy(noise.astype(np.float32))).numpy()
@@ -129,14 +129,14 @@ class Flow:
         return draws
 
     def log_density(self, latents: Floats) -> Array:
-        """Return log p(z) of latents."""
+        """Return log p(z) of latents (n, dim_latent): (n,), in nats."""
         with torch.inference_mode():
             standardised = self._network().log_prob(self._standardised(latents)).numpy().astype(np.float64)
         density: Array = standardised - np.log(self._scale.astype(np.float64)).sum()
         return density
 
     def arrays(self) -> Arrays:
-        """Return centre, scale and weights."""
+        """Return centre, scale and weights by name."""
         weights = {name: value.numpy(force=True) for name, value in self._network.state_dict().items()}
         return {"center": self._center, "scale": self._scale, **weights}
 
@@ -148,7 +148,7 @@ Prior = Mixture | Flow
 
 
 def fit_prior(name: PriorName, latents: Floats, random: np.random.RandomState, n_components: int = 10) -> Prior:
-    """Fit a prior to latents (n, dim_latent); ``n_components`` are those of a mixture.
+    """Fit a prior to latents (n, dim_latent). ``n_components`` is for a mixture.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def check_name(name: str) -> None:
 
 
 def normal_log_density(latents: Floats) -> float:
-    """Return the mean log density of latents under N(0, I), in nats."""
+    """Return the mean log density of latents (n, dim_latent) under N(0, I), in nats."""
     squares = np.square(latents, dtype=np.float64).sum(axis=1).mean()
     return float(-0.5 * (squares + latents.shape[1] * math.log(2 * math.pi)))
 
@@ -193,7 +193,7 @@ def _spline_flow(dim_latent: int, architecture: Architecture) -> nn.Module:
 
 
 def _maximise_likelihood(network: nn.Module, latents: Tensor, held_out: Tensor, random: np.random.RandomState) -> None:
-    """Train on random batches; keep the weights under which ``held_out`` was most probable."""
+    """Train on random batches, and keep the weights that make ``held_out`` most probable."""
     optimizer = torch.optim.AdamW(network.parameters(), _RATE)
     best, best_step, kept = math.inf, 0, copy.deepcopy(network.state_dict())
     for step in range(1, _MAX_STEPS + 1):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.moments import Moments
 
-MAX_STANDARDISED = 10.0  # a rare feature's sd is raised until no training row lies further out than this
+MAX_STANDARDISED = 10.0  # the scale of a rare feature is raised until no training row lies further out
 _CONSTANT = 2.4e-7  # relative: two units in the last place of float32, the noise of computed constants
 _COMMON_TOLERANCE = 0.25
 _COMMON_SHARE = 0.6
@@ -70,21 +70,15 @@ class Scaling(nn.Module):
         Bounds of all values, in data units.
     """
 
-    center: Tensor
-    scale: Tensor
-    low: Tensor
-    high: Tensor
-    _inverse: Tensor
-    _shift: Tensor
-
     def __init__(self, center: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
         super().__init__()
-        for name, value in (("center", center), ("scale", scale), ("low", low), ("high", high)):
-            self.register_buffer(name, value.to(torch.float64))
+        self.center, self.scale, self.low, self.high = (
+            nn.Buffer(value.to(torch.float64)) for value in (center, scale, low, high)
+        )
         inverse = torch.where(self.scale > 0, 1 / self.scale, 0.0)
         self._precision = _precision(self.center, self.scale, inverse)
-        self.register_buffer("_inverse", inverse.to(self._precision), persistent=False)
-        self.register_buffer("_shift", (-self.center * inverse).to(self._precision), persistent=False)
+        self._inverse = nn.Buffer(inverse.to(self._precision), persistent=False)
+        self._shift = nn.Buffer((-self.center * inverse).to(self._precision), persistent=False)
 
     @classmethod
     def of(cls, moments: Moments, dtype: str | np.dtype[np.generic], *, per_feature: bool) -> Self:
@@ -112,13 +106,13 @@ class Scaling(nn.Module):
 
     @property
     def restored_dtype(self) -> np.dtype[np.floating]:
-        """Float type that holds offset and digits of every feature: float32 where it can, else float64."""
+        """Float type that holds both offset and digits of every feature: float32 if it can, else float64."""
         return np.dtype(np.float32 if self._precision == torch.float32 else np.float64)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return rows (n, n_features) of any real dtype, standardised, as float32.
 
-        The difference is taken in float64 where a large offset would cost float32 its digits.
+        Where a large offset would cost float32 its digits, the difference is taken in float64.
         """
         if self._precision == torch.float32:
             return torch.addcmul(self._shift, x.to(torch.float32), self._inverse)
@@ -139,20 +133,20 @@ def is_constant(moments: Moments) -> npt.NDArray[np.bool_]:
 
 
 def feature_scales(moments: Moments) -> Vector:
-    """Return the sd of every feature, raised for rarely active ones, 0 for constant ones."""
+    """Return the standard deviation of every feature, (n_features,): raised for rare ones, 0 for constant ones."""
     reach = np.maximum(moments.maximum - moments.mean, moments.mean - moments.minimum)
     return np.where(is_constant(moments), 0.0, np.maximum(moments.std, reach / MAX_STANDARDISED))
 
 
 def _global_scale(moments: Moments) -> Vector:
-    """Return the root mean square of the sds for every feature that varies."""
+    """Return the root mean square of the standard deviations for every feature that varies, else 0."""
     active = ~is_constant(moments)
     scale = np.sqrt(np.mean(moments.std[active] ** 2)) if active.any() else 0.0
     return np.where(active, scale, 0.0)
 
 
 def bounds(moments: Moments, dtype: str | np.dtype[np.generic]) -> tuple[float, float]:
-    """Return bounds of all values: (0, 1) or, for bytes that reach so far, (0, 255); else the extremes."""
+    """Return bounds of all values: (0, 1) if they lie within, (0, 255) for bytes above 127, else the extremes."""
     low, high = float(moments.minimum.min()), float(moments.maximum.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0

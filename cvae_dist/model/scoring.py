@@ -52,8 +52,8 @@ def numbered_scores(vae: VAE, rows: Rows, start: int, batch_size: int) -> dict[s
 def elbo_terms(vae: VAE, rows: Rows, draws: Sequence[Floats]) -> tuple[Scores, Scores]:
     """Return reconstruction, -log p(x | z), and KL per row, each (n,), averaged over ``draws``.
 
-    Each of ``draws`` is standard normal, (dim_latent,), and used for all rows. So the terms of a row depend neither on
-    the other rows nor on its place among them.
+    Each of ``draws`` is standard normal: (dim_latent,), used for all rows, so that the terms of a row depend neither on
+    the others nor on its place among them; or (n, dim_latent), for a more precise mean over many rows.
     """
     total = np.zeros((2, len(rows)))
     for draw in draws:

@@ -184,7 +184,7 @@ class VAE(nn.Module):
 
     def _latents_of(self, hidden: Tensor) -> Tensor:
         mean = self.encoder.mean(hidden)
-        return mean if self.flow is None else self.flow.push(mean, hidden)
+        return mean if self.flow is None else next(self.flow.push_each([mean], hidden))
 
     def _flow(self, latent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         if self.flow is None:
@@ -251,12 +251,10 @@ class VAE(nn.Module):
             tiling.on_all_threads(work, len(latents), tile_rows)
         return rows
 
-    def score_rows(
-        self, rows: Rows, noise: Floats | None = None, batch_size: int = BATCH_SIZE
-    ) -> tuple[Floats, Floats]:
+    def score_rows(self, rows: Rows, noise: Floats, batch_size: int = BATCH_SIZE) -> tuple[Floats, Floats]:
         """Return reconstruction and KL per row, each (n,), in nats; see :class:`Terms`.
 
-        ``noise``, (n, dim_latent), is standard normal. Without it the terms are those at the posterior mean.
+        ``noise``, (n, dim_latent), is standard normal; zeros give the terms at the posterior mean.
 
         Raises
         ------
@@ -264,17 +262,16 @@ class VAE(nn.Module):
             The rows have another number of features.
         """
         self._check_rows(rows)
-        draws = np.zeros((len(rows), self.dim_latent), np.float32) if noise is None else noise
-        terms = np.empty((2, len(rows)), np.float32)
+        scores = np.empty((2, len(rows)), np.float32)
 
         def both(tile: Tensor, noise: Tensor) -> Tensor:
-            found: Terms = self(tile, noise)
-            return torch.stack((found.reconstruction, found.kl), dim=1)
+            terms: Terms = self(tile, noise)
+            return torch.stack((terms.reconstruction, terms.kl), dim=1)
 
         with inference():
-            for part, found in tiling.by_tiles(both, batch_size, rows, draws):
-                terms[:, part] = found.T
-        return terms[0], terms[1]
+            for part, found in tiling.by_tiles(both, batch_size, rows, noise):
+                scores[:, part] = found.T
+        return scores[0], scores[1]
 
     @property
     def _widths(self) -> tuple[int, ...]:
