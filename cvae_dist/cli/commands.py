@@ -7,7 +7,7 @@ from typing import Any
 
 from cyclopts import App
 
-from cvae_dist.cli.options import FLAGS, Distributed, Output, Settings
+from cvae_dist.cli.options import FLAGS, Distributed, Settings, SharedOptions
 from cvae_dist.cli.parser import app
 from cvae_dist.cli.results import ran, show
 from cvae_dist.config import TrainConfig
@@ -32,11 +32,13 @@ def __getattr__(name: str) -> Command:
 
 
 def _command(name: str, verb: Verb) -> Command:
-    defaults = Distributed() if verb.takes("client") else Output()
+    defaults = Distributed() if verb.takes("client") else SharedOptions()
     parameters = list(_parameters(verb, defaults))
 
     @wraps(verb.load())
-    def command(*locations: str, shared: Output = defaults, settings: TrainConfig | None = None, **options: Any) -> int:
+    def command(
+        *locations: str, shared: SharedOptions = defaults, settings: TrainConfig | None = None, **options: Any
+    ) -> int:
         with shared.display() as display, shared.client() as client:
             given = {"config": settings, "on_event": display, "storage_options": shared.storage_options}
             result = verb(*locations, given={**given, "client": client}, **options)
@@ -47,7 +49,7 @@ def _command(name: str, verb: Verb) -> Command:
     return command
 
 
-def _parameters(verb: Verb, shared: Output) -> Iterator[inspect.Parameter]:
+def _parameters(verb: Verb, shared: SharedOptions) -> Iterator[inspect.Parameter]:
     """Yield what cyclopts is to read: a verb's locations in order, its options, and the groups of options."""
     for argument in verb.arguments():
         kind = argument.POSITIONAL_ONLY if verb.is_location(argument.name) else argument.KEYWORD_ONLY

@@ -30,7 +30,7 @@ def _from_json(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 Settings = Annotated[TrainConfig, Parameter(name="*", group="Model and training")]
-StorageOptions = Annotated[dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)]
+JsonObject = Annotated[dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)]
 
 # By the name of the argument.
 FLAGS: Mapping[str, Any] = {
@@ -44,7 +44,7 @@ FLAGS: Mapping[str, Any] = {
 
 @Parameter(name="*", group="Shared options")
 @dataclass(frozen=True)
-class Output:
+class SharedOptions:
     """How the command shows itself, and where it reads and writes.
 
     Parameters
@@ -59,7 +59,7 @@ class Output:
         Print nothing on the way.
     """
 
-    storage_options: StorageOptions = None
+    storage_options: JsonObject = None
     config: str | None = None
     json: Switch = False
     quiet: Switch = False
@@ -74,7 +74,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Distributed(Output):
+class Distributed(SharedOptions):
     """The shared options of commands that can use Dask.
 
     Parameters

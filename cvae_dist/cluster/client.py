@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from cvae_dist.errors import InvalidInput, StorageFailed
@@ -26,16 +27,11 @@ _CONFIG = {
 }
 
 
-@contextlib.contextmanager
-def resolve_client(scheduler: str | None = None, workers: int | None = None) -> Iterator["Client | None"]:
-    """Yield a client of the cluster that was asked for, or None to work in this process.
+def resolve_client(scheduler: str | None = None, workers: int | None = None) -> AbstractContextManager["Client | None"]:
+    """Return a context of a client of the cluster that was asked for, or of None to work in this process.
 
-    Parameters
-    ----------
-    scheduler : str, optional
-        Address of a running scheduler, such as ``tcp://10.0.0.1:8786``.
-    workers : int, optional
-        Number of worker processes to start on this machine for the time of the context.
+    ``scheduler`` is the address of a running one, such as ``tcp://10.0.0.1:8786``; ``workers`` are processes to start
+    on this machine for the time of the context.
 
     Raises
     ------
@@ -47,34 +43,28 @@ def resolve_client(scheduler: str | None = None, workers: int | None = None) -> 
     if scheduler is not None and workers is not None:
         raise InvalidInput(f"both scheduler={scheduler!r} and workers={workers} were given; name one of them")
     if scheduler is not None:
-        with _connect(scheduler) as client:
-            yield client
-    elif workers is not None:
-        if workers < 1:
-            raise InvalidInput(
-                f"workers={workers} starts no worker; use 1 or more, or leave it out to work in this process"
-            )
-        with _start(workers) as client:
-            yield client
-    else:
-        yield None
+        return _connect(scheduler)
+    if workers is None:
+        return contextlib.nullcontext()
+    if workers < 1:
+        raise InvalidInput(
+            f"workers={workers} starts no worker; use 1 or more, or leave it out to work in this process"
+        )
+    return _start(workers)
 
 
-@contextlib.contextmanager
-def _connect(address: str) -> Iterator["Client"]:
+def _connect(address: str) -> "Client":
     from distributed import Client
 
     if "://" not in address or not address.rpartition(":")[2].isdecimal():
         raise InvalidInput(f"scheduler={address!r} is no address of a Dask scheduler; write tcp://host:8786")
     try:
-        client = Client(address, timeout="20s", set_as_default=False)
+        return Client(address, timeout="20s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise StorageFailed(
             f"no Dask scheduler answers at {address} ({error}). Nothing was started; "
             "mend the address, start a scheduler, or leave it out to work in this process"
         ) from error
-    with client:
-        yield client
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """A trained model over the shards of a store: what ``embed``, ``decode`` and ``score`` have in common."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import ArrayLayout, Layout, Location, Record, RowStore
 from cvae_dist.store.layout import Block
-from cvae_dist.store.lineage import without_credentials
+from cvae_dist.store.lineage import digest_bytes, without_credentials
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,33 +48,16 @@ def map_rows(
 ) -> StoreResult:
     """Write what a model makes of the rows of a store; ids and carried columns travel along.
 
-    Parameters
-    ----------
-    source, model : StoreHandle, ModelHandle
-        What is read.
-    compute : callable
-        ``compute(vae, rows, start, batch_size)`` returns the blocks of ``arrays``, by name, of the rows that begin
-        with number ``start``. Picklable and pure.
-    out : Location
-        The store to write.
-    stage, kind : str
-        Name of the verb, and of what it writes.
-    arrays : sequence of ArrayLayout
-        What ``compute`` makes; the statistics are those of the first one.
-    batch_size : int
-        Rows the model sees at once.
-    settings : Mapping
-        What decides the result, beside the model.
-    overwrite, client, on_event
-        See :meth:`Output.held`.
+    ``compute(vae, rows, start, batch_size)`` returns the blocks of ``arrays``, by name, of the rows that begin with
+    number ``start``. It is picklable and pure. The statistics are those of the first array. ``stage`` and ``kind``
+    name the verb and what it writes; ``settings`` decide the result, beside the model.
     """
     if batch_size < 1:
         raise InvalidInput(f"batch_size={batch_size} shows the model no rows; use 1 or more")
     out.require_apart(source.location, model.location)
     store, _ = source.open()
     threads = 1 if client else torch.get_num_threads()
-    columns = [array for array in store.layout.arrays if array.name in store.columns]
-    layout = _output_layout(store, (*_with_coordinates(arrays, store.columns), *columns))
+    layout = _output_layout(store, arrays)
     records = store.ledger.read_all(store.layout.shards(store.rows))
     job = Job(
         kind=kind,
@@ -117,12 +99,6 @@ class _MapShard:
         return Made({**self.compute(self.model.load(), rows, start, self.batch_size), **columns})
 
 
-def _with_coordinates(arrays: Sequence[ArrayLayout], columns: Sequence[str]) -> list[ArrayLayout]:
-    """Let arrays name the carried columns as their coordinates (CF conventions)."""
-    named = {"coordinates": " ".join(columns)} if columns else {}
-    return [replace(array, attributes={**array.attributes, **named}) for array in arrays]
-
-
 def _keep_grid(job: Job, existing: RowStore | None) -> Job:
     """Keep the shard grid of an output that is there: it was chosen for the size its source had at first."""
     if existing is None or {a.name for a in existing.layout.arrays} != {a.name for a in job.layout.arrays}:
@@ -130,8 +106,14 @@ def _keep_grid(job: Job, existing: RowStore | None) -> Job:
     return replace(job, layout=existing.layout)
 
 
-def _output_layout(store: RowStore, arrays: tuple[ArrayLayout, ...]) -> Layout:
-    """Choose output shards that cover whole input shards: enough for a task, at most 16 MB, and many of them."""
+def _output_layout(store: RowStore, made: Sequence[ArrayLayout]) -> Layout:
+    """Choose output shards that cover whole input shards: enough for a task, at most 16 MB, and many of them.
+
+    The carried columns come after the arrays that are made, which name them as their coordinates (CF conventions).
+    """
+    named = {"coordinates": " ".join(store.columns)} if store.columns else {}
+    described = (replace(array, attributes={**array.attributes, **named}) for array in made)
+    arrays = (*described, *map(store.layout.array, store.columns))
     rows = store.layout.rows_per_shard
     fitting = _TARGET_SHARD_BYTES // (rows * max(array.row_bytes for array in arrays))
     spread = store.layout.shards(store.rows) // _LEAST_OUTPUT_SHARDS
@@ -146,5 +128,4 @@ def _identity(store: RowStore, records: Sequence[Record | None], span: Span) -> 
     size = store.layout.rows_per_shard
     full = records[span.start // size : span.stop // size]
     text = repr([record.digests if record is not None else None for record in full])
-    rest = store.fingerprint if span.stop % size else ""
-    return hashlib.blake2b(f"{text} {rest}".encode(), digest_size=16).hexdigest()
+    return digest_bytes(f"{text} {store.fingerprint if span.stop % size else ''}".encode())

@@ -33,16 +33,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Made:
-    """The rows of one shard.
+    """The rows of one shard, by array name; how many rows of the source were left out of it (``dropped``).
 
-    Attributes
-    ----------
-    blocks : Mapping
-        Rows by array name.
-    dropped : int
-        Rows of the source that were left out of it.
-    moments : Moments, optional
-        Those of the main array, where they are known already.
+    ``moments`` are those of the main array, where they are known already.
     """
 
     blocks: Mapping[str, Block]
@@ -137,16 +130,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, known before it starts.
+    """What a run will do, known before it starts: write the ``pending`` shards, as the others are recorded.
 
-    Attributes
-    ----------
-    job : Job
-        What is wanted.
-    pending : tuple of Span
-        The shards to write; the others are recorded.
-    slots : int
-        Threads of the cluster, 0 without one.
+    ``slots`` is the number of threads of the cluster, 0 without one.
     """
 
     job: Job

@@ -11,34 +11,20 @@ from cvae_dist.errors import CvaeDistError, StorageFailed
 if TYPE_CHECKING:
     from distributed import Client
 
-Task = TypeVar("Task")
+Input = TypeVar("Input")
 Result = TypeVar("Result")
 
 _IN_FLIGHT_PER_SLOT = 3
 
 
 def map_regions(
-    function: Callable[[Task], Result],
-    tasks: Iterable[Task],
-    *,
-    client: "Client | None" = None,
-    threads: int = 1,
+    function: Callable[[Input], Result], tasks: Iterable[Input], *, client: "Client | None" = None, threads: int = 1
 ) -> Generator[Result, None, None]:
-    """Yield ``function(task)`` of every task, as they finish.
+    """Yield ``function(task)`` of every task, as they finish, made by ``client`` or else by threads of this process.
 
     Only a few tasks per slot are in flight and every result is drained and released at once, so a dead worker can
-    cost no more than what it was doing: finished work is never asked for again.
-
-    Parameters
-    ----------
-    function : callable
-        Must be importable where it runs, and may run more than once per task.
-    tasks : iterable
-        Picklable when ``client`` is given. Consumed lazily.
-    client : distributed.Client, optional
-        Where to run; in this process when None.
-    threads : int
-        Threads used in this process.
+    cost no more than what it was doing: finished work is never asked for again. Tasks are taken lazily. A client needs
+    picklable ones and a function that can be imported, and may run it more than once per task.
     """
     if client is not None:
         yield from _map_dask(function, tasks, client)
@@ -49,7 +35,7 @@ def map_regions(
 
 
 def _map_threads(
-    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int
+    function: Callable[[Input], Result], tasks: Iterable[Input], threads: int
 ) -> Generator[Result, None, None]:
     queue = iter(tasks)
     with ThreadPoolExecutor(threads, thread_name_prefix="region") as pool:
@@ -69,7 +55,7 @@ def _map_threads(
 
 
 def _map_dask(
-    function: Callable[[Task], Result], tasks: Iterable[Task], client: "Client"
+    function: Callable[[Input], Result], tasks: Iterable[Input], client: "Client"
 ) -> Generator[Result, None, None]:
     from distributed import as_completed
 

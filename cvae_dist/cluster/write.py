@@ -69,18 +69,8 @@ class Output:
     ) -> Iterator["Output"]:
         """Hold the lease of an output while it is written.
 
-        Parameters
-        ----------
-        output : Location
-            The store to write.
-        stage : str
-            Name of the verb, for events and history.
-        overwrite : bool
-            Make the store anew, where there is one of ours.
-        client : distributed.Client, optional
-            Cluster to use; this process when None.
-        on_event : callable
-            Listener for progress.
+        ``stage`` is the name of the verb, for events and history. ``overwrite`` makes the store anew, where there is
+        one of ours.
 
         Raises
         ------

@@ -22,20 +22,8 @@ def diagnosis_bars(
 ) -> Figure:
     """Draw KL per latent dimension above, explained variance per feature below.
 
-    Parameters
-    ----------
-    kl_per_dimension : (dim_latent,) float array
-        Nats.
-    active : (dim_latent,) bool array
-        Dimensions that are not active are drawn in grey.
-    explained : (n_features,) float array
-        Shares of each feature's variance. Features that are NaN are left out.
-    title : str, optional
-        Default: none.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    ``kl_per_dimension``, shape (dim_latent,), is in nats; dimensions that are not ``active`` are drawn in grey.
+    ``explained``, shape (n_features,), holds shares of each feature's variance; features that are NaN are left out.
     """
     figure = blank_figure(9.0, 7.0)
     above, below = figure.subplots(2, 1)

@@ -18,21 +18,9 @@ _WIDTH, _TALLEST = 9.0, 30.0  # inches
 
 
 def row_tiles(rows: Floats, item_shape: Sequence[int], *, n_columns: int = 10, title: str | None = None) -> Figure:
-    """Draw rows as tiles, from left to right and from top to bottom.
+    """Draw rows (n, n_features) as tiles, from left to right and from top to bottom.
 
-    Parameters
-    ----------
-    rows : (n, n_features) array
-    item_shape : sequence of int
-        Images are drawn as images, other shapes as line plots (see :func:`latent_grid`).
-    n_columns : int
-        Tiles side by side.
-    title : str, optional
-        Default: none.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    Where ``item_shape`` is that of an image, they are drawn as images, else as line plots (see :func:`latent_grid`).
 
     Raises
     ------

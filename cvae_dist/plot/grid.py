@@ -59,10 +59,6 @@ def latent_grid(
     title : str, optional
         Default: how the grid is spaced.
 
-    Returns
-    -------
-    matplotlib.figure.Figure
-
     Raises
     ------
     InvalidInput

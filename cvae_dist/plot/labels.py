@@ -57,12 +57,7 @@ def classify(labels: NDArray[Any], categories: Sequence[str] | None = None) -> C
 
     Strings are classes, and so are whole numbers (also written as strings) of at most 20 different values. Other
     numbers are a quantity. Of more than 20 classes the 19 most frequent keep their names, the others become one.
-
-    Parameters
-    ----------
-    labels : (n,) array of numbers or strings
-    categories : sequence of str, optional
-        Name of each class where the labels are indices 0, 1, ...
+    ``categories`` are the names of the classes where the labels (n,) are indices 0, 1, ...
 
     Raises
     ------

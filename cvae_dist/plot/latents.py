@@ -47,14 +47,8 @@ def scatter_latents(
         At most 20 classes get a legend; numbers that are no classes get a colour bar.
     categories : sequence of str, optional
         Name of each class where the labels are indices.
-    label_name : str
-        What the labels are, for the legend.
     title : str, optional
         Default: the number of rows and of latent coordinates.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------
@@ -144,11 +138,7 @@ def _draw_density(axes: Axes, xy: Floats, groups: Classes | Floats | None) -> Sc
     frame = pandas.DataFrame({"x": xy[:, 0], "y": xy[:, 1]})
     (left, bottom), (right, top) = _window(xy)
     canvas = datashader.Canvas(PIXELS, PIXELS, x_range=(left, right), y_range=(bottom, top))
-    place: dict[str, Any] = {
-        "extent": (left, right, bottom, top),
-        "origin": "lower",
-        "interpolation": "nearest",
-    }
+    place: dict[str, Any] = {"extent": (left, right, bottom, top), "origin": "lower", "interpolation": "nearest"}
     if isinstance(groups, Classes):
         frame["class"] = pandas.Categorical.from_codes(groups.codes, list(groups.names))
         counts = canvas.points(frame, "x", "y", datashader.count_cat("class"))

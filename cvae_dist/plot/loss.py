@@ -36,16 +36,8 @@ PANELS = (
 def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
     """Draw a training run: -ELBO and below it its two parts, in nats per row, against the step.
 
-    Parameters
-    ----------
-    history : sequence of mappings
-        The lines of a model's ``history.jsonl``; each has ``step`` and any of the recorded figures.
-    title : str, optional
-        Default: the best -ELBO and its step.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    ``history`` holds the lines of a model's ``history.jsonl``; each has ``step`` and any of the recorded figures. The
+    title is by default the best -ELBO and its step.
 
     Raises
     ------

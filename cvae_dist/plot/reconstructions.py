@@ -32,23 +32,11 @@ def compare_rows(
     names_are: str = "row",
     title: str | None = None,
 ) -> Figure:
-    """Draw originals above their reconstructions, with one range of values for both: that of the originals.
+    """Draw originals (n, n_features) above their reconstructions, in one range of values: that of the originals.
 
-    Parameters
-    ----------
-    originals, reconstructions : (n, n_features) arrays
-    item_shape : sequence of int
-        Images are drawn as tiles, other shapes as line plots (see :func:`latent_grid`).
-    names : sequence of str, optional
-        What to write under each pair. Default: 0, 1, ...
-    names_are : str
-        What the names are, written below them.
-    title : str, optional
-        Default: the root mean square error of the rows shown.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    Images are drawn as tiles, other shapes as line plots (see :func:`latent_grid`). Under each pair is its name (by
+    default 0, 1, ...), and below the names what they are. The title is by default the root mean square error of the
+    rows shown.
 
     Raises
     ------

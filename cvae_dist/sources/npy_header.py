@@ -71,18 +71,6 @@ def read_header(path: str) -> Header:
     return header
 
 
-def _parse_header(path: str, head: bytes) -> Header:
-    start = 10 if head[6:7] == b"\x01" else 12
-    length = int.from_bytes(head[8:start], "little")
-    return (
-        _parse_text(path, head[: start + length]) if start + length <= len(head) else _refuse_header(path, "too long")
-    )
-
-
-def _refuse_header(path: str, why: str) -> Header:
-    raise InvalidInput(f"{path} has an unusable .npy header ({why})")
-
-
 @lru_cache(maxsize=64)
 def _parse_cached(head: bytes) -> Header:
     stream = io.BytesIO(head)
@@ -92,11 +80,16 @@ def _parse_cached(head: bytes) -> Header:
     return Header(shape, dtype, fortran, head)
 
 
-def _parse_text(path: str, head: bytes) -> Header:
+def _parse_header(path: str, head: bytes) -> Header:
+    start = 10 if head[6:7] == b"\x01" else 12
+    end = start + int.from_bytes(head[8:start], "little")
     try:
-        header = _parse_cached(head)
+        if end > len(head):
+            raise ValueError("too long")
+        header = _parse_cached(head[:end])
     except Exception as error:  # NumPy's parser lets several kinds of error through when the text is garbage
-        return _refuse_header(path, (str(error).splitlines() or [type(error).__name__])[0])
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"{path} has an unusable .npy header ({why})") from error
     if header.dtype.hasobject:
         raise InvalidInput(f"{path} holds pickled Python objects, which are never loaded: they could run code")
     if header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:

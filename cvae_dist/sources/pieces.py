@@ -1,12 +1,13 @@
 """Runs of rows in files: what a source lists and reads."""
 
-import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from cvae_dist.store.lineage import digest_bytes
 
 Integers = npt.NDArray[np.int64]
 
@@ -45,11 +46,8 @@ class Pieces:
 
     def digest(self) -> str:
         """Return a digest of names, sizes and times, and of which rows are taken."""
-        digest = hashlib.blake2b("\0".join(self.path.tolist()).encode(), digest_size=16)
-        for name, values in self.arrays().items():
-            if name != "path":
-                digest.update(values.tobytes())
-        return digest.hexdigest()
+        numbers = (values.tobytes() for name, values in self.arrays().items() if name != "path")
+        return digest_bytes(b"".join(["\0".join(self.path.tolist()).encode(), *numbers]))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays by name."""

@@ -7,15 +7,4 @@ from cvae_dist.store.moments import Moments
 from cvae_dist.store.row_store import RowStore
 from cvae_dist.store.urls import Location
 
-__all__ = [
-    "STRING",
-    "ArrayLayout",
-    "Digest",
-    "Layout",
-    "Ledger",
-    "Lease",
-    "Location",
-    "Moments",
-    "Record",
-    "RowStore",
-]
+__all__ = ["STRING", "ArrayLayout", "Digest", "Layout", "Ledger", "Lease", "Location", "Moments", "Record", "RowStore"]

@@ -6,7 +6,7 @@ Zarr itself writes every metadata document; shards are assembled here because th
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Self
 
@@ -109,17 +109,7 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document that :meth:`from_json` reads back."""
-        arrays = [
-            {
-                "name": a.name,
-                "dtype": a.dtype,
-                "dims": a.dims,
-                "shape": a.shape,
-                "attributes": dict(a.attributes),
-            }
-            for a in self.arrays
-        ]
-        document: dict[str, Any] = json.loads(json.dumps({**self.__dict__, "arrays": arrays}))
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return document
 
     @classmethod
@@ -133,26 +123,23 @@ class Layout:
 
     def metadata(self, name: str, rows: int) -> bytes:
         """Return the ``zarr.json`` of an array holding ``rows`` rows."""
+        array = self.array(name)
         objects: Objects = {}
-        self._create(objects, name, rows)
+        if array.dtype == STRING:
+            create_array(objects, array, rows, self.rows_per_shard, compressed=True)
+        else:
+            create_array(objects, array, rows, self.rows_per_chunk, self.rows_per_shard, array.compressed)
         return objects[f"{name}/zarr.json"].to_bytes()
 
     def encode(self, name: str, block: Block) -> list[Buffer]:
         """Return the bytes of one shard, as buffers to be written one after the other.
 
-        Every second buffer is the CRC32C of the one before it.
-
-        Parameters
-        ----------
-        name : str
-            The array.
-        block : numpy.ndarray, shape (n <= rows_per_shard, *shape)
-            The rows; C-contiguous and of the array's dtype, or strings.
+        Every second buffer is the CRC32C of the one before it. ``block`` has shape (n <= rows_per_shard, *shape), is
+        C-contiguous and of the array's dtype, or holds strings.
         """
         array = self.array(name)
         if array.dtype == STRING:
-            data = memoryview(self._encode_strings(block))
-            return [data[:-4], data[-4:]]
+            return checksummed(self._encode_strings(block))
         return list(self._encode_chunks(array, block))
 
     def split(self, name: str, data: bytes) -> list[Buffer]:
@@ -182,45 +169,20 @@ class Layout:
             raise ValueError("there are bytes between the chunks and the index")
         return buffers + last
 
-    def _create(self, objects: Objects, name: str, rows: int) -> "zarr.Array[Any]":
-        array = self.array(name)
-        shape = (self.rows_per_shard, *array.shape)
-        sharded = array.dtype != STRING
-        codecs = [ZstdCodec(level=1)] if array.compressed else []
-        return zarr.create_array(
-            MemoryStore(objects),
-            name=name,
-            shape=(rows, *array.shape),
-            shards=shape if sharded else None,
-            chunks=(self.rows_per_chunk, *array.shape) if sharded else shape,
-            dtype=array.dtype,
-            filters=None,
-            compressors=[*codecs, Crc32cCodec()],
-            fill_value="" if array.dtype == STRING else 0,
-            dimension_names=array.dims,
-            attributes=dict(array.attributes),
-            config={"write_empty_chunks": True},
-        )
-
     def _encode_strings(self, block: Block) -> bytes:
         padded = np.full(self.rows_per_shard, "", dtype=object)  # Zarr pads the last chunk to its full shape
         padded[: len(block)] = block
-        data = Zstd(level=1).encode(VLenUTF8().encode(padded))
-        return bytes(data) + crc32c.crc32c(data).to_bytes(4, "little")
+        return bytes(Zstd(level=1).encode(VLenUTF8().encode(padded)))
 
     def _encode_chunks(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
         chunks = self.rows_per_shard // self.rows_per_chunk
         index = np.full((chunks, 2), _ABSENT, dtype="<u8")
         offset = 0
         for number, payload in enumerate(self._payloads(array, block)):
-            checksum = crc32c.crc32c(payload).to_bytes(4, "little")
             index[number] = offset, len(payload) + 4
             offset += len(payload) + 4
-            yield payload
-            yield checksum
-        table = index.tobytes()
-        yield table
-        yield crc32c.crc32c(table).to_bytes(4, "little")
+            yield from checksummed(payload)
+        yield from checksummed(index.tobytes())
 
     def _payloads(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
         compress = Zstd(level=1).encode if array.compressed else None
@@ -237,31 +199,43 @@ def shard_key(shard: int, ndim: int) -> str:
     return f"c/{shard}" + "/0" * (ndim - 1)
 
 
+def checksummed(payload: Buffer) -> list[Buffer]:
+    """Return bytes and their CRC32C."""
+    return [payload, crc32c.crc32c(payload).to_bytes(4, "little")]
+
+
 def _checked(payload: memoryview, checksum: memoryview, what: str) -> list[Buffer]:
-    if crc32c.crc32c(payload).to_bytes(4, "little") != checksum:
+    if checksummed(payload)[1] != checksum:
         raise ValueError(f"{what} does not match its CRC32C")
     return [payload, checksum]
+
+
+def create_array(
+    objects: Objects, array: ArrayLayout, rows: int, chunk: int, shard: int | None = None, compressed: bool = False
+) -> "zarr.Array[Any]":
+    """Create an array in memory, in chunks (and shards) of so many rows. Every chunk ends in its CRC32C."""
+    return zarr.create_array(
+        MemoryStore(objects),
+        name=array.name,
+        shape=(rows, *array.shape),
+        chunks=(chunk, *array.shape),
+        shards=None if shard is None else (shard, *array.shape),
+        dtype=array.dtype,
+        filters=None,
+        compressors=[*([ZstdCodec(level=1)] if compressed else []), Crc32cCodec()],
+        fill_value="" if array.dtype == STRING else 0,
+        dimension_names=array.dims,
+        attributes=dict(array.attributes),
+        config={"write_empty_chunks": True},
+    )
 
 
 def write_small_array(group: Location, name: str, values: Block, dims: tuple[str, ...], **attributes: Any) -> None:
     """Write a whole array that fits in memory: one checksummed chunk, its metadata last."""
     objects: Objects = {}
-    values = np.asarray(values)
     dtype = STRING if values.dtype.kind in "OUT" else values.dtype.newbyteorder("<").str
-    array = zarr.create_array(
-        MemoryStore(objects),
-        name=name,
-        shape=values.shape,
-        chunks=tuple(max(1, n) for n in values.shape),
-        dtype=dtype,
-        filters=None,
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        fill_value="" if dtype == STRING else 0,
-        dimension_names=dims,
-        attributes=attributes,
-        config={"write_empty_chunks": True},
-    )
-    array[...] = values
+    array = ArrayLayout(name, dtype, dims, values.shape[1:], attributes)
+    create_array(objects, array, len(values), max(1, len(values)), compressed=True)[...] = values
     metadata = f"{name}/zarr.json"
     for key in sorted(objects, key=lambda key: key == metadata):
         if key.startswith(f"{name}/"):

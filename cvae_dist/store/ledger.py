@@ -4,19 +4,18 @@ It is two Zarr arrays in the subgroup ``ledger``, with one chunk per shard. Afte
 written, and last its ``record``, which marks it as finished. Only a rewrite of the shard changes them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import crc32c
 import numpy as np
+import numpy.typing as npt
 import zarr
-from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from cvae_dist.errors import Corrupt
-from cvae_dist.store.layout import Layout, Objects, shard_key
+from cvae_dist.store.layout import ArrayLayout, Layout, Objects, checksummed, create_array, shard_key
 from cvae_dist.store.moments import Moments
 from cvae_dist.store.urls import Buffer, Location
 
@@ -32,12 +31,9 @@ class Digest:
     checksum: int
 
     @classmethod
-    def of(cls, *buffers: Buffer) -> "Digest":
-        """Digest the concatenation of ``buffers``."""
-        checksum = 0
-        for buffer in buffers:
-            checksum = crc32c.crc32c(buffer, checksum)
-        return cls(sum(len(buffer) for buffer in buffers), checksum)
+    def of(cls, data: bytes) -> "Digest":
+        """Digest a whole object."""
+        return cls(len(data), crc32c.crc32c(data))
 
     @classmethod
     def of_shard(cls, buffers: Sequence[Buffer]) -> "Digest":
@@ -68,13 +64,13 @@ class Record:
     dropped: int
     digests: tuple[Digest, ...]
 
-    def to_array(self) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    def to_array(self) -> npt.NDArray[np.uint64]:
         """Return the record as one row of the ``record`` array."""
         digests = [number for digest in self.digests for number in (digest.size, digest.checksum)]
         return np.array([self.fingerprint, self.rows, self.dropped, *digests], dtype="<u8")
 
     @classmethod
-    def from_array(cls, row: "np.ndarray[Any, np.dtype[np.uint64]]") -> "Record":
+    def from_array(cls, row: npt.NDArray[np.uint64]) -> "Record":
         """Read what :meth:`to_array` wrote."""
         fingerprint, rows, dropped, *digests = (int(number) for number in row)
         pairs = zip(digests[::2], digests[1::2], strict=True)
@@ -82,15 +78,7 @@ class Record:
 
 
 class Ledger:
-    """The ledger of one store.
-
-    Parameters
-    ----------
-    group : Location
-        The store.
-    layout : Layout
-        Its arrays; the first one is described by the moments.
-    """
+    """The ledger of the store at ``group``; the moments are those of the first array of its layout."""
 
     def __init__(self, group: Location, layout: Layout) -> None:
         self._group = group
@@ -102,10 +90,9 @@ class Ledger:
     def write(self, shard: int, record: Record, moments: Moments) -> None:
         """Record a shard whose objects are all written. ``record`` gains the digest of the moments."""
         table = np.stack([getattr(moments, name) for name in _STATISTICS]).astype("<f8")
-        digests = (*record.digests, Digest.of(table.tobytes()))
-        complete = Record(record.fingerprint, record.rows, record.dropped, digests)
-        self._moments(shard).write(*_checksummed(table))
-        self._record(shard).write(*_checksummed(complete.to_array()))
+        complete = replace(record, digests=(*record.digests, Digest.of(table.tobytes())))
+        self._moments(shard).write(*checksummed(table.tobytes()))
+        self._record(shard).write(*checksummed(complete.to_array().tobytes()))
 
     def read(self, shard: int) -> Record | None:
         """Return the record of a shard, or None when it has none that is whole."""
@@ -148,16 +135,11 @@ class Ledger:
         """Write the metadata of the ledger's arrays for ``shards`` shards."""
         objects: Objects = {}
         zarr.create_group(MemoryStore(objects), path="ledger")
-        _create(
-            objects,
-            "ledger/record",
-            (shards, len(self._fields)),
-            "<u8",
-            ("shard", "field"),
-            fields=self._fields,
-        )
-        shape = (shards, len(_STATISTICS), self._n_features)
-        _create(objects, "ledger/moments", shape, "<f8", ("shard", "statistic", "feature"), statistics=_STATISTICS)
+        record = ArrayLayout("ledger/record", "<u8", ("shard", "field"), (len(self._fields),), {"fields": self._fields})
+        dims, shape = ("shard", "statistic", "feature"), (len(_STATISTICS), self._n_features)
+        moments = ArrayLayout("ledger/moments", "<f8", dims, shape, {"statistics": _STATISTICS})
+        for array in (record, moments):
+            create_array(objects, array, shards, chunk=1)
         for key, value in objects.items():
             if key.startswith("ledger/"):
                 (self._group / key).write(value.to_bytes())
@@ -167,21 +149,6 @@ class Ledger:
 
     def _moments(self, shard: int) -> Location:
         return self._group / "ledger/moments" / shard_key(shard, 3)
-
-
-def _create(
-    objects: Objects, name: str, shape: tuple[int, ...], dtype: str, dims: tuple[str, ...], **attrs: Any
-) -> None:
-    zarr.create_array(
-        MemoryStore(objects), name=name, shape=shape, chunks=(1, *shape[1:]), dtype=dtype, filters=None,
-        compressors=[Crc32cCodec()], fill_value=0, dimension_names=dims, attributes=attrs,
-    )  # fmt: skip
-
-
-def _checksummed(values: "np.ndarray[Any, Any]") -> Iterator[bytes]:
-    data = values.tobytes()
-    yield data
-    yield crc32c.crc32c(data).to_bytes(4, "little")
 
 
 def _verified(data: bytes) -> bytes:

@@ -79,11 +79,6 @@ class Moments:
         return bool(np.isfinite(self.mean).all() and np.isfinite(self.m2).all())
 
     @property
-    def n_features(self) -> int:
-        """Number of features."""
-        return len(self.mean)
-
-    @property
     def std(self) -> Vector:
         """Population standard deviation, shape (n_features,), in the unit of the data."""
         std: Vector = np.sqrt(self.m2 / max(self.count, 1))

@@ -22,7 +22,7 @@ from numcodecs import zstd
 
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
 from cvae_dist.store.layout import Block, shard_key
-from cvae_dist.store.ranges import RowNumbers, enumerate_runs
+from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
 from cvae_dist.store.row_store import RowStore
 from cvae_dist.store.urls import Location
 
@@ -60,12 +60,7 @@ class Reader(Protocol):
 
 
 class ArrayRows:
-    """Rows of an array in memory, with the members of :class:`RowReader`.
-
-    Parameters
-    ----------
-    array : numpy.ndarray, shape (n, n_features)
-    """
+    """Rows of an array in memory, shape (n, n_features), with the members of :class:`RowReader`."""
 
     block_rows_hint = 1
 
@@ -79,25 +74,15 @@ class ArrayRows:
     def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``; see :meth:`RowReader.read_into`."""
         _check_request(self, out, starts, counts)
-        source, number = enumerate_runs(counts)
-        np.take(self.array, starts[source] + number, axis=0, out=out, mode="clip")
+        np.take(self.array, expand_ranges(starts, counts), axis=0, out=out, mode="clip")
 
 
 @dataclass(frozen=True)
 class ShardedArray:
-    """Where the rows of an array lie: one object per shard, each of whole checksummed inner chunks.
+    """Where the rows of a Zarr array lie: one object per shard, each of whole checksummed inner chunks.
 
-    Attributes
-    ----------
-    location : Location
-        The Zarr array.
-    dtype : str
-        Little-endian NumPy code.
-    shape : tuple of int
-        Shape of one row.
-    rows, rows_per_shard, rows_per_chunk : int
-    compressed : bool
-        Whether inner chunks are zstd frames.
+    ``dtype`` is a little-endian NumPy code, ``shape`` that of one row. Inner chunks that are ``compressed`` are zstd
+    frames.
     """
 
     location: Location
@@ -111,17 +96,9 @@ class ShardedArray:
     @classmethod
     def of(cls, store: RowStore, name: str | None = None) -> Self:
         """Describe one numeric array of a store; by default the main one."""
-        layout = store.layout
-        array = layout.array(name or store.main)
-        return cls(
-            store.location / array.name,
-            array.dtype,
-            array.shape,
-            store.rows,
-            layout.rows_per_shard,
-            layout.rows_per_chunk,
-            array.compressed,
-        )
+        array = store.layout.array(name or store.main)
+        sizes = store.rows, store.layout.rows_per_shard, store.layout.rows_per_chunk
+        return cls(store.location / array.name, array.dtype, array.shape, *sizes, array.compressed)
 
     @property
     def n_features(self) -> int:
@@ -149,24 +126,9 @@ class ShardedArray:
 
 
 class RowReader:
-    """Rows of one array of a store.
+    """Rows of one array of a store, by default the main one.
 
-    Safe to use from several threads. Keeps some files open, and some megabytes of chunks that were read in
-    part.
-
-    Parameters
-    ----------
-    source : RowStore or ShardedArray
-        The store, or the plain facts of one array.
-    name : str, optional
-        Array of the store; the main array by default.
-
-    Attributes
-    ----------
-    n_rows, n_features : int
-    dtype : numpy.dtype
-    block_rows_hint : int
-        1 where any row is cheap to read, else the rows of a chunk.
+    Safe to use from several threads. Keeps some files open, and some megabytes of chunks that were read in part.
     """
 
     def __init__(self, source: RowStore | ShardedArray, name: str | None = None) -> None:
@@ -182,15 +144,9 @@ class RowReader:
     def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``, one after the other, in the given order.
 
-        Parameters
-        ----------
-        out : numpy.ndarray, shape (sum(counts), n_features) or (sum(counts),) for one feature
-            C-contiguous, of the reader's dtype.
-        starts, counts : numpy.ndarray, int64
-            First row and number of rows of each range.
-        verify : bool
-            Check the CRC32C of plain local chunks too, for which they are read whole. Chunks that are
-            compressed or remote always are.
+        ``out`` has shape (sum(counts), n_features), or (sum(counts),) for one feature; it is C-contiguous and of the
+        reader's dtype. ``verify`` checks the CRC32C of plain local chunks too, for which they are read whole. Chunks
+        that are compressed or remote are always checked.
 
         Raises
         ------
@@ -236,7 +192,7 @@ class _Extents:
         return _Extents(self.row[part], self.count[part], self.target[part])
 
     def by(self, rows_per_part: int) -> Iterator[tuple[int, "_Extents"]]:
-        """Yield the number and the pieces of every part (shard) that is touched."""
+        """Yield the number and the extents of every part (shard or chunk) that is touched."""
         part = self.row // rows_per_part
         edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
         for first, end in zip(edges, edges[1:], strict=False):
@@ -259,7 +215,7 @@ class _OpenShard:
             os.close(self.descriptor)
 
 
-class _Shards(ABC):
+class _OpenShards(ABC):
     """The shards used last; one that is dropped closes its file when nobody reads from it any more."""
 
     def __init__(self, array: ShardedArray) -> None:
@@ -289,7 +245,7 @@ class _Shards(ABC):
         """Return bytes of shards: (shard, offset, size) each."""
 
 
-class _LocalShards(_Shards):
+class _LocalShards(_OpenShards):
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         return [self._open_one(self.array.shard(number)) for number in numbers]
 
@@ -314,7 +270,7 @@ class _LocalShards(_Shards):
         return [os.pread(shard.descriptor, size, offset) for shard, offset, size in ranges]
 
 
-class _RemoteShards(_Shards):
+class _RemoteShards(_OpenShards):
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         locations = [self.array.shard(number) for number in numbers]
         indices = self._cat(locations, [-self.array.index_bytes] * len(locations), [None] * len(locations))
@@ -339,11 +295,11 @@ class _RemoteShards(_Shards):
 class _DirectRows:
     """Plain shards on a mounted file system: one ``preadv`` per range, into the caller's rows."""
 
-    def __init__(self, array: ShardedArray, shards: _Shards) -> None:
+    def __init__(self, array: ShardedArray, shards: _OpenShards) -> None:
         self._array, self._shards = array, shards
 
-    def fill(self, pieces: _Extents, view: memoryview, verify: bool) -> None:
-        groups = list(pieces.by(self._array.rows_per_shard))
+    def fill(self, extents: _Extents, view: memoryview, verify: bool) -> None:
+        groups = list(extents.by(self._array.rows_per_shard))
         for first in range(0, len(groups), _SHARDS_AT_ONCE):
             batch = groups[first : first + _SHARDS_AT_ONCE]
             shards = self._shards.get([number for number, _ in batch])
@@ -367,7 +323,7 @@ class _DirectRows:
 
 @dataclass(frozen=True)
 class _Reads:
-    """What to read from one shard: pieces, their byte ranges, and which of them follow each other."""
+    """What to read from one shard: extents, their byte ranges, and which of them follow each other."""
 
     array: ShardedArray
     shard: _OpenShard
@@ -377,16 +333,16 @@ class _Reads:
     end: RowNumbers
 
     @classmethod
-    def of(cls, array: ShardedArray, shard: _OpenShard, pieces: _Extents) -> Self:
-        chunk = pieces.row % array.rows_per_shard // array.rows_per_chunk
+    def of(cls, array: ShardedArray, shard: _OpenShard, extents: _Extents) -> Self:
+        chunk = extents.row % array.rows_per_shard // array.rows_per_chunk
         if (shard.size[chunk] != array.chunk_bytes + _CHECKSUM_BYTES).any():
             raise Corrupt(_corrupt(shard.location, "chunks are missing or of the wrong size"))
-        offset = shard.offset[chunk] + pieces.row % array.rows_per_chunk * array.row_bytes
-        begin = pieces.target * array.row_bytes
-        return cls(array, shard, chunk, offset, begin, begin + pieces.count * array.row_bytes)
+        offset = shard.offset[chunk] + extents.row % array.rows_per_chunk * array.row_bytes
+        begin = extents.target * array.row_bytes
+        return cls(array, shard, chunk, offset, begin, begin + extents.count * array.row_bytes)
 
     def runs(self, done: int) -> list[tuple[int, int]]:
-        """Return [first, end) of pieces that follow each other, in the file with a checksum in between."""
+        """Return [first, end) of extents that follow each other, in the file with a checksum in between."""
         if done == len(self.begin):
             return []
         low, high, offset = self.begin[done:], self.end[done:], self.offset[done:]
@@ -402,7 +358,7 @@ class _Reads:
             _advise(self.shard, offset, size)
 
     def fill_cached(self, view: memoryview) -> int:
-        """Read pieces for as long as the kernel has them in memory; return how many."""
+        """Read extents for as long as the kernel has them in memory; return how many."""
         descriptor = self.shard.descriptor
         columns = self.offset.tolist(), self.begin.tolist(), self.end.tolist()
         number = 0
@@ -414,7 +370,7 @@ class _Reads:
         return number
 
     def fill(self, view: memoryview, done: int) -> None:
-        """Read what is left after ``done`` pieces, waiting for the storage."""
+        """Read what is left after ``done`` extents, waiting for the storage."""
         for first, end in self.runs(done):
             for part in range(first, end, _CHUNKS_PER_CALL):
                 self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end))
@@ -442,13 +398,13 @@ class _Reads:
 class _ChunkRows:
     """Chunks that can only be read whole: compressed, or in an object store."""
 
-    def __init__(self, array: ShardedArray, shards: _Shards) -> None:
+    def __init__(self, array: ShardedArray, shards: _OpenShards) -> None:
         self._array, self._shards = array, shards
         self._decoded: OrderedDict[int, Block] = OrderedDict()
         self._lock = threading.Lock()
 
-    def fill(self, pieces: _Extents, view: memoryview, verify: bool) -> None:
-        chunks = list(pieces.by(self._array.rows_per_chunk))
+    def fill(self, extents: _Extents, view: memoryview, verify: bool) -> None:
+        chunks = list(extents.by(self._array.rows_per_chunk))
         at_once = max(1, _FETCHED_BYTES // self._array.chunk_bytes)
         for first in range(0, len(chunks), at_once):
             self._fill_chunks(chunks[first : first + at_once], view)
@@ -462,15 +418,15 @@ class _ChunkRows:
         shards = dict(zip(numbers, self._shards.get(numbers), strict=True))
         ranges = [self._range(shards[number // per_shard], number % per_shard) for number in wanted]
         encoded = dict(zip(wanted, zip(ranges, self._fetch(ranges), strict=True), strict=True))
-        for number, pieces in chunks:
-            if number in encoded and int(pieces.count[0]) == self._array.rows_per_chunk:
+        for number, extents in chunks:
+            if number in encoded and int(extents.count[0]) == self._array.rows_per_chunk:
                 (shard, _, _), data = encoded[number]
-                begin = int(pieces.target[0]) * self._array.row_bytes
+                begin = int(extents.target[0]) * self._array.row_bytes
                 self._decode(shard, number, data, view[begin : begin + self._array.chunk_bytes])
-                pieces = pieces[1:]
-            if len(pieces.row):
+                extents = extents[1:]
+            if len(extents.row):
                 block = kept[number] if number in kept else self._keep(number, *encoded[number])
-                self._copy(block, pieces, view)
+                self._copy(block, extents, view)
 
     def _range(self, shard: _OpenShard, chunk: int) -> tuple[_OpenShard, int, int]:
         if shard.offset[chunk] < 0:
@@ -502,13 +458,9 @@ class _ChunkRows:
         else:
             out[:] = payload
 
-    def _copy(self, block: Block, pieces: _Extents, view: memoryview) -> None:
+    def _copy(self, block: Block, extents: _Extents, view: memoryview) -> None:
         row_bytes = self._array.row_bytes
-        columns = (
-            (pieces.row % self._array.rows_per_chunk).tolist(),
-            pieces.count.tolist(),
-            pieces.target.tolist(),
-        )
+        columns = (extents.row % self._array.rows_per_chunk).tolist(), extents.count.tolist(), extents.target.tolist()
         for row, count, target in zip(*columns, strict=True):
             data = block.data[row * row_bytes : (row + count) * row_bytes]
             view[target * row_bytes : (target + count) * row_bytes] = data

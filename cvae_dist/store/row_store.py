@@ -52,12 +52,9 @@ class RowStore:
         try:
             attributes = json.loads((location / _MARKER).read())["attributes"]
             return cls(location, attributes[_KEY], attributes.get("history", ""))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
             if location.is_blank():
                 return None
-            attributes = {}
-        except (KeyError, TypeError, ValueError):
-            attributes = {}
         raise InvalidInput(
             f"{location} exists but is not a store made by cvae-dist, so it is neither read nor replaced. "
             "Name another location, or remove it yourself"
@@ -183,8 +180,7 @@ class RowStore:
         """Open one array read-only through Zarr, which checks every CRC32C it reads."""
         location = self.location / name
         options = getattr(location.filesystem, "storage_options", None)
-        array = zarr.open_array(str(location), mode="r", storage_options=None if location.is_local else options)
-        return array
+        return zarr.open_array(str(location), mode="r", storage_options=None if location.is_local else options)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Block:
         """Return rows ``start:stop`` of an array, every byte checked against its CRC32C.
@@ -240,12 +236,7 @@ class RowStore:
         moments = self.ledger.total_moments(records)
         self.ledger.publish(len(records))
         dim = self.layout.arrays[0].dims[-1:] if self.layout.arrays[0].shape else ("statistic",)
-        statistics = {
-            "mean": moments.mean,
-            "std": moments.std,
-            "min": moments.minimum,
-            "max": moments.maximum,
-        }
+        statistics = {"mean": moments.mean, "std": moments.std, "min": moments.minimum, "max": moments.maximum}
         for name, values in statistics.items():
             write_small_array(self.location, name, values, dim, long_name=f"{name} of {self.main} over sample")
         document = {
@@ -254,7 +245,7 @@ class RowStore:
             "lineage": {**lineage, "versions": versions()},
             "pieces": {name: len(values) for name, values in manifest.items()},
         }  # fmt: skip
-        pieces = self._write_manifest(manifest)
+        pieces = self._write_manifest(manifest) if manifest else []
         history = "\n".join(filter(None, [self.history, history_line(command)]))
         store = type(self)(self.location, document, history)
         store._write_metadata([*statistics, "ledger", "ledger/record", "ledger/moments", *pieces])
@@ -270,9 +261,8 @@ class RowStore:
                 block = values[chunk * _PIECES_PER_CHUNK : (chunk + 1) * _PIECES_PER_CHUNK]
                 (self.location / array.key(chunk)).write(*layout.encode(array.name, block))
             (self.location / array.name / _MARKER).write(layout.metadata(array.name, len(values)))
-        if arrays:
-            (self.location / "manifest" / _MARKER).write(group_metadata())
-        return ["manifest", *(array.name for array in arrays)] if arrays else []
+        (self.location / "manifest" / _MARKER).write(group_metadata())
+        return ["manifest", *(array.name for array in arrays)]
 
     def _write_metadata(self, others: Sequence[str] = (), begin: bool = False) -> None:
         """Write the metadata of every array, and last that of the group, which makes the rows visible.

@@ -9,8 +9,7 @@ import numpy as np
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.store import Location, RowStore
-from cvae_dist.store.reader import RowReader
+from cvae_dist.store import Location
 from cvae_dist.store.urls import StorageOptions
 
 
@@ -80,6 +79,7 @@ def fit_prior(
     MissingExtra
         The flow's package is not installed.
     """
+    from cvae_dist.cluster.handles import StoreHandle
     from cvae_dist.model import prior as priors
     from cvae_dist.model.directory import load_model, prior_lineage, save_prior
     from cvae_dist.model.sampling import posterior_draws
@@ -90,7 +90,7 @@ def fit_prior(
         raise InvalidInput(f"seed={seed!r} is no seed: nothing was fitted; give a whole number from 0 to 4,294,967,295")
     place = Location.of(model, storage_options)
     vae = load_model(place)
-    rows = _rows(Location.of(store, storage_options), place, vae.n_features)
+    rows, reader = StoreHandle.of(Location.of(store, storage_options), "rows", vae.n_features, place).open()
     made_with = {"rows": rows.fingerprint, "seed": seed}
     made_with |= {"n_components": n_components} if prior == "mixture" else {}
     known = prior_lineage(place, prior)
@@ -101,7 +101,7 @@ def fit_prior(
     random = np.random.RandomState(seed)
     chosen = pick_rows(rows.rows, priors.MAX_FITTED_ROWS, 0)
     on_event(Event("fit-prior", "start", 0, len(chosen), "rows", f"fitting the prior {prior!r} to their latents"))
-    latents = posterior_draws(vae, read_rows(RowReader(rows), chosen), 1, random)[:, 0]
+    latents = posterior_draws(vae, read_rows(reader, chosen), 1, random)[:, 0]
     fitted = priors.fit_prior(prior, latents, random, n_components)
     figures: dict[str, Any] = {
         "rows": len(latents),
@@ -111,15 +111,3 @@ def fit_prior(
     save_prior(place, prior, fitted, vae, {"made_with": made_with, "figures": figures})
     on_event(Event("fit-prior", "done", len(latents), len(latents), "rows", f"fitted the prior {prior!r}"))
     return PriorResult(prior, **figures, model=str(place))
-
-
-def _rows(store: Location, model: Location, n_features: int) -> RowStore:
-    """Open the store and refuse one whose rows do not fit the model."""
-    rows = RowStore.open(store)
-    rows.require_kind("rows")
-    if rows.n_features != n_features:
-        raise InvalidInput(
-            f"{rows.url} has rows of {rows.n_features:,} values, but model {model} takes {n_features:,}. "
-            "Nothing was fitted; give a store and a model that belong together"
-        )
-    return rows

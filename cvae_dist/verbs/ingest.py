@@ -2,13 +2,11 @@
 
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from cvae_dist.cluster import Job, Made, Output, Span, StoreResult, map_regions, reused_block
 from cvae_dist.errors import InvalidInput, SettingsChanged
@@ -17,14 +15,13 @@ from cvae_dist.sources import Listing, Pieces, RowsPerFile, Schema, Source, open
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, Moments, RowStore
 from cvae_dist.store.layout import Block
 from cvae_dist.store.lineage import without_credentials
+from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Nonfinite = Literal["raise", "drop"]
-Read = Callable[[Pieces, Block], None]
-Integers = npt.NDArray[np.int64]
 
 # Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
 _ARITHMETIC = threading.Lock()
@@ -120,8 +117,8 @@ class _IngestPlan:
             grown.require_settings("rows", self._settings())
         pieces, known = self._order(grown)
         dropped = self._dropped(pieces, known, grown)
-        kept = pieces.without(dropped)
-        rows = kept.total
+        kept = replace(self.listing, pieces=pieces.without(dropped))
+        rows = kept.pieces.total
         if rows == 0:
             raise InvalidInput(f"{self.url} holds {len(pieces):,} files but no usable rows. Nothing was written")
         published = grown.rows if grown is not None else 0
@@ -132,7 +129,7 @@ class _IngestPlan:
             layout=layout,
             rows=rows,
             settings=self._settings(),
-            task=_Cut(self.url, self.listing.read, self.schema, self.label, kept, dropped, grown, counted).task,
+            task=_Cut(self.url, kept, self.label is not None, dropped, grown, counted).task,
             lineage={"source": without_credentials(self.url)},
             task_bytes=16_000_000,
             first_shard=first_shard,
@@ -189,7 +186,7 @@ class _IngestPlan:
                 "name the same source, write to another store, or use --overwrite to make it anew"
             )
 
-    def _dropped(self, pieces: Pieces, known: int, store: RowStore | None) -> Integers:
+    def _dropped(self, pieces: Pieces, known: int, store: RowStore | None) -> RowNumbers:
         """Return the rows to leave out, counted over all pieces in stored order."""
         if self.nonfinite == "raise" or self.schema.dtype.kind != "f":
             return np.zeros(0, dtype=np.int64)
@@ -197,7 +194,7 @@ class _IngestPlan:
         start, total = int(pieces.rows[:known].sum()), pieces.total
         step = max(1, 16_000_000 // self.schema.row_bytes)
         tasks = (
-            _Scan(self.listing.read, self.schema, pieces.between(first, min(first + step, total)), first)
+            _Scan(replace(self.listing, pieces=pieces.between(first, min(first + step, total))), first)
             for first in range(start, total, step)
         )
         found = list(map_regions(_nonfinite_rows, tasks, client=self.client))
@@ -210,17 +207,15 @@ class _IngestPlan:
 
 @dataclass(frozen=True)
 class _Scan:
-    read: Read
-    schema: Schema
-    pieces: Pieces
+    part: Listing
     first: int
 
 
-def _nonfinite_rows(scan: _Scan) -> Integers:
-    block = np.empty((int(scan.pieces.rows.sum()), scan.schema.n_features), scan.schema.dtype)
-    scan.read(scan.pieces, block)
-    rows: Integers = scan.first + np.flatnonzero(~np.isfinite(block).all(axis=1))
-    return rows
+def _nonfinite_rows(scan: _Scan) -> RowNumbers:
+    part = scan.part
+    block = np.empty((part.pieces.total, part.schema.n_features), part.schema.dtype)
+    part.read(part.pieces, block)
+    return scan.first + np.flatnonzero(~np.isfinite(block).all(axis=1))
 
 
 def _counted(store: RowStore | None, shards: int, dropped: int) -> int:
@@ -235,22 +230,14 @@ def _counted(store: RowStore | None, shards: int, dropped: int) -> int:
 class _Cut:
     """Cuts the rows of a store that is to be made into the tasks that make its shards.
 
-    Attributes
-    ----------
-    pieces : Pieces
-        Without the ``dropped`` rows, which are counted over all pieces.
-    grown : RowStore or None
-        The published store, whose rows come first.
-    counted : int
-        Dropped rows that stand in the ledger records of shards which stay as they are.
+    ``kept`` is without the ``dropped`` rows, which are counted over all pieces; ``counted`` of them stand in the
+    ledger records of shards which stay as they are. The rows of ``grown``, the published store, come first.
     """
 
     url: str
-    read: Read
-    schema: Schema
-    label: str | None
-    pieces: Pieces
-    dropped: Integers
+    kept: Listing
+    labelled: bool
+    dropped: RowNumbers
     grown: RowStore | None
     counted: int
 
@@ -258,24 +245,22 @@ class _Cut:
         """Return what makes a shard; its first rows may be published already, and come from the store itself."""
         published = self.grown.rows if self.grown is not None else 0
         carried = max(0, min(published, span.stop) - span.start)
-        pieces = self.pieces.between(span.start + carried, span.stop)
+        pieces = self.kept.pieces.between(span.start + carried, span.stop)
         store = self.grown if carried else None
         identity = f"{pieces.digest()} {carried} {store.fingerprint if store is not None else ''}"
         place = store.location if store is not None else None
-        return _CopyShard(
-            self.url, self.read, self.schema, self.label is not None, span, pieces, self._dropped(span), carried, place,
-            identity,
-        )  # fmt: skip
+        part = replace(self.kept, pieces=pieces)
+        return _CopyShard(self.url, part, self.labelled, span, self._dropped(span), carried, place, identity)
 
     def _dropped(self, span: Span) -> int:
         """Count the rows left out just before and between the rows of a span; the last span takes the rest."""
-        last = span.stop == self.pieces.total
+        last = span.stop == self.kept.pieces.total
         lo = max(self.counted, int(np.searchsorted(self._position, span.start, side="left")))
         hi = int(np.searchsorted(self._position, span.stop, side="left"))
         return max(0, (len(self.dropped) if last else hi) - lo)
 
     @cached_property
-    def _position(self) -> Integers:
+    def _position(self) -> RowNumbers:
         """Stored rows before each dropped one."""
         return self.dropped - np.arange(len(self.dropped))
 
@@ -285,20 +270,19 @@ class _CopyShard:
     """Read the rows of one shard straight into its block."""
 
     url: str
-    read: Read
-    schema: Schema
+    part: Listing
     labelled: bool
     span: Span
-    pieces: Pieces
     dropped: int
     carried: int
     carried_from: Location | None
     identity: str
 
     def __call__(self) -> Made:
-        block = reused_block((len(self.span), self.schema.n_features), self.schema.dtype)
-        if len(self.pieces):
-            self.read(self.pieces, block[self.carried :])
+        schema, pieces = self.part.schema, self.part.pieces
+        block = reused_block((len(self.span), schema.n_features), schema.dtype)
+        if len(pieces):
+            self.part.read(pieces, block[self.carried :])
         blocks = {"x": block, **self._columns()}
         if self.carried_from is not None:
             self._carry(RowStore.open(self.carried_from), blocks)
@@ -309,12 +293,13 @@ class _CopyShard:
         return Made(blocks, self.dropped, moments)
 
     def _columns(self) -> dict[str, Block]:
+        pieces = self.part.pieces
         columns: dict[str, Block] = {}
-        if self.schema.one_per_file:
-            columns["id"] = self.pieces.path
+        if self.part.schema.one_per_file:
+            columns["id"] = pieces.path
         if self.labelled:
-            folders = [path.rpartition("/")[0].rpartition("/")[2] for path in self.pieces.path]
-            columns["label"] = np.repeat(np.array(folders, dtype=object), self.pieces.rows)
+            folders = [path.rpartition("/")[0].rpartition("/")[2] for path in pieces.path]
+            columns["label"] = np.repeat(np.array(folders, dtype=object), pieces.rows)
         return columns
 
     def _carry(self, store: RowStore, blocks: dict[str, Block]) -> None:
@@ -327,7 +312,7 @@ class _CopyShard:
                 blocks[name] = np.concatenate([old.astype(object), block])
 
     def _refuse_nonfinite(self, block: Block) -> None:
-        pieces = self.pieces
+        pieces = self.part.pieces
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if not len(bad):
             raise InvalidInput(

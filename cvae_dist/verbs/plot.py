@@ -47,10 +47,8 @@ def plot_latents(
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     label : str or None
         Column that colours the points. A store without the column label is drawn in one colour.
-    storage_options : Mapping, optional
-        Options of the file system, for fsspec.
-    on_event : callable
-        Listener for progress.
+    storage_options, on_event
+        As for :func:`cvae_dist.embed`.
 
     Raises
     ------
@@ -98,10 +96,8 @@ def plot_grid(
         Shape of one decoded row. By default that of the items the model was trained on.
     clip : (float, float), optional
         Decoded values are clipped to this range.
-    storage_options : Mapping, optional
-        Options of the file system, for fsspec.
-    on_event : callable
-        Listener for progress.
+    storage_options, on_event
+        As for :func:`cvae_dist.embed`.
 
     Raises
     ------
@@ -134,10 +130,8 @@ def plot_loss(
         Directory of the model.
     filename : path or URL
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
-    storage_options : Mapping, optional
-        Options of the file system, for fsspec.
-    on_event : callable
-        Listener for progress.
+    storage_options, on_event
+        As for :func:`cvae_dist.embed`.
 
     Raises
     ------
@@ -178,10 +172,8 @@ def plot_reconstructions(
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     n : int
         Number of rows to draw.
-    storage_options : Mapping, optional
-        Options of the file system, for fsspec.
-    on_event : callable
-        Listener for progress.
+    storage_options, on_event
+        As for :func:`cvae_dist.embed`.
 
     Raises
     ------
