@@ -1,4 +1,4 @@
-"""The order of the training rows, row by row, as the recipe in ``training.sampler`` says it; blocks are laid out whole."""
+"""The order of the training rows, row by row, as the recipe in ``training.sampler`` says it."""
 
 import numpy as np
 

@@ -1,6 +1,5 @@
 """Chance that is a pure function of keys: a permutation of any size, and rows picked by their hashes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
@@ -33,11 +32,11 @@ class Permutation:
 
     def __call__(self, values: RowNumbers) -> RowNumbers:
         """Return where each of ``values`` (int64, inside ``range(size)``) goes."""
-        return self._walk(values, self._encrypt)
+        return self._walk(values, inverse=False)
 
     def inverse(self, values: RowNumbers) -> RowNumbers:
         """Return what goes to each of ``values``."""
-        return self._walk(values, self._decrypt)
+        return self._walk(values, inverse=True)
 
     @cached_property
     def _grid(self) -> tuple[np.uint64, np.uint64]:
@@ -48,49 +47,36 @@ class Permutation:
     def _keys(self) -> tuple[np.uint64, ...]:
         return tuple(np.uint64(derive_key(self.key, number)) for number in range(_ROUNDS))
 
-    def _walk(self, values: RowNumbers, step: Callable[[Words], Words]) -> RowNumbers:
-        result = step(values.astype(np.uint64))
+    def _walk(self, values: RowNumbers, inverse: bool) -> RowNumbers:
+        result = self._permute(values.astype(np.uint64), inverse)
         outside = np.flatnonzero(result >= np.uint64(self.size))
         while outside.size:
-            walked = step(result[outside])
+            walked = self._permute(result[outside], inverse)
             result[outside] = walked
             outside = outside[walked >= np.uint64(self.size)]
         return result.view(np.int64)
 
-    def _encrypt(self, values: Words) -> Words:
+    def _permute(self, values: Words, inverse: bool) -> Words:
         height, width = self._grid
         left = values // width
         right = values - left * width
-        for number, key in enumerate(self._keys):
+        rounds = tuple(enumerate(self._keys))
+        for number, key in reversed(rounds) if inverse else rounds:
             if number % 2:
-                right = _wrap(right + _below(left + key, width), width)
+                moved = _below(left + key, width)
+                right = _wrap(right + (width - moved if inverse else moved), width)
             else:
-                left = _wrap(left + _below(right + key, height), height)
-        return left * width + right
-
-    def _decrypt(self, values: Words) -> Words:
-        height, width = self._grid
-        left = values // width
-        right = values - left * width
-        for number, key in reversed(tuple(enumerate(self._keys))):
-            if number % 2:
-                right = _wrap(right + (width - _below(left + key, width)), width)
-            else:
-                left = _wrap(left + (height - _below(right + key, height)), height)
+                moved = _below(right + key, height)
+                left = _wrap(left + (height - moved if inverse else moved), height)
         return left * width + right
 
 
 def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
-    """Pick ``count`` of ``rows`` rows: those with the smallest keyed hashes.
+    """Pick ``count`` of ``rows`` rows, or all: those with the smallest keyed hashes; return them in ascending order.
 
     They are held out for validation; priors are fitted and models diagnosed on rows picked so, too. Whether a row is
     picked depends on its number and the seed. So a store that grows keeps its choice, but for the rows that new ones
     displace.
-
-    Returns
-    -------
-    numpy.ndarray, shape (min(count, rows),), int64
-        Ascending.
     """
     key = np.uint64(derive_key(seed, PICKED))
     hashes, picked = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)

@@ -30,8 +30,8 @@ NO_ROWS.flags.writeable = False
 class Request:
     """Rows to read at once, and the order in which they come.
 
-    ``starts`` and ``counts`` are row ranges of the store. ``take`` are the rows that come, one after the other. They are
-    counted from 0 through all ranges; each comes once at most.
+    ``starts`` and ``counts`` are row ranges of the store. ``take`` are the rows that come, one after the other, counted
+    from 0 through all ranges; each comes once at most.
     """
 
     starts: RowNumbers
