@@ -44,7 +44,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Store ``state`` as the newest checkpoint, and delete all but the last two."""
-        data = _to_bytes(state)
+        file = io.BytesIO()
+        torch.save(dict(state), file)
+        data = file.getvalue()
         entry = Entry(f"step{step:06d}-{digest_bytes(data)}.pt", digest_bytes(data), len(data))
         older = [known for known in self._entries() if known.file != entry.file]
         kept = [entry, *older][:_KEPT]
@@ -123,9 +125,3 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         return data if len(data) == entry.size and digest_bytes(data) == entry.digest else None
-
-
-def _to_bytes(state: Mapping[str, Any]) -> bytes:
-    file = io.BytesIO()
-    torch.save(dict(state), file)
-    return file.getvalue()

@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from cvae_dist.store.urls import Location
@@ -55,19 +54,12 @@ class History:
     """Records of a training, one per validation.
 
     The whole file is written each time. It is small, as validations grow rarer. So it can live on an object store, and
-    it never disagrees with the checkpoint that a resumed run starts from.
-
-    Parameters
-    ----------
-    place : Location or None
-        ``history.jsonl``; None keeps the records in memory only.
-    records : Sequence
-        What an interrupted run had recorded up to its checkpoint.
+    it never disagrees with the checkpoint that a resumed run starts from. Without a ``place`` it is in memory only.
     """
 
     def __init__(self, place: Location | None, records: Sequence[HistoryRecord] = ()) -> None:
         self._place = place
-        self.records: list[HistoryRecord] = list(records)
+        self.records = list(records)
 
     @classmethod
     def read(cls, place: Location) -> Self:
@@ -111,9 +103,7 @@ class Scalars:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
 

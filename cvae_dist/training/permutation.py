@@ -10,7 +10,6 @@ import numpy.typing as npt
 from cvae_dist.store.ranges import RowNumbers
 
 Words = npt.NDArray[np.uint64]
-Keys = tuple[tuple[int, np.uint64], ...]
 
 _ROUNDS = 6
 _MASK = 2**64 - 1
@@ -33,11 +32,11 @@ class Permutation:
 
     def __call__(self, values: RowNumbers) -> RowNumbers:
         """Return where each of ``values`` (int64, inside ``range(size)``) goes."""
-        return self._walk(values, self._keys, backwards=False)
+        return self._walk(values, inverse=False)
 
     def inverse(self, values: RowNumbers) -> RowNumbers:
         """Return what goes to each of ``values``."""
-        return self._walk(values, self._keys[::-1], backwards=True)
+        return self._walk(values, inverse=True)
 
     @cached_property
     def _grid(self) -> tuple[np.uint64, np.uint64]:
@@ -45,41 +44,39 @@ class Permutation:
         return np.uint64(height), np.uint64(-(-self.size // height))
 
     @cached_property
-    def _keys(self) -> Keys:
-        return tuple((number, np.uint64(derive_key(self.key, number))) for number in range(_ROUNDS))
+    def _keys(self) -> tuple[np.uint64, ...]:
+        return tuple(np.uint64(derive_key(self.key, number)) for number in range(_ROUNDS))
 
-    def _walk(self, values: RowNumbers, keys: Keys, backwards: bool) -> RowNumbers:
-        result = self._rounds(values.astype(np.uint64), keys, backwards)
+    def _walk(self, values: RowNumbers, inverse: bool) -> RowNumbers:
+        result = self._permute(values.astype(np.uint64), inverse)
         outside = np.flatnonzero(result >= np.uint64(self.size))
         while outside.size:
-            walked = self._rounds(result[outside], keys, backwards)
+            walked = self._permute(result[outside], inverse)
             result[outside] = walked
             outside = outside[walked >= np.uint64(self.size)]
         return result.view(np.int64)
 
-    def _rounds(self, values: Words, keys: Keys, backwards: bool) -> Words:
+    def _permute(self, values: Words, inverse: bool) -> Words:
         height, width = self._grid
         left = values // width
         right = values - left * width
-        for number, key in keys:
+        rounds = tuple(enumerate(self._keys))
+        for number, key in reversed(rounds) if inverse else rounds:
             if number % 2:
-                right = _turn(right, _below(left + key, width), width, backwards)
+                moved = _below(left + key, width)
+                right = _wrap(right + (width - moved if inverse else moved), width)
             else:
-                left = _turn(left, _below(right + key, height), height, backwards)
+                moved = _below(right + key, height)
+                left = _wrap(left + (height - moved if inverse else moved), height)
         return left * width + right
 
 
 def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
-    """Pick ``count`` of ``rows`` rows: those with the smallest keyed hashes.
+    """Pick ``count`` of ``rows`` rows, or all: those with the smallest keyed hashes; return them in ascending order.
 
     They are held out for validation; priors are fitted and models diagnosed on rows picked so, too. Whether a row is
     picked depends on its number and the seed. So a store that grows keeps its choice, but for the rows that new ones
     displace.
-
-    Returns
-    -------
-    numpy.ndarray, shape (min(count, rows),), int64
-        Ascending.
     """
     key = np.uint64(derive_key(seed, PICKED))
     hashes, picked = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
@@ -127,8 +124,7 @@ def _below(words: Words, limit: np.uint64) -> Words:
     return hashed
 
 
-def _turn(words: Words, by: Words, limit: np.uint64, backwards: bool) -> Words:
-    """Add ``by`` to words below ``limit``, or subtract it, modulo ``limit``."""
-    words = words + (limit - by if backwards else by)
+def _wrap(words: Words, limit: np.uint64) -> Words:
+    """Reduce words below ``2 * limit`` modulo ``limit``."""
     np.subtract(words, limit, out=words, where=words >= limit)
     return words

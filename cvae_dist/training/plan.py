@@ -24,22 +24,8 @@ def plan_sampler(
 ) -> Sampler:
     """Choose lanes, blocks and windows so that a loader of ``buffer_bytes`` shuffles as well as it can.
 
-    Parameters
-    ----------
-    rows : int
-        Training rows.
-    batch_size : int
-        Rows of a step over all ranks.
-    row_bytes : int
-        Bytes of a stored row.
-    seed : int
-        Seed of the order.
-    buffer_bytes : int
-        Memory of the loader of one rank.
-    block_rows_hint : int
-        Rows that are cheap to read together: 1, or the rows of a chunk that can only be read whole.
-    excluded_rows : int
-        Rows of the store that are not trained on.
+    ``rows`` are trained on, in steps of ``batch_size`` rows over all ranks; ``excluded_rows`` of the store are not.
+    ``block_rows_hint`` rows are cheap to read together: 1, or the rows of a chunk that can only be read whole.
 
     Raises
     ------

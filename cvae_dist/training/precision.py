@@ -17,16 +17,10 @@ _TIMED_STEPS = 6
 
 @dataclass(frozen=True)
 class Decision:
-    """A precision, the reason, and whether it was timed: another timing may decide otherwise."""
+    """A precision and, where a timing decided, what a user should be told; another timing may decide otherwise."""
 
     value: ComputePrecision
-    reason: str
-    timed: bool = False
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should be told: nothing where there was nothing to choose."""
-        return (self.reason,) if self.timed else ()
+    note: str = ""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -40,16 +34,13 @@ def choose_precision(requested: Precision, vae: VAE, batch_size: int) -> Decisio
     Weights, losses, their gradients and averages are float32 either way. No weight and no random number changes.
     """
     if requested != "auto":
-        return Decision(requested, "as asked for")
-    if multiply_adds(vae, batch_size) < _LEAST_WORK:
-        return Decision("float32", "steps are small")
-    if not has_bfloat16(next(vae.parameters()).device):
-        return Decision("float32", "this processor has no bfloat16 arithmetic")
+        return Decision(requested)
+    if multiply_adds(vae, batch_size) < _LEAST_WORK or not has_bfloat16(next(vae.parameters()).device):
+        return Decision("float32")
     exact, short = _times(vae, batch_size)
     value: ComputePrecision = "bf16" if short < _LEAST_GAIN * exact else "float32"
-    return Decision(
-        value, f"steps in {value}: one takes {1e3 * exact:.3g} ms in float32 and {1e3 * short:.3g} ms in bf16", True
-    )
+    times = f"one takes {1e3 * exact:.3g} ms in float32 and {1e3 * short:.3g} ms in bf16"
+    return Decision(value, f"steps in {value}: {times}")
 
 
 def multiply_adds(vae: VAE, batch_size: int) -> int:

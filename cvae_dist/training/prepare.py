@@ -24,22 +24,9 @@ from cvae_dist.training.validation import Validation, choose_rows
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of a training.
+    """The rows of a training, and the rows to validate on; without these a part of the former is held out.
 
-    Attributes
-    ----------
-    reader : Reader
-        Reads them.
-    moments : Moments
-        Their statistics.
-    item_shape : tuple of int
-        Shape of an item before it was flattened to a row.
-    fingerprint : str
-        Differs from that of any other rows.
-    url : str
-        Where they are, without credentials.
-    validation : Reader or None
-        Rows to validate on; without them a part of the rows is held out.
+    The ``fingerprint`` differs from that of any other rows. The ``url`` is without credentials.
     """
 
     reader: Reader
@@ -58,18 +45,9 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Training:
-    """A training whose settings are all decided.
+    """A training whose settings are all decided: as ``asked`` for, and the ``config`` without automatic values.
 
-    Attributes
-    ----------
-    data : TrainingData
-        What is trained on.
-    asked : TrainConfig
-        The settings as they were given.
-    config : TrainConfig
-        The settings without automatic values.
-    reasons : tuple of str
-        Why the statistics of the rows led to theirs.
+    The ``reasons`` say why the statistics of the rows led to their settings.
     """
 
     data: TrainingData
@@ -113,39 +91,26 @@ class Training:
         chosen = choose_rows(reader, config.validation_count(reader.n_rows), config.seed)
         return Validation.read(reader, chosen, config.dim_latent, config.seed), chosen
 
-    def _plan_order(self, excluded_rows: int) -> Sampler:
-        """Choose the order of the rows, ``excluded_rows`` of which are not trained on."""
+    def begin(self, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Figures | None) -> "Beginning":
+        """Decide what only trying can decide; the best of several starts is put into ``vae``, which is untrained.
+
+        ``excluded`` rows, ascending, are not trained on. No start is tried where an ``earlier`` training goes on.
+        """
         reader, config = self.data.reader, self.config
-        return plan_sampler(
-            reader.n_rows - excluded_rows,
+        if earlier:
+            start = f"the best weights of {earlier.steps} finished steps go on, with a fresh optimiser"
+        else:
+            start = self._improve_start(vae, validation, excluded)
+        sampler = plan_sampler(
+            reader.n_rows - len(excluded),
             config.batch_size or 1,
             reader.n_features * reader.dtype.itemsize,
             config.seed,
             config.buffer_bytes,
             reader.block_rows_hint,
-            excluded_rows,
+            len(excluded),
         )
-
-    def begin(self, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Figures | None) -> "Beginning":
-        """Decide what only trying can decide; the best of several starts is put into ``vae``.
-
-        Parameters
-        ----------
-        vae : VAE
-            Untrained.
-        validation : Validation
-            The rows that validate.
-        excluded : numpy.ndarray, int64, ascending
-            Rows that are not trained on.
-        earlier : Figures or None
-            How the training ended whose weights are gone on with; then no other start is tried.
-        """
-        if earlier:
-            start = f"the best weights of {earlier.steps} finished steps go on, with a fresh optimiser"
-        else:
-            start = self._improve_start(vae, validation, excluded)
-        sampler = self._plan_order(len(excluded))
-        return Beginning(sampler, start, choose_precision(self.config.precision, vae, sampler.batch_size))
+        return Beginning(sampler, start, choose_precision(config.precision, vae, sampler.batch_size))
 
     def _improve_start(self, vae: VAE, validation: Validation, excluded: RowNumbers) -> str:
         """Give ``vae`` a better start than random weights where that pays, and say which; empty where it does not."""
@@ -159,14 +124,8 @@ class Training:
     def lineage(self, held_out: int, begun: int, figures: Figures) -> dict[str, Any]:
         """Return where the model came from, for ``config.json``.
 
-        Parameters
-        ----------
-        held_out : int
-            Number of rows that were not trained on.
-        begun : int
-            Last step of the finished training that was gone on with; 0 where there was none.
-        figures : Figures
-            How the training ended.
+        ``held_out`` rows were not trained on. ``begun`` is the last step of the finished training that was gone on
+        with, or 0.
         """
         reader = self.data.reader
         return {
@@ -185,14 +144,7 @@ class Training:
 class Beginning:
     """What is decided just before the first step. Every checkpoint holds it, so that a resumed run keeps to it.
 
-    Attributes
-    ----------
-    sampler : Sampler
-        The order of the rows.
-    start : str
-        What the first weights are; empty for random ones.
-    precision : Decision
-        Type that steps are computed in.
+    ``start`` says what the first weights are; it is empty for random ones.
     """
 
     sampler: Sampler
@@ -202,8 +154,7 @@ class Beginning:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
         """Return what a checkpoint kept."""
-        precision = Decision(state["precision"], "as this training began")
-        return cls(Sampler(**state["sampler"]), state["start"], precision)
+        return cls(Sampler(**state["sampler"]), state["start"], Decision(state["precision"]))
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`of` reads."""
@@ -211,10 +162,5 @@ class Beginning:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told."""
-        return (*self.precision.notes, *([self.start] if self.start else []))
-
-    @property
-    def was_tried(self) -> bool:
-        """Whether a timing or several starts decided: a second try may decide otherwise."""
-        return self.precision.timed or bool(self.start)
+        """What a user should be told: what a timing or several starts decided. A second try may decide otherwise."""
+        return tuple(note for note in (self.precision.note, self.start) if note)

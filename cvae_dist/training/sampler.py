@@ -21,10 +21,35 @@ import numpy as np
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, split_ranges
 from cvae_dist.training.permutation import BLOCK_ORDER, ROW_ORDER, Permutation, derive_key
-from cvae_dist.training.request import Part, Request
 
 NO_ROWS: RowNumbers = np.empty(0, dtype=np.int64)
 NO_ROWS.flags.writeable = False
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Rows to read at once, and the order in which they come.
+
+    ``starts`` and ``counts`` are row ranges of the store. ``take`` are the rows that come, one after the other, counted
+    from 0 through all ranges; each comes once at most.
+    """
+
+    starts: RowNumbers
+    counts: RowNumbers
+    take: RowNumbers
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A rank's part of a step, which has ``n_global`` rows over all ranks.
+
+    ``positions``, (n,), are where the rank's rows stand inside the global batch.
+    """
+
+    epoch: int
+    step: int
+    positions: RowNumbers
+    n_global: int
 
 
 @dataclass(frozen=True)
@@ -124,26 +149,6 @@ class Sampler:
         served: RowNumbers = positions[positions % self.lanes % world == rank]
         return served
 
-    def order(self, epoch: int, excluded: RowNumbers = NO_ROWS) -> "EpochOrder":
-        """Return the order of one epoch over the rows of a store without ``excluded`` (sorted int64)."""
-        return EpochOrder(self, epoch, excluded)
-
-    def indices(
-        self, epoch: int, step: int, rank: int = 0, world: int = 1, excluded: RowNumbers = NO_ROWS
-    ) -> RowNumbers:
-        """Return the store rows of a rank's part of a step, in the order of :meth:`positions`.
-
-        This defines the order, row by row. A loader finds the same rows window by window.
-        """
-        positions = self.positions(step, rank, world) + self.step(step)[0]
-        order = self.order(epoch, excluded)
-        lane, turn = positions % self.lanes, positions // self.lanes
-        window, offset = np.divmod(turn, self.window_rows)
-        for number in np.unique(window):
-            inside = window == number
-            offset[inside] = order.window_order(int(number))[lane[inside], offset[inside]]
-        return order.rows(self.lane_start(lane) + window * self.window_rows + offset)
-
     def lane_start(self, lane: RowNumbers) -> RowNumbers:
         """Return the first virtual row of each of ``lane``; ``lanes`` itself is the end."""
         length, longer = divmod(self.rows, self.lanes)
@@ -161,12 +166,6 @@ class EpochOrder:
     sampler: Sampler
     epoch: int
     excluded: RowNumbers
-
-    def rows(self, virtual: RowNumbers) -> RowNumbers:
-        """Return the store row at each training position of the virtual axis."""
-        every = skip(virtual, self._excluded_virtual)
-        block = self._block_at(every)
-        return self._permutation(block) * self.sampler.block_rows + (every - self._block_start(block))
 
     def ranges(self, window: int, rank: int = 0, world: int = 1) -> tuple[RowNumbers, RowNumbers]:
         """Return starts and counts (int64) of the store rows of a rank's window, lane after lane.
@@ -257,17 +256,7 @@ class EpochOrder:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one rank reads of the order: an :class:`~cvae_dist.training.request.Order`.
-
-    Attributes
-    ----------
-    sampler : Sampler
-        The order.
-    excluded : numpy.ndarray, int64, ascending
-        Rows of the store that are not trained on.
-    rank, world : int
-        Which share it is, and of how many.
-    """
+    """What rank ``rank`` of ``world`` reads of the order. ``excluded``, ascending, are store rows not trained on."""
 
     sampler: Sampler
     excluded: RowNumbers
@@ -306,7 +295,7 @@ class Share:
         window = position // buffered
         passed = len(self.sampler.served(window * buffered, position, self.rank, self.world))
         while True:
-            order = self.sampler.order(epoch, self.excluded)
+            order = EpochOrder(self.sampler, epoch, self.excluded)
             for number in range(window, self.sampler.windows):
                 starts, counts = order.ranges(number, self.rank, self.world)
                 yield Request(starts, counts, order.take(number, self.rank, self.world)[passed:])

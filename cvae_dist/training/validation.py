@@ -21,14 +21,10 @@ _MAX_BYTES = 16_000_000
 _BATCH_SIZE = 1024
 
 
-def affordable_count(count: int, reader: Reader) -> int:
-    """Return how many of ``count`` rows may be held in memory during the whole training."""
-    return min(count, max(1, _MAX_BYTES // (reader.n_features * reader.dtype.itemsize)))
-
-
 def choose_rows(reader: Reader, count: int, seed: int) -> RowNumbers:
-    """Choose ``count`` rows, or as many as there are and as may be held in memory."""
-    return pick_rows(reader.n_rows, affordable_count(count, reader), seed)
+    """Choose ``count`` rows, or as many as there are and as may be held in memory during the whole training."""
+    affordable = max(1, _MAX_BYTES // (reader.n_features * reader.dtype.itemsize))
+    return pick_rows(reader.n_rows, min(count, affordable), seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.ranges import RowNumbers, expand_ranges
 from cvae_dist.training.permutation import Permutation, pick_rows
-from cvae_dist.training.sampler import Sampler, Share
+from cvae_dist.training.sampler import EpochOrder, Sampler, Share
+from tests.order import indices
 
 KEYS = st.integers(0, 2**64 - 1)
 pytestmark = pytest.mark.filterwarnings("error")
@@ -56,7 +57,7 @@ def test_every_row_comes_once_and_steps_do_not_depend_on_the_world(
 ) -> None:
     sampler, excluded = store
     kept = np.setdiff1d(np.arange(sampler.rows + len(excluded)), excluded)
-    alone = [sampler.indices(epoch, step, excluded=excluded) for step in range(sampler.steps_per_epoch)]
+    alone = [indices(sampler, epoch, step, excluded=excluded) for step in range(sampler.steps_per_epoch)]
     assert np.array_equal(np.sort(np.concatenate(alone)), kept)
     assert [len(rows) for rows in alone[:-1]] == [sampler.batch_size] * (len(alone) - 1)
     for world in worlds(data, sampler):
@@ -65,7 +66,7 @@ def test_every_row_comes_once_and_steps_do_not_depend_on_the_world(
             for rank in range(world):
                 part = sampler.positions(step, rank, world)
                 assert (whole[part] == -1).all()
-                whole[part] = sampler.indices(epoch, step, rank, world, excluded)
+                whole[part] = indices(sampler, epoch, step, rank, world, excluded)
             assert np.array_equal(whole, rows)
 
 
@@ -75,7 +76,7 @@ def test_windows_hold_the_rows_of_the_steps_in_order(
     store: tuple[Sampler, RowNumbers], epoch: int, data: st.DataObject
 ) -> None:
     sampler, excluded = store
-    order = sampler.order(epoch, excluded)
+    order = EpochOrder(sampler, epoch, excluded)
     for world in worlds(data, sampler):
         reads = 0
         for rank in range(world):
@@ -90,7 +91,7 @@ def test_windows_hold_the_rows_of_the_steps_in_order(
                 windows.append(expand_ranges(starts, counts)[taken])
                 reads += len(starts)
             steps = range(sampler.steps_per_epoch)
-            expected = [sampler.indices(epoch, step, rank, world, excluded) for step in steps]
+            expected = [indices(sampler, epoch, step, rank, world, excluded) for step in steps]
             assert np.array_equal(np.concatenate(windows), np.concatenate(expected))
         blocks = -(-(sampler.rows + len(excluded)) // sampler.block_rows)
         assert reads <= blocks + sampler.lanes * sampler.windows + len(excluded)
@@ -113,7 +114,7 @@ def test_requests_hold_the_rows_of_the_parts_from_any_position_on(
         assert part.n_global == end - start
         assert np.array_equal(part.positions, sampler.positions(part.step, share.rank, world))
         assert len(part.positions) <= share.part_rows <= sampler.batch_size
-        wanted += sampler.indices(part.epoch, part.step, share.rank, world, excluded).tolist()
+        wanted += indices(sampler, part.epoch, part.step, share.rank, world, excluded).tolist()
     given: list[int] = []
     requests = share.requests(epoch, first)
     while len(given) < len(wanted):
@@ -133,7 +134,7 @@ def test_any_stops_and_resumes_with_other_worlds_yield_each_row_once(sampler: Sa
         world = data.draw(st.integers(1, sampler.lanes))
         stop = data.draw(st.integers(step + 1, sampler.steps_per_epoch))
         for done in range(step, stop):
-            seen += [sampler.indices(1, done, rank, world) for rank in range(world)]
+            seen += [indices(sampler, 1, done, rank, world) for rank in range(world)]
         step = stop
     assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(sampler.rows))
 
@@ -146,7 +147,7 @@ def test_other_seeds_and_epochs_give_other_orders(sampler: Sampler, epoch: int) 
 
     def whole(sampler: Sampler, epoch: int) -> list[int]:
         steps = range(sampler.steps_per_epoch)
-        return [int(row) for step in steps for row in sampler.indices(epoch, step)]
+        return [int(row) for step in steps for row in indices(sampler, epoch, step)]
 
     order = whole(sampler, epoch)
     assert order == whole(sampler, epoch)
@@ -158,4 +159,4 @@ def test_other_seeds_and_epochs_give_other_orders(sampler: Sampler, epoch: int) 
 @settings(max_examples=20, deadline=None)
 def test_more_ranks_than_lanes_are_refused(sampler: Sampler, extra: int) -> None:
     with pytest.raises(InvalidInput):
-        sampler.indices(0, 0, 0, sampler.lanes + extra)
+        indices(sampler, 0, 0, 0, sampler.lanes + extra)

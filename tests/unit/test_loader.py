@@ -19,6 +19,7 @@ from cvae_dist.training.loader import Loader, read_rows
 from cvae_dist.training.permutation import pick_rows
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.sampler import NO_ROWS, Sampler, Share
+from tests.order import indices
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +76,7 @@ def check(loader: Loader, share: Share, rows: Array, steps: int, **start: int) -
         assert batch.n_global == end - first
         assert np.array_equal(batch.positions, sampler.positions(step, **part))
         assert batch.x.dtype == rows.dtype
-        assert np.array_equal(batch.x, rows[sampler.indices(epoch, step, excluded=excluded, **part)])
+        assert np.array_equal(batch.x, rows[indices(sampler, epoch, step, excluded=excluded, **part)])
         epoch, step = divmod(epoch * sampler.steps_per_epoch + step + 1, sampler.steps_per_epoch)
 
 

@@ -5,7 +5,8 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.store.ranges import expand_ranges, split_ranges
 from cvae_dist.training.permutation import Permutation, derive_key, pick_rows
 from cvae_dist.training.plan import plan_sampler
-from cvae_dist.training.sampler import Sampler, skip
+from cvae_dist.training.sampler import NO_ROWS, EpochOrder, Sampler, Share, skip
+from tests.order import indices
 
 MASK = 2**64 - 1
 
@@ -46,7 +47,7 @@ def test_the_order_is_frozen() -> None:
     # resumed trainings, other NumPy versions and other machines must go on in the same order
     assert Permutation(1000, 7)(np.arange(6)).tolist() == [584, 776, 735, 693, 403, 779]
     assert derive_key(1, 2, 3) == 15020427595393229491
-    assert Sampler(1000, 64, 7, 6, 8, 40).indices(2, 3)[:8].tolist() == [
+    assert indices(Sampler(1000, 64, 7, 6, 8, 40), 2, 3)[:8].tolist() == [
         10,
         119,
         225,
@@ -61,15 +62,16 @@ def test_the_order_is_frozen() -> None:
 
 def test_keys_accept_any_integer() -> None:
     assert derive_key(-1) == derive_key(2**64 - 1)
-    assert Sampler(10, 2, -5, 2, 1, 3).indices(0, 0).shape == (2,)
+    assert indices(Sampler(10, 2, -5, 2, 1, 3), 0, 0).shape == (2,)
 
 
 def test_a_billion_rows_cost_no_more_than_a_thousand() -> None:
     sampler = plan_sampler(10**9, 1024, 16, seed=0, buffer_bytes=96_000_000)
-    rows = sampler.indices(epoch=3, step=500_000)
+    request = next(Share(sampler, NO_ROWS).requests(epoch=3, step=500_000))
+    rows = expand_ranges(request.starts, request.counts)[request.take][:1024]
     assert len(np.unique(rows)) == 1024
     assert 0 <= rows.min() < 10**8 < 9 * 10**8 < rows.max() < 10**9
-    starts, counts = sampler.order(3).ranges(5)
+    starts, counts = EpochOrder(sampler, 3, NO_ROWS).ranges(5)
     assert counts.sum() == sampler.buffer_rows < 2**20
     assert len(starts) < 20_000
 
@@ -97,15 +99,15 @@ def test_plan_reads_whole_chunks_where_it_must() -> None:
 
 def test_plan_of_rows_larger_than_the_buffer_still_works() -> None:
     sampler = plan_sampler(5, 3, 10**9, seed=0, buffer_bytes=10**6)
-    assert sorted(np.concatenate([sampler.indices(0, step) for step in range(2)])) == [0, 1, 2, 3, 4]
+    assert sorted(np.concatenate([indices(sampler, 0, step) for step in range(2)])) == [0, 1, 2, 3, 4]
 
 
 def test_more_ranks_than_lanes_are_refused() -> None:
     sampler = Sampler(100, 10, 0, 4, 1, 10)
     with pytest.raises(InvalidInput, match="5 ranks share 4 lanes"):
-        sampler.indices(0, 0, rank=0, world=5)
+        indices(sampler, 0, 0, rank=0, world=5)
     with pytest.raises(InvalidInput, match="rank 2 of a world of 2"):
-        sampler.order(0).take(0, rank=2, world=2)
+        EpochOrder(sampler, 0, NO_ROWS).take(0, rank=2, world=2)
 
 
 @pytest.mark.parametrize("wrong", [{"rows": 0}, {"batch_size": 0}, {"lanes": 101}, {"block_rows": 0}])
@@ -125,7 +127,7 @@ def test_impossible_orders_are_refused(wrong: dict[str, int]) -> None:
 
 def test_steps_outside_the_epoch_are_refused() -> None:
     with pytest.raises(InvalidInput, match="step 10 of an epoch of 10 steps"):
-        Sampler(100, 10, 0, 4, 1, 10).indices(0, 10)
+        indices(Sampler(100, 10, 0, 4, 1, 10), 0, 10)
 
 
 def test_picked_rows_are_nested_as_a_store_grows() -> None:
@@ -162,7 +164,7 @@ def test_batches_of_sorted_classes_vary_as_the_law_says(block_rows: int, window_
     label = np.arange(rows) * classes // rows
     proportions = []
     for epoch in range(2):
-        order = sampler.order(epoch)
+        order = EpochOrder(sampler, epoch, NO_ROWS)
         windows = [expand_ranges(*order.ranges(number))[order.take(number)] for number in range(sampler.windows)]
         batches = label[np.concatenate(windows)][: rows // batch_size * batch_size].reshape(-1, batch_size)
         proportions += [np.bincount(batch, minlength=classes) for batch in batches]

@@ -6,7 +6,7 @@ from cvae_dist.model.vae import VAE
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import validation
-from cvae_dist.training.validation import Validation, affordable_count
+from cvae_dist.training.validation import Validation, choose_rows
 
 ROWS = np.random.default_rng(0).normal(size=(3000, 5)).astype(np.float32)
 
@@ -34,7 +34,7 @@ def test_every_chosen_row_counts_and_always_with_the_same_noise(vae: VAE) -> Non
 
 def test_rows_that_validate_have_a_ceiling_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "_MAX_BYTES", 400)
-    assert affordable_count(100, ArrayRows(ROWS)) == 20
-    assert affordable_count(7, ArrayRows(ROWS)) == 7
+    assert len(choose_rows(ArrayRows(ROWS), 100, 0)) == 20
+    assert len(choose_rows(ArrayRows(ROWS), 7, 0)) == 7
     monkeypatch.setattr(validation, "_MAX_BYTES", 1)
-    assert affordable_count(100, ArrayRows(ROWS)) == 1
+    assert len(choose_rows(ArrayRows(ROWS), 100, 0)) == 1
