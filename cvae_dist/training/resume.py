@@ -56,8 +56,8 @@ def _require_ours(place: Location) -> None:
         read_description(place)
         return
     checkpoints = Checkpoints(place / CHECKPOINTS)
-    ours = checkpoints.begun or (place / HISTORY).exists()  # a killed run may have left weights alone beside it
-    if (checkpoints.foreign() and not checkpoints.begun) or ((place / "model.safetensors").exists() and not ours):
+    ours = checkpoints.exist or (place / HISTORY).exists()  # a killed run may have left weights alone beside it
+    if (checkpoints.foreign() and not checkpoints.exist) or ((place / "model.safetensors").exists() and not ours):
         raise InvalidInput(
             f"{place} holds files that cvae-dist did not write where a training keeps its own. "
             "Nothing was changed; name another directory for the model"

@@ -23,6 +23,10 @@ _MAX_SKIPPED = 50
 _MAX_RETREATS = 3
 _RETREAT_FACTOR = 10
 _RUNAWAY = 1000  # times the loss of the first weights
+_KEPT = (  # in checkpoints, by their names without the underscore
+    "step", "begun", "_optimizer_begun", "_first_loss", "_skipped_before",
+    "good_step", "retreats", "seconds", "_last_loss", "_next_test",
+)  # fmt: skip
 
 
 @dataclass
@@ -53,20 +57,9 @@ class Trainer:
     """Weights, optimiser, position and best weights of one training.
 
     Every random number is a function of (seed, epoch, step, position in the global batch). So a restored trainer does,
-    bit for bit, what the interrupted one would have done.
-
-    Parameters
-    ----------
-    vae : VAE
-        Trained in place.
-    config : TrainConfig
-        Resolved: without automatic values.
-    validation : Validation
-        May hold no rows; then the last averaged weights are the best.
-    steps_per_epoch : int
-        Steps of one pass over the training rows.
-    compute_dtype : torch.dtype
-        Type that the matrix products of a step are computed in.
+    bit for bit, what the interrupted one would have done. ``vae`` is trained in place, and ``config`` has no automatic
+    values. Where no rows validate, the last averaged weights are the best. The matrix products of a step are computed
+    in ``compute_dtype``.
 
     Attributes
     ----------
@@ -129,23 +122,11 @@ class Trainer:
         since = max(self._best_step, warm)
         return schedule.is_hopeless(self.step, since, self._tests_since_best, self.steps_per_epoch)
 
-    @property
-    def best_weights(self) -> dict[str, Tensor]:
-        """Averaged parameters of the best validation, or the latest good ones where nothing validates."""
-        kept = len(self.validation) or self.diverged
-        return self._best_weights if kept else self._optimizer.average
-
     def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int) -> None:
-        """Do one step on this process's share of a global batch.
+        """Do one step on this process's share of a global batch of ``n_global`` rows.
 
-        Parameters
-        ----------
-        rows : Tensor, shape (n, n_features)
-            In data units, any real dtype.
-        positions : numpy.ndarray, shape (n,), int64
-            Place of each row in the global batch; decides its noise.
-        n_global : int
-            Rows of the global batch: the gradient is that of their mean.
+        The gradient is that of their mean. ``rows``, (n, n_features), are in data units and of any real dtype.
+        ``positions``, (n,) int64, are their places in the global batch, which decide their noise.
         """
         noise = self._noise(n_global)[torch.from_numpy(positions)]
         with computing_in(self._compute_dtype):
@@ -240,16 +221,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return everything :meth:`restore` needs, as tensors, numbers, strings and containers of them."""
         return {
-            "step": self.step,
-            "begun": self.begun,
-            "optimizer_begun": self._optimizer_begun,
-            "first_loss": self._first_loss,
-            "skipped_before": self._skipped_before,
-            "good_step": self.good_step,
-            "retreats": self.retreats,
-            "seconds": self.seconds,
-            "last_loss": self._last_loss,
-            "next_test": self._next_test,
+            **{name.lstrip("_"): getattr(self, name) for name in _KEPT},
             "parameters": dict(self.vae.named_parameters()),
             "optimizer": self._optimizer.state(),
             "sums": asdict(self._sums),
@@ -263,16 +235,8 @@ class Trainer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state` of a trainer with the same arguments."""
-        self.step = state["step"]
-        self.begun = state["begun"]
-        self._optimizer_begun = state["optimizer_begun"]
-        self._first_loss = state["first_loss"]
-        self._skipped_before = state["skipped_before"]
-        self.good_step = state["good_step"]
-        self.retreats = state["retreats"]
-        self.seconds = state["seconds"]
-        self._last_loss = state["last_loss"]
-        self._next_test = state["next_test"]
+        for name in _KEPT:
+            setattr(self, name, state[name.lstrip("_")])
         assign(dict(self.vae.named_parameters()), state["parameters"])
         self._optimizer.restore(state["optimizer"])
         self._sums = _LossSums(**state["sums"])
@@ -291,7 +255,7 @@ class Trainer:
         for mine in (dict(self.vae.named_parameters()), self._optimizer.average):
             assign(mine, self._best_weights)
 
-    def use_best_weights(self) -> VAE:
-        """Put the best weights into the model and return it."""
-        assign(dict(self.vae.named_parameters()), self.best_weights)
-        return self.vae
+    def use_best_weights(self) -> None:
+        """Put into the model the averaged weights of the best validation; where nothing validates, the latest ones."""
+        kept = len(self.validation) or self.diverged
+        assign(dict(self.vae.named_parameters()), self._best_weights if kept else self._optimizer.average)
