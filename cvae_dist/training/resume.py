@@ -18,12 +18,7 @@ from cvae_dist.training.prepare import Training, TrainingData
 def train_in(place: Location, training: Training, overwrite: bool, on_event: OnEvent) -> tuple[Figures, bool]:
     """Train into a model directory, under its lease, from where an earlier run stopped.
 
-    Returns
-    -------
-    Figures
-        How the training ended, now or before.
-    bool
-        Whether it had ended before, so that there was nothing to do.
+    Return how the training ended, and whether it had ended before, so that there was nothing to do.
     """
     with Lease.held(place):
         _require_ours(place)

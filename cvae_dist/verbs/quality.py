@@ -10,6 +10,7 @@ from cvae_dist.store.layout import Block
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.urls import StorageOptions
 
+_NEIGHBOURS = 5
 MAX_NEIGHBOUR_ROWS = 50_000  # 5-NN over more training rows takes minutes and changes the third digit only
 MAX_COMPARED_ROWS = 2_000  # held-out rows lie in different chunks: each costs one read of about 1 MB
 
@@ -40,19 +41,7 @@ class Quality:
 
 
 def read_scattered(store: RowStore, name: str, rows: RowNumbers) -> Block:
-    """Read scattered rows of one array, each of its chunks once.
-
-    Parameters
-    ----------
-    store : RowStore
-    name : str
-        The array.
-    rows : (n,) sorted int64 array
-
-    Returns
-    -------
-    (n, ...) array in the dtype of the store
-    """
+    """Read scattered rows, sorted numbers (n,), of one array: (n, ...) in the dtype of the store; each chunk once."""
     chunks, starts = np.unique(rows // store.layout.rows_per_chunk, return_index=True)
     parts = []
     for chunk, wanted in zip(chunks, np.split(rows, starts[1:]), strict=True):
@@ -67,32 +56,17 @@ def evenly(rows: RowNumbers, at_most: int) -> RowNumbers:
     return rows if len(rows) <= at_most else rows[np.linspace(0, len(rows) - 1, at_most).astype(np.int64)]
 
 
-def neighbour_accuracy(latents: RowStore, held_out: RowNumbers, *, label: str = "label", neighbours: int = 5) -> float:
-    """Return the share of held-out rows that have the class of the majority of their nearest training rows.
+def neighbour_accuracy(latents: RowStore, held_out: RowNumbers, *, label: str = "label") -> float:
+    """Return the share of held-out rows that have the class of the majority of their 5 nearest training rows.
 
-    Latents are compared by Euclidean distance. At most 50,000 training rows take part.
-
-    Parameters
-    ----------
-    latents : RowStore
-        It carries the column ``label``.
-    held_out : (n,) sorted int64 array
-        Rows the model was not trained on; all others are training rows.
-    label : str
-        Column with the classes.
-    neighbours : int
-        Number of nearest training rows.
-
-    Returns
-    -------
-    float
-        Share of the held-out rows, in [0, 1].
+    The column ``label`` holds the classes. Latents are compared by Euclidean distance. All rows but the ``held_out``
+    ones, sorted, are training rows; at most 50,000 of them take part.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     training = np.setdiff1d(np.arange(latents.rows), held_out, assume_unique=True)
     training = evenly(training, MAX_NEIGHBOUR_ROWS)
-    classifier = KNeighborsClassifier(n_neighbors=min(neighbours, len(training)))
+    classifier = KNeighborsClassifier(n_neighbors=min(_NEIGHBOURS, len(training)))
     classifier.fit(read_scattered(latents, latents.main, training), _classes(latents, label, training))
     accuracy = classifier.score(read_scattered(latents, latents.main, held_out), _classes(latents, label, held_out))
     return float(accuracy)
@@ -104,19 +78,9 @@ def _classes(store: RowStore, label: str, rows: RowNumbers) -> NDArray[np.str_]:
 
 
 def reconstruction_error(rows: RowStore, reconstructions: RowStore, held_out: RowNumbers) -> float:
-    """Return the mean squared error per feature of held-out rows (at most 2,000 of them).
+    """Return the mean squared error per feature, in the data's units squared, of at most 2,000 held-out rows, sorted.
 
-    Parameters
-    ----------
-    rows, reconstructions : RowStore
-        The same rows in the same order.
-    held_out : (n,) sorted int64 array
-        Rows the model was not trained on.
-
-    Returns
-    -------
-    float
-        In the data's units squared.
+    ``reconstructions`` are of the same rows in the same order.
     """
     compared = evenly(held_out, MAX_COMPARED_ROWS)
     truth = read_scattered(rows, rows.main, compared).astype(np.float64)
