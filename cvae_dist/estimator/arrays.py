@@ -21,26 +21,26 @@ def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> tuple[NDAr
 
     With ``reset`` the ``estimator`` takes over number and names of the features; otherwise they must agree with it.
     """
-    with as_invalid_input(), np.errstate(invalid="ignore"):  # its sum of the largest floats is inf - inf
+    with _as_invalid_input(), np.errstate(invalid="ignore"):  # its sum of the largest floats is inf - inf
         items = X if hasattr(X, "shape") else np.asarray(X)
         item_shape = tuple(items.shape[1:]) if len(items.shape) > 2 else None
         flat = items if item_shape is None else np.reshape(items, (len(items), math.prod(item_shape)))
         rows = validate_data(estimator, flat, reset=reset, dtype="numeric")
-    return native(rows), item_shape or (rows.shape[1],)
+    return _native(rows), item_shape or (rows.shape[1],)
 
 
 def checked_block(items: NDArray[Any], width: int, name: str = "") -> NDArray[Any]:
     """Return items (n, ...) as rows (n, width) of real finite numbers; there may be none of them."""
     flat = np.reshape(items, (len(items), width))
-    with as_invalid_input():
-        return native(check_array(flat, dtype="numeric", ensure_min_samples=0, input_name=name))
+    with _as_invalid_input():
+        return _native(check_array(flat, dtype="numeric", ensure_min_samples=0, input_name=name))
 
 
 def checked_latents(z: Any) -> NDArray[np.float32]:
     """Return latents (n, dim_latent) as finite float32."""
     if is_plain(z) and z.dtype == np.float32 and is_finite(z):
         return z
-    with as_invalid_input():
+    with _as_invalid_input():
         latents: NDArray[np.float32] = check_array(z, dtype=np.float32, input_name="z")
     return latents
 
@@ -58,14 +58,14 @@ def is_finite(values: NDArray[Any]) -> bool:
         return values.dtype == np.uint8 or bool(np.isfinite(values.sum(dtype=np.float32)))
 
 
-def native(rows: NDArray[Any]) -> NDArray[Any]:
+def _native(rows: NDArray[Any]) -> NDArray[Any]:
     """Return numbers that torch can take: in this machine's byte order, booleans as 0 and 1."""
     numbers = rows.view(np.uint8) if rows.dtype == np.bool_ else rows
     return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
 
 
 @contextmanager
-def as_invalid_input() -> Iterator[None]:
+def _as_invalid_input() -> Iterator[None]:
     """Raise scikit-learn's messages, which name the values, as an error of this package."""
     try:
         yield

@@ -17,7 +17,8 @@ from cvae_dist.config import LikelihoodName, Precision, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, TrainingDiverged
 from cvae_dist.estimator import lazy, reference, saved
 from cvae_dist.estimator.arrays import checked_rows
-from cvae_dist.estimator.fitted import Fitted, Floats, Latents
+from cvae_dist.estimator.fitted import Fitted, Latents
+from cvae_dist.estimator.generation import Floats
 from cvae_dist.estimator.inputs import GivenRows, RowsLike, is_place, store_of
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Location, Moments, RowStore

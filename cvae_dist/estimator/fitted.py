@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
@@ -16,17 +17,18 @@ from sklearn.utils import check_random_state
 
 from cvae_dist import plot
 from cvae_dist.config import ComputePrecision
+from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import generation, lazy, pictures, saved
 from cvae_dist.estimator.arrays import checked_latents
+from cvae_dist.estimator.generation import Floats
 from cvae_dist.estimator.inputs import GivenRows
-from cvae_dist.estimator.scoring import scores_by
 from cvae_dist.model.diagnosis import Diagnosis, diagnose
 from cvae_dist.model.export import Direction, export_bytes
 from cvae_dist.model.files import is_finished
 from cvae_dist.model.kernels import drawback
 from cvae_dist.model.prior import Prior, PriorName, check_name
-from cvae_dist.model.sampling import Interpolation, posterior_draws_of_block, posterior_spread
-from cvae_dist.model.scoring import Score
+from cvae_dist.model.sampling import Interpolation, posterior_draws_of_block, posterior_spread, standard_normal
+from cvae_dist.model.scoring import Score, log_likelihood
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location
 from cvae_dist.training.history import HistoryRecord
@@ -34,13 +36,13 @@ from cvae_dist.training.history import HistoryRecord
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Floats = NDArray[np.floating[Any]]
 Latents = NDArray[np.float32]
 RandomState = int | np.random.RandomState | None
 
 _LOGGER = logging.getLogger(__name__)
 _RESTORED = ("model_", "history_", "item_shape_", "n_features_in_")
 _DIAGNOSED_ROWS = 20_000
+_SCORE_DRAWS: dict[Score, int] = {"elbo": 8, "reconstruction": 8, "iwae": 100}
 
 
 class Fitted(BaseEstimator):  # type: ignore[misc]
@@ -257,7 +259,14 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             Nats, as a density over the data's units; with Bernoulli features a probability. A plain autoencoder
             (``kl_weight=0``) has no bound; its ``elbo`` is its reconstruction.
         """
-        scores = scores_by(self._model(), kind, k, check_random_state(random_state))
+        model = self._model()
+        if kind not in _SCORE_DRAWS:
+            raise InvalidInput(f"kind={kind!r} is unknown: choose one of {', '.join(_SCORE_DRAWS)}")
+        count = _SCORE_DRAWS[kind] if k is None else k
+        if not isinstance(count, Integral) or count < 1:
+            raise InvalidInput(f"k={k!r}: a score needs at least 1 draw of the latent, and a whole number of them")
+        draws = list(standard_normal(count, model.dim_latent, check_random_state(random_state)))
+        scores = partial(log_likelihood, model, kind=kind, draws=draws)
         return GivenRows(self, X).map(scores, lazy.Variable("score", {}, np.float64))
 
     def score(self, X: Any, y: object = None) -> float:
@@ -430,7 +439,11 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
     def _model(self) -> VAE:
         """Return the trained model, restoring it from ``logdir`` where this object did not train it."""
         if not self.__sklearn_is_fitted__():
-            raise saved.ModelNotTrained(saved.absence(type(self).__name__, self.logdir))
+            where = "no logdir is given" if self.logdir is None else f"{self.logdir} holds no finished model"
+            raise saved.ModelNotTrained(
+                f"this {type(self).__name__} instance is not fitted yet ({where}), so it can neither embed nor "
+                "decode: call train() or fit(X) first, or give the logdir of a trained model"
+            )
         return self.model_
 
     @property

@@ -60,10 +60,8 @@ def store_of(
 class GivenRows:
     """Rows X of the kind an estimator is trained on, wherever they are.
 
-    Raises
-    ------
-    InvalidInput
-        Every method: the rows have other features than the ``estimator`` knows, or are no finite numbers.
+    Every method raises InvalidInput where they have other features than the ``estimator`` knows, or are no finite
+    numbers.
     """
 
     estimator: BaseEstimator

@@ -55,15 +55,9 @@ def is_labelled_or_lazy(X: object) -> bool:
 def apply(X: Any, function: RowFunction, takes: Variable, gives: Variable) -> Any:
     """Return ``function`` of rows as the kind of object that ``X`` is; nothing is computed now.
 
-    Parameters
-    ----------
-    X : dask.array.Array, xarray.DataArray or xarray.Dataset
-        Rows along the dimension ``sample``, or the first one; all other dimensions together are one row. Of a Dataset
-        the variable that is called as ``takes``, or its only one.
-    function : callable
-        (n, width) array -> (n, ...) array, row by row.
-    takes, gives : Variable
-        What goes in and what comes out.
+    ``X`` is a Dask array, DataArray or Dataset. Its rows lie along the dimension ``sample``, or the first one; all
+    other dimensions together are one row. Of a Dataset the variable that is called as ``takes`` is meant, or its only
+    one. ``function`` makes an (n, ...) array of an (n, width) one, row by row.
 
     Raises
     ------

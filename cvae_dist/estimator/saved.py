@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,6 @@ from cvae_dist.training.history import History
 
 class ModelNotTrained(NotFitted, NotFittedError):  # type: ignore[misc]
     """The estimator has no model yet; also what scikit-learn expects to be raised then."""
-
-
-def absence(name: str, logdir: str | os.PathLike[str] | None) -> str:
-    """Return what to say where the estimator of class ``name`` has no model."""
-    where = "no logdir is given" if logdir is None else f"{logdir} holds no finished model"
-    return (
-        f"this {name} instance is not fitted yet ({where}), so it can neither embed nor "
-        "decode: call train() or fit(X) first, or give the logdir of a trained model"
-    )
 
 
 def restored(place: Location) -> dict[str, Any]:

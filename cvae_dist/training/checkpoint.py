@@ -93,7 +93,7 @@ class Checkpoints:
             self._place.delete()
 
     @property
-    def begun(self) -> bool:
+    def exist(self) -> bool:
         """Whether a checkpoint was saved here."""
         return (self._place / _POINTER).exists()
 

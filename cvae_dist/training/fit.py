@@ -1,12 +1,11 @@
 """Training on any rows that can be read, into a model directory or into memory: what the estimator calls."""
 
-import hashlib
-
 import numpy as np
 
 from cvae_dist.config import MAX_VALIDATION_ROWS, TrainConfig
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Location, Moments
+from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.store.reader import Reader
 from cvae_dist.training.loader import read_rows
 from cvae_dist.training.loop import Trained, run
@@ -27,29 +26,11 @@ def fit(
     validation: Reader | None = None,
     earlier: Trained | None = None,
 ) -> Trained:
-    """Train on any reader of rows.
+    """Train on the rows of ``reader``, whose items had the shape ``item_shape`` before they were flattened.
 
-    Parameters
-    ----------
-    reader : Reader
-        The rows.
-    moments : Moments
-        Their statistics.
-    item_shape : tuple of int
-        Shape of an item before it was flattened to a row.
-    config : TrainConfig
-        Settings, automatic ones among them.
-    directory : path, URL or Location, optional
-        Model directory; an interrupted or finished training there goes on, as for the verb. By default nothing is
-        written.
-    on_event : callable
-        Receives progress.
-    overwrite : bool
-        Discard what is in ``directory`` and begin anew.
-    validation : Reader, optional
-        Rows to validate on, 10,000 of them at most; then every row of ``reader`` is trained on.
-    earlier : Trained, optional
-        Without ``directory``: goes on where this is the same training with more steps.
+    By default nothing is written, and ``earlier`` goes on where this is the same training with more steps. With a
+    model ``directory`` the training there goes on, as for the verb, or with ``overwrite`` is discarded. Of the rows of
+    ``validation`` 10,000 at most validate; then all rows of ``reader`` are trained on.
 
     Raises
     ------
@@ -77,4 +58,4 @@ def _digest(moments: Moments, validation: Reader | None) -> str:
     parts = [np.array(moments.count), moments.mean, moments.m2, moments.minimum, moments.maximum]
     if validation is not None:
         parts.append(read_rows(validation, choose_rows(validation, MAX_VALIDATION_ROWS, 0)))
-    return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).hexdigest()
+    return digest_bytes(b"".join(part.tobytes() for part in parts))

@@ -54,20 +54,10 @@ def run(
     state: Mapping[str, Any] | None = None,
     earlier: Trained | None = None,
 ) -> Trained:
-    """Train to the end, or to an interruption.
+    """Train to the end, or to an interruption, into the model directory ``place``.
 
-    Parameters
-    ----------
-    training : Training
-        What to do.
-    on_event : callable
-        Listener for progress.
-    place : Location, optional
-        Model directory. Without it nothing is written, and signals are left alone.
-    state : Mapping, optional
-        Checkpoint to go on from.
-    earlier : Trained, optional
-        Finished training to go on from.
+    Without it nothing is written, and signals are left alone. The training goes on from ``state``, a checkpoint, or
+    else from ``earlier``, a finished training.
 
     Raises
     ------
@@ -76,8 +66,9 @@ def run(
     """
     config = training.config
     validation, excluded = training.hold_out()
-    vae = training.untrained()
-    history = History(place / HISTORY if place else None, _recorded(state, earlier))
+    vae = VAE.of(config, training.data.moments, training.data.reader.dtype, config.seed)
+    recorded: list[HistoryRecord] = state["history"] if state else earlier.history if earlier else []
+    history = History(place / HISTORY if place else None, recorded)
     history.write()
     checkpoints = Checkpoints(place / CHECKPOINTS) if place else None
     with torch_threads(_threads(vae, config)), Interruption() if place else contextlib.nullcontext() as interruption:
@@ -108,29 +99,17 @@ def run(
                 save_model(place, vae, training.lineage(len(excluded), trainer.begun, figures))
             checkpoints.clear()
     trained = Trained(vae.requires_grad_(False).eval(), history.records, figures, training.made_with)
+    if trainer.diverged and trainer.good_step is None:
+        raise diverged(config, trainer.step, "No weights were worth keeping")
     if trainer.diverged:
-        raise _given_up(trained, config, trainer.good_step, place)
+        kept = f"{place or 'The model'} holds the last good weights, of step {trainer.good_step}"
+        raise diverged(config, trainer.step, kept, trained)
     return trained
-
-
-def _recorded(state: Mapping[str, Any] | None, earlier: Trained | None) -> list[HistoryRecord]:
-    """Return the history that a training goes on from."""
-    if state:
-        records: list[HistoryRecord] = state["history"]
-        return records
-    return earlier.history if earlier else []
 
 
 def _threads(vae: VAE, config: TrainConfig) -> int:
     """Return on how many threads to compute: one for small steps, as several would wait for each other."""
     return torch.get_num_threads() if multiply_adds(vae, config.batch_size or 1) >= _SHARED_WORK else 1
-
-
-def _given_up(trained: Trained, config: TrainConfig, good_step: int | None, place: Location | None) -> TrainingDiverged:
-    if good_step is None:
-        return diverged(config, trained.figures.steps, "No weights were worth keeping")
-    kept = f"{place or 'The model'} holds the last good weights, of step {good_step}"
-    return diverged(config, trained.figures.steps, kept, trained)
 
 
 def diverged(config: TrainConfig, step: int, kept: str, trained: Trained | None = None) -> TrainingDiverged:

@@ -6,8 +6,7 @@ that none of them saw decide.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -57,16 +56,9 @@ def choose_start(
 ) -> str:
     """Put the best of several starts into ``vae``, and return which it is and why.
 
-    Parameters
-    ----------
-    vae : VAE
-        With the initial weights of its seed, which are one of the starts.
-    config : TrainConfig
-        Resolved: without automatic values.
-    rows : numpy.ndarray, shape (n, n_features)
-        Training rows in data units, a thousand at most.
-    held_out : numpy.ndarray, shape (m, n_features)
-        Rows that choose, a thousand of them at most; where there are none every fifth of ``rows`` does.
+    The weights of ``vae``, those of its seed, are one of the starts. They train on ``rows``, (n, n_features) in data
+    units, of which there are a thousand at most. A thousand at most of ``held_out``, (m, n_features), choose; where
+    there are none every fifth of ``rows`` does.
     """
     if not len(held_out):
         chooses = np.arange(len(rows)) % _CHOOSING_SHARE == 0
@@ -131,7 +123,7 @@ class _Together:
         The best weights have the least mean -ELBO of ``held_out``, with the same draws: few rows are soon overfitted.
         """
         draws = torch.randn((_DRAWS, len(held_out), self._vae.dim_latent), generator=generator)
-        best = _Best(self._losses(held_out, draws), self._stacked)
+        losses, best = self._losses(held_out, draws), clone(self._stacked)
 
         def total(chosen: Tensor, step: int) -> Tensor:
             noise = torch.randn((len(chosen), self._vae.dim_latent), generator=generator)
@@ -141,9 +133,13 @@ class _Together:
 
         for step in self._descend(total, len(x), _ELBO_STEPS, _ELBO_RATE, generator):
             if step % _STEPS_BETWEEN_TESTS == 0:
-                best.update(self._losses(held_out, draws), self._stacked)
-        assign(self._stacked, best.weights)
-        return best.losses
+                tested = self._losses(held_out, draws)
+                better = tested < losses
+                losses = torch.where(better, tested, losses)
+                for name, value in self._stacked.items():
+                    best[name][better] = value.detach()[better]
+        assign(self._stacked, best)
+        return losses
 
     def _losses(self, x: Tensor, draws: Tensor) -> Tensor:
         with torch.no_grad():
@@ -184,20 +180,6 @@ class _Together:
             yield step + 1
 
 
-class _Best:
-    """The best weights so far of every start, stacked, and their losses, (count,)."""
-
-    def __init__(self, losses: Tensor, stacked: Weights) -> None:
-        self.losses = losses
-        self.weights = clone(stacked)
-
-    def update(self, losses: Tensor, stacked: Weights) -> None:
-        better = losses < self.losses
-        self.losses = torch.where(better, losses, self.losses)
-        for name, value in stacked.items():
-            self.weights[name][better] = value.detach()[better]
-
-
 class _Regression(torch.nn.Module):
     """The loss of a model whose latents are given."""
 
@@ -219,9 +201,9 @@ def _coordinates(rows: Coordinates, dim: int) -> Iterator[tuple[str, Coordinates
     """Yield manifold coordinates, (n, dim) and normally distributed, by the name of what found them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of graphs in several pieces: another candidate wins
-        for name, find in _METHODS.items():
+        for name, find in _methods(rows, dim).items():
             try:
-                found = find(rows, dim)
+                found = find()
             except (TypeError, ValueError, RuntimeError, np.linalg.LinAlgError):
                 continue  # too few or too many equal rows for this method (TypeError: fewer than eigenvectors)
             if found.shape == (len(rows), dim) and np.isfinite(found).all():
@@ -236,38 +218,26 @@ def _gaussianise(values: npt.NDArray[np.floating]) -> Coordinates:
     return normal
 
 
-def _isomap(rows: Coordinates, dim: int, neighbours: int) -> npt.NDArray[np.floating]:
-    from sklearn.manifold import Isomap  # slow to import, and few trainings need it
+def _methods(rows: Coordinates, dim: int) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
+    """Return what may find manifold coordinates of ``rows``, by name."""
+    from sklearn.manifold import Isomap, SpectralEmbedding  # slow to import, and few trainings need them
 
-    found: npt.NDArray[np.floating] = Isomap(n_neighbors=neighbours, n_components=dim).fit_transform(rows)
-    return found
+    heat = SpectralEmbedding(dim, affinity="precomputed", random_state=0)
+    return {
+        "Isomap (10 neighbours)": lambda: Isomap(n_neighbors=10, n_components=dim).fit_transform(rows),
+        "Isomap (6 neighbours)": lambda: Isomap(n_neighbors=6, n_components=dim).fit_transform(rows),
+        "a heat kernel's eigenmap": lambda: heat.fit_transform(_heat_links(rows)),
+        "a spectral embedding": lambda: SpectralEmbedding(dim, n_neighbors=10, random_state=0).fit_transform(rows),
+    }
 
 
-def _spectral(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
-    from sklearn.manifold import SpectralEmbedding
-
-    found: npt.NDArray[np.floating] = SpectralEmbedding(dim, n_neighbors=10, random_state=0).fit_transform(rows)
-    return found
-
-
-def _heat(rows: Coordinates, dim: int) -> npt.NDArray[np.floating]:
-    from sklearn.manifold import SpectralEmbedding
+def _heat_links(rows: Coordinates) -> npt.NDArray[np.floating]:
+    """Return how strongly each two of the rows are linked, (n, n): by a Gaussian of their distance, if neighbours."""
     from sklearn.neighbors import kneighbors_graph
 
     distances = kneighbors_graph(rows, 10, mode="distance")
     width = np.median(distances.data) or 1.0
     distances.data = np.exp(-np.square(distances.data / width))
-    links = distances.toarray()
+    links: npt.NDArray[np.floating] = distances.toarray()
     links = np.maximum(links, links.T) + _DENSE_LINK
-    found: npt.NDArray[np.floating] = SpectralEmbedding(dim, affinity="precomputed", random_state=0).fit_transform(
-        links
-    )
-    return found
-
-
-_METHODS: Mapping[str, Callable[[Coordinates, int], npt.NDArray[np.floating]]] = {
-    "Isomap (10 neighbours)": partial(_isomap, neighbours=10),
-    "Isomap (6 neighbours)": partial(_isomap, neighbours=6),
-    "a heat kernel's eigenmap": _heat,
-    "a spectral embedding": _spectral,
-}
+    return links

@@ -78,10 +78,6 @@ class Training:
         same = all(there.get(name) == asked[name] for name in asked.keys() - follows)
         return same and asked["num_steps"] > there["num_steps"]
 
-    def untrained(self) -> VAE:
-        """Return the model with random weights, those of the seed."""
-        return VAE.of(self.config, self.data.moments, self.data.reader.dtype, self.config.seed)
-
     def hold_out(self) -> tuple[Validation, RowNumbers]:
         """Return what validates, and which of the rows it takes away from training."""
         config, reader, own = self.config, self.data.reader, self.data.validation

@@ -19,12 +19,7 @@ from cvae_dist.training.prepare import Training, TrainingData
 def train_in(place: Location, training: Training, overwrite: bool, on_event: OnEvent) -> tuple[Figures, bool]:
     """Train into a model directory, under its lease, from where an earlier run stopped.
 
-    Returns
-    -------
-    Figures
-        How the training ended, now or before.
-    bool
-        Whether it had ended before, so that there was nothing to do.
+    Return how the training ended, and whether it had ended before, so that there was nothing to do.
     """
     with Lease.held(place):
         _require_ours(place)
@@ -57,8 +52,8 @@ def _require_ours(place: Location) -> None:
         read_description(place)
         return
     checkpoints = Checkpoints(place / CHECKPOINTS)
-    ours = checkpoints.begun or (place / HISTORY).exists()  # a killed run may have left weights alone beside it
-    if (checkpoints.foreign() and not checkpoints.begun) or ((place / WEIGHTS).exists() and not ours):
+    ours = checkpoints.exist or (place / HISTORY).exists()  # a killed run may have left weights alone beside it
+    if (checkpoints.foreign() and not checkpoints.exist) or ((place / WEIGHTS).exists() and not ours):
         raise InvalidInput(
             f"{place} holds files that cvae-dist did not write where a training keeps its own. "
             "Nothing was changed; name another directory for the model"

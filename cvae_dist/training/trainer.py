@@ -57,20 +57,9 @@ class Trainer:
     """Weights, optimiser, position and best weights of one training.
 
     Every random number is a function of (seed, epoch, step, position in the global batch). So a restored trainer does,
-    bit for bit, what the interrupted one would have done.
-
-    Parameters
-    ----------
-    vae : VAE
-        Trained in place.
-    config : TrainConfig
-        Resolved: without automatic values.
-    validation : Validation
-        May hold no rows; then the last averaged weights are the best.
-    steps_per_epoch : int
-        Steps of one pass over the training rows.
-    compute_dtype : torch.dtype
-        Type that the matrix products of a step are computed in.
+    bit for bit, what the interrupted one would have done. ``vae`` is trained in place, and ``config`` has no automatic
+    values. Where no rows validate, the last averaged weights are the best. The matrix products of a step are computed
+    in ``compute_dtype``.
 
     Attributes
     ----------
@@ -134,16 +123,10 @@ class Trainer:
         return schedule.is_hopeless(self.step, since, self._tests_since_best, self.steps_per_epoch)
 
     def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int) -> None:
-        """Do one step on this process's share of a global batch.
+        """Do one step on this process's share of a global batch of ``n_global`` rows.
 
-        Parameters
-        ----------
-        rows : Tensor, shape (n, n_features)
-            In data units, any real dtype.
-        positions : numpy.ndarray, shape (n,), int64
-            Place of each row in the global batch; decides its noise.
-        n_global : int
-            Rows of the global batch: the gradient is that of their mean.
+        The gradient is that of their mean. ``rows``, (n, n_features), are in data units and of any real dtype.
+        ``positions``, (n,) int64, are their places in the global batch, which decide their noise.
         """
         noise = self._noise(n_global)[torch.from_numpy(positions)]
         with computing_in(self._compute_dtype):

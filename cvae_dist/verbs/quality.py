@@ -10,6 +10,7 @@ from cvae_dist.store.layout import Block
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.urls import StorageOptions
 
+_NEIGHBOURS = 5
 MAX_NEIGHBOUR_ROWS = 50_000  # 5-NN over more training rows takes minutes and changes the third digit only
 MAX_COMPARED_ROWS = 2_000  # held-out rows lie in different chunks: each costs one read of about 1 MB
 

@@ -65,7 +65,7 @@ def test_the_start_with_the_least_loss_on_held_out_rows_is_taken(monkeypatch: py
 def test_a_thousand_rows_from_everywhere_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     """All starts are tested a dozen times with 32 draws each: ten thousand rows took two minutes."""
     monkeypatch.setattr(multistart, "_ELBO_STEPS", 2)
-    monkeypatch.setattr(multistart, "_METHODS", {})
+    monkeypatch.setattr(multistart, "_methods", lambda rows, dim: {})
     rows, _ = s_curve(3000, 0)
     vae, config = build(rows)
     judged: list[torch.Tensor] = []
