@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def apply(X: Any, function: RowFunction, takes: Variable, gives: Variable) -> An
     """
     if hasattr(X, "data_vars"):
         return apply(X[_variable(X, takes.name)], function, takes, gives).to_dataset(name=gives.name)
-    block = _BlockFunction(function, takes.width)
+    block = partial(_of_block, function=function, width=takes.width)
     if hasattr(X, "dims"):
-        return _of_labelled(X, block, gives)
+        return _of_labelled(X, block, takes.width, gives)
     _check(X.shape, X.dtype, takes.width)
     import dask.array
 
@@ -113,23 +114,17 @@ def computed(X: Any, name: str = "x") -> Iterator[Any]:
         yield rows
 
 
-@dataclass(frozen=True)
-class _BlockFunction:
-    """What a Dask worker does with one block of items; the model travels inside ``function``."""
-
-    function: RowFunction
-    width: int
-
-    def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
-        return self.function(checked_block(block, self.width))
+def _of_block(items: NDArray[Any], function: RowFunction, width: int) -> NDArray[Any]:
+    """Return ``function`` of one block of items, as a Dask worker does; the model travels inside it."""
+    return function(checked_block(items, width))
 
 
-def _of_labelled(X: Any, block: _BlockFunction, gives: Variable) -> Any:
+def _of_labelled(X: Any, block: RowFunction, width: int, gives: Variable) -> Any:
     import xarray
 
     sample = _sample(X)
     others = [dim for dim in X.dims if dim != sample]
-    _check((X.sizes[sample], *(X.sizes[dim] for dim in others)), X.dtype, block.width)
+    _check((X.sizes[sample], *(X.sizes[dim] for dim in others)), X.dtype, width)
     result = xarray.apply_ufunc(
         block,
         X if X.chunks is None else X.chunk(dict.fromkeys(others, -1)),

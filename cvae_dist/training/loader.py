@@ -36,8 +36,8 @@ class Loader:
     """The batches of a share of the order, read one request ahead by one thread into memory allocated once.
 
     Where the whole store fits into ``buffer_bytes`` it is read once, in order, and kept: the loader is ``resident``.
-    Else ``buffer_bytes`` is kept to if the requests allow it (see ``plan_sampler``). The attribute says what is
-    allocated.
+    Else it stays within ``buffer_bytes`` if the requests allow that (see ``plan_sampler``). The attribute
+    ``buffer_bytes`` is the memory that is allocated.
     """
 
     def __init__(self, reader: Reader, share: Share, *, buffer_bytes: int) -> None:

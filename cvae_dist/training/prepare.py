@@ -26,7 +26,8 @@ from cvae_dist.training.validation import Validation, choose_rows
 class TrainingData:
     """The rows of a training, and the rows to validate on; without these a part of the former is held out.
 
-    The ``fingerprint`` differs from that of any other rows. The ``url`` is without credentials.
+    ``item_shape`` is that of an item before it was flattened to a row. The ``fingerprint`` differs from that of any
+    other rows. The ``url`` is without credentials.
     """
 
     reader: Reader
