@@ -87,9 +87,7 @@ class ModelConfig(BaseModel):
 class TrainConfig(ModelConfig):
     """How the model is trained. ``None`` means: chosen from the data by :meth:`resolve`."""
 
-    batch_size: int | None = Field(
-        None, ge=1, description="Rows of one step over all processes. Default: 256, less for few rows."
-    )
+    batch_size: int | None = Field(None, ge=1, description="Rows of one step. Default: 256, less for few rows.")
     num_steps: int | None = Field(None, ge=1, description="Gradient steps. Default: 20 epochs within 3,000 to 50,000.")
     learning_rate: float | None = Field(
         None,

@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from cvae_dist.cluster.handles import ModelHandle, StoreHandle
 from cvae_dist.cluster.plan import Job, Made, Span
@@ -15,7 +14,7 @@ from cvae_dist.cluster.process import reused_block
 from cvae_dist.cluster.write import Output, StoreResult
 from cvae_dist.errors import InvalidInput
 from cvae_dist.events import OnEvent
-from cvae_dist.model.threads import torch_threads
+from cvae_dist.model.threads import one_thread_each
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import ArrayLayout, Layout, Location, Record, RowStore
 from cvae_dist.store.layout import Block
@@ -56,7 +55,6 @@ def map_rows(
         raise InvalidInput(f"batch_size={batch_size} shows the model no rows; use 1 or more")
     out.require_apart(source.location, model.location)
     store, _ = source.open()
-    threads = 1 if client else torch.get_num_threads()
     layout = _output_layout(store, arrays)
     records = store.ledger.read_all(store.layout.shards(store.rows))
     job = Job(
@@ -71,12 +69,13 @@ def map_rows(
             "model": without_credentials(str(model.location)),
         },
         task_bytes=layout.rows_per_shard * store.layout.arrays[0].row_bytes,
-        threads=threads,
     )
-    # shards made side by side in this process compute with one thread each: one reads while another computes
-    alone = torch_threads(1) if threads > 1 else contextlib.nullcontext()
-    with alone, Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output:
-        return output.write(_keep_grid(job, output.existing))
+    # shards are made side by side in this process: one is read while another is computed
+    with (
+        contextlib.nullcontext(1) if client else one_thread_each() as threads,
+        Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output,
+    ):
+        return output.write(replace(_keep_grid(job, output.existing), threads=threads))
 
 
 @dataclass(frozen=True)

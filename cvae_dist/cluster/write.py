@@ -199,7 +199,7 @@ class _Shards:
         return [record for record in records if record is not None]
 
     def _is_pending(self, span: Span, record: Record | None) -> bool:
-        """Compare a record with what it should be; without one, that need not be known yet."""
+        """Whether a shard is to be written. Where it has no record, its fingerprint is found only when it is sent."""
         if record is not None:
             shard = self._shard(span)
             if record.fingerprint == shard.fingerprint:

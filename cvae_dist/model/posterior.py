@@ -23,9 +23,9 @@ def flow_divergence(mean: Tensor, logvar: Tensor, before: Tensor, after: Tensor,
     """Return an unbiased estimate of KL(q || N(0, I)) per row, (n,), in nats, where a flow makes q of a Gaussian.
 
     KL = E[log q0(z0) - log_determinant - log p(z)]. The mean of the first term is known. The last contains z^2, whose
-    noise is reduced by a control variate: ``mean^2 + var - z0^2``, which is 0 on average. Close to the identity it
-    cancels all noise. Where the Gaussian lies far out and the flow brings it back, it would add noise instead. So it
-    is added in full up to twice the spread of the prior, and in a smaller share beyond.
+    noise is reduced by a control variate: ``mean^2 + var - z0^2``, which is 0 on average. Near the identity it cancels
+    all noise. For Gaussians far from 0 it would add noise. So it is added in full up to twice the spread of the prior,
+    and in a smaller share beyond.
 
     Parameters
     ----------

@@ -22,6 +22,14 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)  # also for threads that begin later: they take the number that was set last
 
 
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[int]:
+    """Let torch compute with one thread in every thread, and give the number of these that use the processor fully."""
+    threads = torch.get_num_threads()
+    with torch_threads(1) if threads > 1 else contextlib.nullcontext():  # a worker has one: its tasks change nothing
+        yield threads
+
+
 def side_by_side(work: Callable[[slice], None], parts: Sequence[slice]) -> None:
     """Do ``work`` on each of ``parts``, as many at a time as torch has threads, each of them with one thread.
 
@@ -30,8 +38,7 @@ def side_by_side(work: Callable[[slice], None], parts: Sequence[slice]) -> None:
 
     The work sees the context variables and the inference mode of the caller. An error in it is raised here.
     """
-    threads = torch.get_num_threads()
-    with torch_threads(1) if threads > 1 else contextlib.nullcontext():  # a worker has one: its tasks change nothing
+    with one_thread_each() as threads:
         if threads == 1 or len(parts) < 2:
             for part in parts:
                 work(part)

@@ -24,7 +24,7 @@ BATCH_SIZE = 2048  # rows computed at once, by default
 
 # A matrix kernel treats all rows alike when there are at least this many; for a single row there is another kernel.
 _FEWEST = 16
-_VECTORS = 64  # values. Activations treat alike all but those beyond the last two full vectors of bfloat16.
+_VECTORS = 64  # values. Activations compute what is left after the last 64 otherwise; multiples leave nothing.
 _LEARNED_BYTES = 31 * 2**20
 _CACHED_BYTES = 3_200_000
 _FEWEST_ROWS = 256  # with fewer, reading the weights would take longer than reading the rows

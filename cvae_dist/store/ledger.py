@@ -39,7 +39,7 @@ class Digest:
     def of_shard(cls, buffers: Sequence[Buffer]) -> "Digest":
         """Digest a shard, given as :meth:`Layout.encode` returns it, by the checksums in it.
 
-        The CRC32C of the whole would say nothing: that of bytes followed by their own CRC32C is the same for all.
+        The CRC32C of the whole would say nothing: for bytes followed by their own CRC32C it is a constant.
         """
         size = sum(memoryview(buffer).nbytes for buffer in buffers)
         return cls(size, crc32c.crc32c(b"".join(bytes(checksum) for checksum in buffers[1::2])))

@@ -43,10 +43,9 @@ class Moments:
     def of(cls, block: npt.NDArray[np.generic]) -> Self:
         """Compute the moments of ``block``, shape (n_rows, n_features), any finite real dtype.
 
-        One pass over cache-sized float64 tiles. Deviations are taken from the mean of the first tile, unless it is
-        near zero, which keeps the textbook cancellation of sum and sum of squares away (Chan, Golub, LeVeque 1983,
-        section 3).
-        A non-finite value makes ``mean`` non-finite; see :meth:`is_finite`.
+        One pass over cache-sized float64 tiles. A sum of squares loses digits far from zero, so the mean of the first
+        tile is subtracted, unless it is near zero (Chan, Golub, LeVeque 1983, section 3). A non-finite value makes
+        ``mean`` non-finite; see :meth:`is_finite`.
         """
         rows, features = block.shape
         if rows == 0:
@@ -175,8 +174,8 @@ class _Sums:
 def _half_range(vectors: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
     """Return minimum and maximum of each column of float16, compared as integers, which NumPy does 40 times faster.
 
-    Halves are sign and magnitude: signed, the largest is the largest positive value; unsigned, it is the negative
-    value of largest magnitude. Columns of one sign take the other ends. NaN is beyond infinity on either side.
+    Halves are sign and magnitude. As int16 the largest is the largest positive half; as uint16 it is the most negative
+    one. Columns of one sign take the other ends. NaN is beyond infinity on either side.
     """
     signed, unsigned = vectors.view(np.int16), vectors.view(np.uint16)
     maximum, minimum = signed.max(axis=0), unsigned.max(axis=0).view(np.int16)

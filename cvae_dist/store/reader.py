@@ -342,7 +342,7 @@ class _Reads:
         return cls(array, shard, chunk, offset, begin, begin + extents.count * array.row_bytes)
 
     def runs(self, done: int) -> list[tuple[int, int]]:
-        """Return [first, end) of extents that follow each other, in the file with a checksum in between."""
+        """Return [first, end) of extents that one ``preadv`` can read: neighbours, but for a checksum in the file."""
         if done == len(self.begin):
             return []
         low, high, offset = self.begin[done:], self.end[done:], self.offset[done:]

@@ -141,7 +141,7 @@ class _Held:
 
 
 class _Slot:
-    """Memory of one request: rows (where all are held, these), and which of them come, one after the other."""
+    """The rows of one request, or all rows where they fit in memory, and the order in which they are handed out."""
 
     def __init__(self, reader: Reader, count: int, held: _Held | None) -> None:
         self._reader, self._held = reader, held

@@ -95,7 +95,7 @@ def run(
         trainer.use_best_weights()
         if place and checkpoints:
             if trainer.good_step is not None or not trainer.diverged:
-                delete_model(place)  # until the longer one is whole there is none; its checkpoints are
+                delete_model(place)  # first: a run killed before the new one is whole goes on from its checkpoints
                 save_model(place, vae, training.lineage(len(excluded), trainer.begun, figures))
             checkpoints.clear()
     trained = Trained(vae.requires_grad_(False).eval(), history.records, figures, training.made_with)

@@ -46,9 +46,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Training:
-    """A training whose settings are all decided: as ``asked`` for, and the ``config`` without automatic values.
+    """A training whose settings are all decided.
 
-    The ``reasons`` say why the statistics of the rows led to their settings.
+    ``asked`` is what the user gave. ``config`` is the same with every automatic value filled in, for ``reasons`` that
+    the statistics of the rows gave.
     """
 
     data: TrainingData

@@ -102,7 +102,7 @@ def _nothing_to_do(place: Location, training: Training, on_event: OnEvent) -> Fi
 
 
 def _has_grown(data: TrainingData, lineage: Mapping[str, Any]) -> bool:
-    """Whether the store of a finished training has more rows now: every night it may, and the model stays good."""
+    """Whether the store of a finished training has more rows now, which is expected and no reason to refuse."""
     return bool(data.url == lineage["store"] != "memory" and data.reader.n_rows > lineage["held_out"]["rows"])
 
 

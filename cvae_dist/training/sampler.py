@@ -186,13 +186,13 @@ class EpochOrder:
         return split_ranges(stored, end - begin, self.excluded)
 
     def take(self, window: int, rank: int = 0, world: int = 1) -> RowNumbers:
-        """Return where in :meth:`ranges` the row of each position of a rank's window lies, in order of position."""
+        """Return, for each position in order, the index of its row among the rows that :meth:`ranges` lists."""
         lanes = self.sampler.lanes_of(rank, world)
         low, high = self._lane_window(window, lanes)
         lengths = high - low
         order = self.window_order(window)[rank::world]
         order += (np.cumsum(lengths) - lengths)[:, np.newaxis]
-        # longer lanes come first, so the rows missing from the others are the end of the last turn
+        # only the last lanes can be a row short: transposed, the gaps are all at the end, and are cut off
         return order.T.ravel()[: int(lengths.sum())]
 
     def window_order(self, window: int) -> RowNumbers:

@@ -6,7 +6,7 @@ _WARMUP_SHARE = 0.02
 _FINAL_SHARE = 0.01
 _TEST_GROWTH = 0.02
 _FEWEST_STEPS_BETWEEN_TESTS = 50
-_TEST_COST = 14  # steps between tests per batch of validation rows: tests cost 2 or 3 % (forward = 1/3 step)
+_TEST_COST = 14  # steps between tests for every validation batch: one costs 1/3 step, so tests take 2 to 3 %
 _PATIENCE_TESTS = 5
 _PATIENCE_STEPS = 2000
 

@@ -228,10 +228,10 @@ def _counted(store: RowStore | None, shards: int, dropped: int) -> int:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Cuts the rows of a store that is to be made into the tasks that make its shards.
+    """Turns spans of the store into the tasks that make their shards.
 
-    ``kept`` is without the ``dropped`` rows, which are counted over all pieces; ``counted`` of them stand in the
-    ledger records of shards which stay as they are. The rows of ``grown``, the published store, come first.
+    The rows of ``grown``, the published store, come first. ``kept`` lacks the ``dropped`` rows, which are counted over
+    all pieces. ``counted``: how many of them the untouched shards have recorded already.
     """
 
     url: str

@@ -1,8 +1,9 @@
 """The verb ``sample``: rows that never were."""
 
+import contextlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
@@ -62,6 +63,7 @@ def sample(
         The prior was not fitted to the latents of this model, or its package is not installed.
     """
     from cvae_dist.cluster.handles import ModelHandle, PriorHandle
+    from cvae_dist.model.threads import one_thread_each
 
     if not isinstance(n, Integral) or n < 1:
         raise InvalidInput(f"n={n!r} asks for no rows; use a whole number, 1 or more")
@@ -84,8 +86,11 @@ def sample(
     )
     place = Location.of(out, storage_options)
     place.require_apart(handle.location)
-    with Output.held(place, "sample", overwrite=overwrite, client=client, on_event=on_event) as output:
-        return output.write(job)
+    with (
+        contextlib.nullcontext(1) if client else one_thread_each() as threads,
+        Output.held(place, "sample", overwrite=overwrite, client=client, on_event=on_event) as output,
+    ):
+        return output.write(replace(job, threads=threads))
 
 
 @dataclass(frozen=True)
