@@ -1,4 +1,4 @@
 """The model: networks, what they compute, and the directory that keeps them. It knows no cluster.
 
-Only torch is needed to compute, and only :mod:`~cvae_dist.model.files` does without it.
+Importing this package imports nothing, as :mod:`~cvae_dist.model.files` does without torch. All else here needs it.
 """
