@@ -2,6 +2,7 @@
 
 import io
 import os
+import tempfile
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -183,8 +184,9 @@ def test_file_that_vanishes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_unreadable_file_and_folder(drivers: Drivers, tmp_path: Path) -> None:
     if os.getuid():
         pytest.skip("only root can become a user that may not read")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    ours = tmp_path.relative_to(tempfile.gettempdir()).parts
+    for depth in range(1, len(ours) + 1):
+        Path(tempfile.gettempdir(), *ours[:depth]).chmod(0o755)
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(0o777)
     tree = write_tree(tmp_path / "tree")
