@@ -2,8 +2,8 @@
 
 import io
 import os
-import tempfile
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
