@@ -273,7 +273,7 @@ def test_a_stopped_training_says_so_and_goes_on(
     cvae_dist("ingest", "tree", "rows.zarr")
     command = [sys.executable, "-m", "cvae_dist", "train", "rows.zarr", "model", "--num-steps"]
     with subprocess.Popen(
-        [*command, "200000", "--json"],
+        [*command, "200000", "--multi-start", "false", "--json"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
