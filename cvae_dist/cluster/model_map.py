@@ -74,8 +74,8 @@ def map_rows(
         threads=threads,
     )
     # shards made side by side in this process compute with one thread each: one reads while another computes
-    alone = torch_threads(1) if threads > 1 else contextlib.nullcontext()
-    with alone, Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output:
+    one_thread = torch_threads(1) if threads > 1 else contextlib.nullcontext()
+    with one_thread, Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output:
         return output.write(_keep_grid(job, output.existing))
 
 
