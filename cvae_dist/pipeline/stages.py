@@ -109,10 +109,10 @@ def _is_drawn(stage: Stage, storage_options: Mapping[str, Any] | None) -> bool:
     inputs = [Location.of(stage.arguments[name], storage_options) for name in stage.verb.reads]
     if not all(place.is_local and place.exists() for place in (picture, *inputs)):
         return False
-    return max(map(_published, inputs)) <= os.path.getmtime(picture.path)
+    return max(map(_published_at, inputs)) <= os.path.getmtime(picture.path)
 
 
-def _published(place: Location) -> float:
+def _published_at(place: Location) -> float:
     """Return when a store or a model was last published, in seconds since the epoch."""
     heads = [place / name for name in ("zarr.json", CONFIG, HISTORY)]
     return max((os.path.getmtime(head.path) for head in heads if head.exists()), default=float("inf"))

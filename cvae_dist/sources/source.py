@@ -48,7 +48,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds.
+    """What a source holds, or a part of it.
 
     Attributes
     ----------
