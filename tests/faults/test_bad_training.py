@@ -68,6 +68,7 @@ def test_rows_to_validate_on_may_be_few_but_not_none() -> None:
         CompressionVAE(X_valid=PLENTY * np.nan, **QUICK).fit(PLENTY)
 
 
+@pytest.mark.heavy
 def test_a_hundred_numbers_are_learned_from_all_of_them() -> None:
     """Rows held out would be missed in the mean, and what ten rows say of the best step is noise."""
     numbers = np.random.default_rng(4).normal(100, 10, (100, 1))
@@ -80,7 +81,7 @@ def test_a_hundred_numbers_are_learned_from_all_of_them() -> None:
 def test_a_diverged_estimator_can_be_used_where_something_was_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are no numbers cannot come in, but memory that is shared can change while it is trained on."""
     rows = PLENTY.astype(np.float32)
-    model = CompressionVAE(num_steps=2000, test_every=20, train_valid_split=1.0)
+    model = CompressionVAE(num_steps=2000, test_every=20, train_valid_split=1.0, multi_start=False)
 
     def spoil(event: Event) -> None:
         if event.kind == "progress" and event.done > 20:

@@ -81,6 +81,7 @@ def test_a_thousand_rows_from_everywhere_choose(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(judged[0][[0, -1]], rows[[0, -1]])
 
 
+@pytest.mark.heavy
 def test_starts_that_overfit_a_few_rows_are_taken_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a thousand steps make of 40 rows of noise is worse on others than what knows nothing of them."""
     rows = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)

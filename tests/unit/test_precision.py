@@ -100,7 +100,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [0, 5, 25])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.heavy) for step in (0, 25))])
 def test_a_resumed_training_keeps_the_precision_it_began_with(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,9 @@ def latents() -> np.ndarray:
 
 @pytest.fixture(scope="module", params=NAMES)
 def fitted(request: pytest.FixtureRequest, latents: np.ndarray) -> Any:
-    return fit_prior(request.param, latents[300:], np.random.RandomState(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior, "_MAX_STEPS", 600)
+        return fit_prior(request.param, latents[300:], np.random.RandomState(0))
 
 
 def test_held_out_latents_are_more_probable_than_under_one_normal(fitted: Any, latents: np.ndarray) -> None:
@@ -101,7 +103,7 @@ def test_mixture_is_scikit_learns(latents: np.ndarray) -> None:
     assert all(np.isclose(row, mixture.means, atol=1e-6).all(axis=1).any() for row in still)
 
 
-@pytest.mark.parametrize("dim", [1, 3])
+@pytest.mark.parametrize("dim", [1, pytest.param(3, marks=pytest.mark.heavy)])
 def test_flow_of_other_widths(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prior, "_MAX_STEPS", 400)
     random = np.random.RandomState(0)
