@@ -50,7 +50,7 @@ class Output:
     Attributes
     ----------
     existing : RowStore or None
-        The store to go on with; None where there is none, or it is to be made anew.
+        The store to go on with; None where there is none, nothing is recorded in it, or it is to be made anew.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class Output:
         self._output, self._lease, self._stage = output, lease, stage
         self._client, self._on_event = client, on_event
         self._found = RowStore.find(output)
-        self.existing = None if overwrite else self._found
+        begun = self._found is not None and not self._found.published and not self._found.has_records
+        self.existing = None if overwrite or begun else self._found  # what records nothing has no settings to defend
 
     @classmethod
     @contextlib.contextmanager

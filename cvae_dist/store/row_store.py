@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
+from cvae_dist.store.foreign import describe
 from cvae_dist.store.layout import STRING, ArrayLayout, Block, Layout, group_metadata, shard_key, write_small_array
 from cvae_dist.store.ledger import Ledger, Record
 from cvae_dist.store.lineage import digest_json, history_line, versions
@@ -56,8 +57,7 @@ class RowStore:
             if location.is_blank():
                 return None
         raise InvalidInput(
-            f"{location} exists but is not a store made by cvae-dist, so it is neither read nor replaced. "
-            "Name another location, or remove it yourself"
+            f"{location} is not a store made by cvae-dist, so it is neither read nor replaced: it {describe(location)}"
         )
 
     @classmethod
@@ -170,6 +170,11 @@ class RowStore:
     def ledger(self) -> Ledger:
         """The record of every shard."""
         return Ledger(self.location, self.layout)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether any shard was finished."""
+        return (self.location / "ledger/record/c").exists()
 
     @property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import uuid
@@ -17,6 +18,7 @@ from cvae_dist.errors import InvalidInput, MissingExtra, StorageFailed
 Buffer = bytes | bytearray | memoryview
 StorageOptions = Mapping[str, Any]
 _PARTIAL = ".partial"
+_MOST_FOLDERS = 100  # that are looked into to say what a place holds
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 
 
@@ -121,6 +123,17 @@ class Location:
             return os.path.exists(self.path)
         with _client_errors(self):
             return bool(self.filesystem.exists(self.path))
+
+    def is_file(self) -> bool:
+        """Whether a file or an object, and not a prefix, is here."""
+        with _client_errors(self):
+            return bool(self.filesystem.isfile(self.path))
+
+    def holds(self, suffix: str) -> bool:
+        """Whether a file whose name ends in ``suffix`` is here, in this folder or one below it."""
+        with _client_errors(self):
+            folders = itertools.islice(self.filesystem.walk(self.path), _MOST_FOLDERS)
+            return any(name.endswith(suffix) for _, _, names in folders for name in names)
 
     def is_blank(self) -> bool:
         """Whether nothing is here. Empty directories count as nothing, and so do temporary files of killed writers."""
