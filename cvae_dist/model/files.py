@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from cvae_dist.errors import Corrupt, SourceNotFound
+from cvae_dist.store.foreign import ORDER
 from cvae_dist.store.urls import Location
 
 CONFIG = "config.json"  # written last: without it there is no model
@@ -74,6 +75,8 @@ def _absence(place: Location) -> str:
         return f"the training of {place} is not finished (it has checkpoints only); run the same command again"
     if (place / "params.json").exists() and (place / "checkpoint").exists():
         return f"{place} was written by CompressionVAE, whose models cannot be read; train one on the same rows"
+    if (place / "zarr.json").exists():
+        return f"{place} is a store, not a model. {ORDER}"
     if place.exists():
         return f"{place} is not a model: it has no {CONFIG}; give the directory that `train` wrote"
     return f"there is no model at {place}; train one first, or mend the path"

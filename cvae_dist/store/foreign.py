@@ -4,13 +4,13 @@ import json
 
 from cvae_dist.store.urls import Location
 
-_ORDER = "A store is named before its model: cvae-dist train STORE MODEL, embed STORE MODEL LATENTS"
+ORDER = "A store is named before its model: cvae-dist train STORE MODEL, embed STORE MODEL LATENTS"
 
 
 def describe(location: Location) -> str:
     """Return what is at a location, and what can be done with it, as the middle of a sentence and the next one."""
     if _is_model(location):
-        return f"is the directory of a model. {_ORDER}"
+        return f"is the directory of a model. {ORDER}"
     if any((location / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
         return "is a Zarr store that cvae-dist did not make. Name one that `cvae-dist ingest` or `embed` wrote"
     if location.is_file():

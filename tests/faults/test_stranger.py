@@ -53,6 +53,17 @@ def test_what_is_no_store_is_told_and_left_alone(made: Path, name: str, said: st
     assert snapshot(made) == before
 
 
+def test_a_store_where_a_model_is_expected_is_told_too(made: Path) -> None:
+    for use in (
+        lambda: cvae.embed(made / "model", made / "rows.zarr", made / "new"),
+        lambda: cvae.sample(made / "rows.zarr", made / "new", 5),
+        lambda: cvae.load_model(str(made / "latents.zarr")),
+    ):
+        with pytest.raises(CvaeDistError, match="zarr is a store, not a model. A store is named before its model"):
+            use()
+    assert not (made / "new").exists()
+
+
 def test_nothing_recorded_defends_no_settings(made: Path, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     rows = np.ones((5, 3), np.float32)
