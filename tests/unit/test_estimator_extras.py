@@ -40,8 +40,9 @@ def linear_model() -> CompressionVAE:
     """A model without hidden layers whose p(x) is a normal with a known covariance: probabilistic PCA."""
     rows = np.random.default_rng(1).normal(size=(400, 3)) @ np.array([[2, 1, 0], [0, 1, 0.5], [0, 0, 0.3]]) + 7
     return CompressionVAE(
-        rows, dim_latent=1, cells_encoder=(1,), likelihood="gaussian", feature_normalization=True, num_steps=600
-    ).train()
+        rows, dim_latent=1, cells_encoder=(1,), likelihood="gaussian", feature_normalization=True, num_steps=600,
+        multi_start=False,
+    ).train()  # fmt: skip
 
 
 class TestScores:
