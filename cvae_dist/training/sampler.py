@@ -146,8 +146,7 @@ class Sampler:
     def served(self, first: int, end: int, rank: int, world: int) -> RowNumbers:
         """Return the positions of the epoch in [first, end) that a rank serves."""
         positions = np.arange(first, end, dtype=np.int64)
-        served: RowNumbers = positions[positions % self.lanes % world == rank]
-        return served
+        return positions if world == 1 else positions[positions % self.lanes % world == rank]
 
     def lane_start(self, lane: RowNumbers) -> RowNumbers:
         """Return the first virtual row of each of ``lane``; ``lanes`` itself is the end."""
