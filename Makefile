@@ -6,8 +6,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	"$$p" -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 READY := .venv/.ready
-# A process for every core, each of which computes with one thread. Files stay whole: their tests share fixtures.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# A process for every core, and one more because some tests wait; each computes with one thread.
+# Files stay whole: their tests share fixtures.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile \
+	-n "$$($(BIN)/python -c 'import os; print(1 + os.cpu_count())')"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-heavy lint bench bench-model clean
@@ -33,7 +35,7 @@ demo: $(READY) ## 1,797 real handwritten digits to latents and back, with pictur
 test: lint ## lint, then every test but those marked heavy, faults included
 	$(PYTEST) -m "not heavy" --durations 20
 
-test-heavy: $(READY) ## the tests that take more than a minute each: MNIST from 60,000 files to latents
+test-heavy: $(READY) ## the long tests and the rest of the matrices: MNIST from 60,000 files to latents
 	$(PYTEST) -m heavy --durations 20
 
 lint: $(READY) ## ruff, mypy (strict) and the import contracts

@@ -77,9 +77,11 @@ def test_ids_and_labels_travel(made: dict[str, Any], torch_drivers: Drivers, tmp
     assert verify(str(tmp_path / "z")).ok
 
 
-def test_driver_killed_before_chosen_changes(made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path) -> None:
-    step = max(1, made["changes"] // 12)
-    for change in range(0, made["changes"], step):
+@pytest.mark.parametrize("kills", [6, pytest.param(24, marks=pytest.mark.heavy)])
+def test_driver_killed_before_chosen_changes(
+    made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path, kills: int
+) -> None:
+    for change in range(0, made["changes"], made["changes"] // kills):
         out = tmp_path / f"z{change}"
         killed = torch_drivers.run("embed", made["rows"], made["model"], out, _below=str(out), _die_at=change)
         assert killed.signal == signal.SIGKILL, change
@@ -105,6 +107,7 @@ def test_driver_killed_while_it_runs(made: dict[str, Any], torch_drivers: Driver
     assert stamps(out, done) == before
 
 
+@pytest.mark.heavy
 def test_one_of_two_workers_killed_and_then_the_driver(
     made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path
 ) -> None:

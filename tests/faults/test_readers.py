@@ -42,7 +42,7 @@ def look(store: Path, with_xarray: bool) -> int:
     return len(x)
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.heavy)])
 def test_polled_while_it_is_made_and_grows(drivers: Drivers, tmp_path: Path, workers: int | None) -> None:
     tree, store = tmp_path / "tree", tmp_path / "store"
     write_items(tree, 0, FIRST)

@@ -62,7 +62,7 @@ for line in sys.stdin:
 """
 
 STEPS = 90
-LONG = 1000
+LONG = 400
 STOPPED_CLEANLY = 5
 
 

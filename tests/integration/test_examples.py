@@ -71,6 +71,7 @@ def printed_in_full(folder: Path) -> dict[str, str]:
     return run_all([script for script in PICTURES if script not in SHORT], folder)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("script", SHORT)
 def test_pictures_are_written_and_not_blank(script: str, printed: dict[str, str], folder: Path) -> None:
     require_pictures(script, folder)
@@ -101,12 +102,14 @@ def test_normal(printed_in_full: dict[str, str], folder: Path) -> None:
     assert drawn_std == pytest.approx(std, rel=0.03)
 
 
+@pytest.mark.heavy
 def test_walkthrough_restores_its_model(printed: dict[str, str], folder: Path) -> None:
     assert "active units     2 of 2" in printed["walkthrough"]
     assert "restored from" in printed["walkthrough"]
     assert (folder / "made" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.heavy
 def test_short_trainings_learn(printed: dict[str, str]) -> None:
     """A model of 64 pixels that knows only their means has a cross-entropy of 27.1 nats per image, 0.42 per pixel."""
     assert numbers(printed["manifold"])[0] < 26

@@ -265,7 +265,11 @@ def test_a_reader_that_goes_away_is_no_error(tree: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.heavy),
+        (signal.SIGTERM, 143, "terminated"),
+    ],
 )
 def test_a_stopped_training_says_so_and_goes_on(
     digits_tree: Path, tmp_path: Path, cvae_dist: Run, number: int, code: int, word: str

@@ -29,7 +29,10 @@ def trained(name: str, **settings: Any) -> CompressionVAE:
     return CompressionVAE(DATA[name], num_steps=20, cells_encoder=(16,), **settings).train()
 
 
-@pytest.fixture(scope="module", params=list(DATA))
+OTHERS = [pytest.param(name, marks=pytest.mark.heavy) for name in DATA if name != "mixed"]
+
+
+@pytest.fixture(scope="module", params=["mixed", *OTHERS])
 def model(request: pytest.FixtureRequest) -> CompressionVAE:
     return trained(request.param)
 
@@ -110,7 +113,14 @@ def test_onnx_equals_the_model(model: CompressionVAE, direction: Any, tmp_path: 
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"iaf_flow_length": 3}, {"residual_blocks": 1}, {"likelihood": "bernoulli"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"iaf_flow_length": 3},
+        pytest.param({"residual_blocks": 1}, marks=pytest.mark.heavy),
+        pytest.param({"likelihood": "bernoulli"}, marks=pytest.mark.heavy),
+    ],
+)
 def test_onnx_of_other_networks(settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = trained("shares", dim_latent=3, **settings)
     with caplog.at_level(logging.WARNING):

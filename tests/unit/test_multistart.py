@@ -133,7 +133,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [0, 5, 12])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.heavy) for step in (0, 12))])
 def test_a_resumed_training_keeps_its_start(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multistart, "_ELBO_STEPS", 20)
     undisturbed = fit_rows(None)

@@ -91,7 +91,7 @@ def test_residual_blocks_add_little_at_first_and_learn() -> None:
 
 def fit_rows(directory: Path | None, on_event: Any = ignore, **settings: Any) -> VAE:
     config = TrainConfig(
-        num_steps=30, checkpoint_every=10, batch_size=256, test_every=10, tb_logging=False, cells_encoder=(512, 256)
+        num_steps=12, checkpoint_every=4, batch_size=256, test_every=4, tb_logging=False, cells_encoder=(512, 256)
     ).model_copy(update=settings)
     return fit(ArrayRows(ROWS), Moments.of(ROWS), (96,), config, str(directory) if directory else None, on_event)[0]
 
@@ -100,7 +100,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.heavy) for step in (0, 25))])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.heavy) for step in (0, 10))])
 def test_a_resumed_training_keeps_the_precision_it_began_with(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
