@@ -1,18 +1,16 @@
 """The course of a training: ``history.jsonl``, TensorBoard scalars, and the figures of its end."""
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from cvae_dist.events import Event, OnEvent
 from cvae_dist.store.urls import Location
 
 HistoryRecord = dict[str, float | int]
 StoppedBecause = Literal["finished", "no improvement", "interrupted", "diverged"]
-
-_LOGGER = logging.getLogger(__name__)
 
 _NOT_PLOTTED = frozenset({"step", "epoch", "time"})
 
@@ -87,12 +85,12 @@ class History:
 
 
 class Scalars:
-    """TensorBoard scalars below ``logs``; none without a local directory or TensorBoard."""
+    """TensorBoard scalars below ``logs``; none without a local directory. Where TensorBoard is missing, it says so."""
 
-    def __init__(self, logs: Location | None, first_step: int) -> None:
+    def __init__(self, logs: Location | None, first_step: int, on_event: OnEvent) -> None:
         self._writer: Any = None
         if logs is not None and logs.is_local:
-            self._writer = _writer(logs.path, first_step)
+            self._writer = _writer(logs.path, first_step, on_event)
 
     def add(self, record: Mapping[str, float | int]) -> None:
         """Write the figures of a record at its step."""
@@ -108,10 +106,11 @@ class Scalars:
             self._writer.close()
 
 
-def _writer(folder: str, first_step: int) -> Any:
+def _writer(folder: str, first_step: int, on_event: OnEvent) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
     except ImportError:
-        _LOGGER.info("no TensorBoard scalars are written: pip install 'cvae-dist[tensorboard]'")
+        missing = "no TensorBoard logs are written, as it is not installed: pip install 'cvae-dist[tensorboard]'"
+        on_event(Event("train", "note", message=missing))
         return None
     return SummaryWriter(folder, purge_step=first_step)

@@ -82,7 +82,7 @@ def run(
             trainer.go_on_from(earlier.figures, dict(earlier.vae.named_parameters()))
         with (
             Loader(training.data.reader, Share(sampler, excluded), buffer_bytes=config.buffer_bytes) as loader,
-            Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
+            Scalars(place / LOGS if place and config.tb_logging else None, history.next_step, on_event) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
             steps = _Run(trainer, history, scalars, checkpoints, decided, interruption, on_event)
