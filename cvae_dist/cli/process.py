@@ -35,14 +35,11 @@ def _run(arguments: list[str], arrived: Callable[[], set[int]]) -> int:
         code = app(arguments)
         return code if isinstance(code, int) else DONE
     except CycloptsError as error:
-        _tell_program(arguments, "WrongUsage", usage_error(error))
-        _complain(usage_error(error))
+        _end(arguments, "WrongUsage", usage_error(error))
         return WRONG_USAGE
     except KeyboardInterrupt:
         code, word = (TERMINATED, "terminated") if signal.SIGTERM in arrived() else (INTERRUPTED, "interrupted")
-        message = f"{word}; the same command goes on from here"
-        _tell_program(arguments, word.capitalize(), message)
-        _complain(message)
+        _end(arguments, word.capitalize(), f"{word}; the same command goes on from here")
         return code
     except BrokenPipeError:
         raise
@@ -77,10 +74,11 @@ def _signals() -> Iterator[Callable[[], set[int]]]:
         os.close(writer)
 
 
-def _tell_program(arguments: Sequence[str], kind: str, message: str) -> None:
-    """Print the end as JSON where that was asked for, though the other arguments may make no sense."""
+def _end(arguments: Sequence[str], kind: str, message: str) -> None:
+    """Tell how a command ended; in JSON too where that was asked for, though the other arguments may make no sense."""
     if "--json" in arguments or os.environ.get(f"{VARIABLES}JSON", "0").lower() not in ("0", "false", "no"):
         print(json.dumps({"event": "error", "kind": kind, "message": message}), flush=True)
+    _complain(message)
 
 
 def _complain(message: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from cvae_dist.events import Event, OnEvent
 from cvae_dist.store.urls import Location
 
 HistoryRecord = dict[str, float | int]
@@ -85,12 +84,20 @@ class History:
 
 
 class Scalars:
-    """TensorBoard scalars below ``logs``; none without a local directory. Where TensorBoard is missing, it says so."""
+    """TensorBoard scalars below ``logs``; none without a local directory. ``notes`` say it where TensorBoard lacks."""
 
-    def __init__(self, logs: Location | None, first_step: int, on_event: OnEvent) -> None:
+    def __init__(self, logs: Location | None, first_step: int) -> None:
+        self.notes: tuple[str, ...] = ()
         self._writer: Any = None
-        if logs is not None and logs.is_local:
-            self._writer = _writer(logs.path, first_step, on_event)
+        if logs is None or not logs.is_local:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
+
+            self._writer = SummaryWriter(logs.path, purge_step=first_step)
+        except ImportError:
+            remedy = "pip install 'cvae-dist[tensorboard]'"
+            self.notes = (f"no TensorBoard logs are written, as it is not installed: {remedy}",)
 
     def add(self, record: Mapping[str, float | int]) -> None:
         """Write the figures of a record at its step."""
@@ -104,13 +111,3 @@ class Scalars:
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-def _writer(folder: str, first_step: int, on_event: OnEvent) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
-    except ImportError:
-        missing = "no TensorBoard logs are written, as it is not installed: pip install 'cvae-dist[tensorboard]'"
-        on_event(Event("train", "note", message=missing))
-        return None
-    return SummaryWriter(folder, purge_step=first_step)

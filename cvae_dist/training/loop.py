@@ -82,11 +82,11 @@ def run(
             trainer.go_on_from(earlier.figures, dict(earlier.vae.named_parameters()))
         with (
             Loader(training.data.reader, Share(sampler, excluded), buffer_bytes=config.buffer_bytes) as loader,
-            Scalars(place / LOGS if place and config.tb_logging else None, history.next_step, on_event) as scalars,
+            Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
             steps = _Run(trainer, history, scalars, checkpoints, decided, interruption, on_event)
-            steps.tell_start((*training.reasons, *beginning.notes), sampler.variance_inflation)
+            steps.tell_start((*training.reasons, *beginning.notes, *scalars.notes), sampler.variance_inflation)
             if beginning.notes and not state:
                 steps.save()
             stopped = steps.until_stopped(loader)

@@ -1,6 +1,6 @@
 """A remedy that a message prints works when it is typed.
 
-Each case makes a message come up for real, takes the flags, commands or lines of Python out of its text, and types them.
+Each case makes a message come up for real, takes the flags, commands or calls out of its text, and types them.
 """
 
 import ast
@@ -116,9 +116,11 @@ def leave_a_damaged_checkpoint() -> None:
         if event.done == 3:
             raise InterruptedError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+    settings = {"checkpoint_every": 1, "tb_logging": False, "multi_start": False}
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cvae_dist.training.loop._SECONDS_BETWEEN_EVENTS", 0)
-        cvae_dist.train("rows.zarr", "stopped", checkpoint_every=1, tb_logging=False, multi_start=False, on_event=stop)
+        with pytest.raises(InterruptedError):
+            cvae_dist.train("rows.zarr", "stopped", on_event=stop, **settings)
     damage("stopped/checkpoints/*.pt")()
 
 
