@@ -2,6 +2,9 @@
 
 import os
 
+from cvae_dist.store import Location
+from cvae_dist.store.foreign import zarr_conversion, zarr_kind
+
 _IMAGE = "PIL.Image", "numpy.asarray(PIL.Image.open({path}))"
 # Suffix: the module that reads a file, and the expression that gives its array.
 _READERS = {
@@ -19,6 +22,8 @@ _READERS = {
 
 def how_to_convert(path: str) -> str:
     """Return the line of Python that makes a ``.npy`` file of what lies at a local path, or else what to mend."""
+    if (kind := zarr_kind(Location.of(path))) is not None:
+        return f"convert it with Python: {zarr_conversion(path, kind)}"
     folder = os.path.isdir(path)
     suffix = next(filter(_READERS.__contains__, map(_suffix, _files(path) if folder else [path])), None)
     if suffix is None:

@@ -148,6 +148,8 @@ def write_files(folder: Path) -> dict[str, Path]:
     TABLE.to_csv(folder / "table.csv", index=False)
     TABLE.to_csv(folder / "table.tsv", index=False, sep="\t")
     np.savez(folder / "arrays.npz", rows=NUMBERS)
+    zarr.create_array(folder / "array.zarr", data=NUMBERS)
+    zarr.create_group(folder / "group.zarr").create_array("data", data=NUMBERS)
     (folder / "photos" / "cats").mkdir(parents=True)
     (folder / "tables").mkdir()
     for number in range(3):
@@ -164,6 +166,8 @@ def write_files(folder: Path) -> dict[str, Path]:
         ("arrays.npz", (40, 3)),
         ("photos", (3, 12)),
         ("tables", (120, 2)),
+        ("array.zarr", (40, 3)),
+        ("group.zarr", (40, 3)),
     ],
 )
 @pytest.mark.parametrize("face", ["ingest", "estimator"])
