@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cvae_dist.__main__ import main as main_of_module
 from cvae_dist.cli import app, main
 from cvae_dist.verbs import VERBS
 
@@ -142,6 +143,12 @@ def test_every_flag_says_what_it_is_for(name: str) -> None:
         command = command[word]
     arguments = command.assemble_argument_collection(parse_docstring=True)
     assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []
+
+
+def test_help_and_readme_say_that_a_gpu_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+    assert "on the CPU (never a GPU)" in " ".join(capsys.readouterr().out.split())
+    assert "a GPU is not used" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_flags_are_the_arguments_of_the_verb_and_the_shared_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,6 +442,21 @@ def test_a_reader_that_goes_away_is_no_error(tree: Path, tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------- being stopped
+
+
+def test_an_interruption_before_the_command_has_begun_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cvae_dist.cli.main", interrupted)
+    monkeypatch.setattr("sys.argv", ["cvae-dist", "train", "a", "b", "--json"])
+    assert main_of_module() == 130
+    printed = capsys.readouterr()
+    end = json.loads(printed.out)
+    assert (end["event"], end["kind"]) == ("error", "Interrupted")
+    assert printed.err == f"cvae-dist: {end['message']}\n"
 
 
 @pytest.mark.parametrize(
