@@ -213,7 +213,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         model = self._model()
         generation.check_draws(k)
         seed = int(random_state_of(random_state).randint(2**31))
-        draws = lazy.Variable("latent", {"draw": k, "latent": model.dim_latent}, np.float32)
+        draws = lazy.Variable("latent", {"draw": k, "latent_dim": model.dim_latent}, np.float32)
         return GivenRows(self, X).map(partial(posterior_draws_of_block, model, k=k, seed=seed), draws)
 
     def interpolate(self, a: ArrayLike, b: ArrayLike, n: int = 10, kind: Interpolation = "linear") -> Floats:

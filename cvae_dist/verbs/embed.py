@@ -32,7 +32,8 @@ def embed(
 ) -> StoreResult:
     """Compute the latents of every row. Ids and carried columns travel along.
 
-    A latent is the mean of the row's posterior. The output is a Zarr group with ``latent (sample, latent)``, float32.
+    A latent is the mean of the row's posterior. The output is a Zarr group with ``latent (sample, latent_dim)``,
+    float32.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def embed(
         Location.of(latents, storage_options),
         stage="embed",
         kind="latents",
-        arrays=[ArrayLayout("latent", "<f4", ("sample", "latent"), (handle.dim_latent,))],
+        arrays=[ArrayLayout("latent", "<f4", ("sample", "latent_dim"), (handle.dim_latent,))],
         batch_size=batch_size,
         settings={} if precision == "float32" else {"precision": precision},
         overwrite=overwrite,
