@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 
 from cvae_dist import plot
 from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import generation, lazy, pictures, saved
-from cvae_dist.estimator.arrays import checked_latents
+from cvae_dist.estimator.arrays import as_frame, checked_latents, output_library, random_state_of
 from cvae_dist.estimator.generation import Floats
 from cvae_dist.estimator.inputs import GivenRows
 from cvae_dist.model.diagnosis import Diagnosis, diagnose
@@ -31,16 +30,16 @@ from cvae_dist.model.sampling import Interpolation, posterior_draws_of_block, po
 from cvae_dist.model.scoring import Score, log_likelihood
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location
-from cvae_dist.training.history import HistoryRecord
+from cvae_dist.training.history import HistoryRecord, StoppedBecause
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Latents = NDArray[np.float32]
-RandomState = int | np.random.RandomState | None
+RandomState = int | np.random.RandomState | np.random.Generator | None
 
 _LOGGER = logging.getLogger(__name__)
-_RESTORED = ("model_", "history_", "item_shape_", "n_features_in_")
+_RESTORED = ("model_", "history_", "stopped_because_", "item_shape_", "n_features_in_")
 _DIAGNOSED_ROWS = 20_000
 _SCORE_DRAWS: dict[Score, int] = {"elbo": 8, "reconstruction": 8, "iwae": 100}
 
@@ -59,6 +58,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
     storage_options: Mapping[str, Any] | None
     model_: VAE
     history_: list[HistoryRecord]
+    stopped_because_: StoppedBecause
     item_shape_: tuple[int, ...]
     n_features_in_: int
     feature_names_in_: NDArray[Any]
@@ -106,9 +106,11 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         return (means, rows.map(partial(posterior_spread, model, **compute), latents)) if return_std else means
 
     def decode(self, z: ArrayLike) -> Floats:
-        """Return the rows that latents stand for, (n, n_features), in the data's units.
+        """Return the items that latents stand for, (n, *item_shape_), in the data's units.
 
-        They are float32, or float64 where float32 cannot hold both offset and digits of a feature.
+        So a model of images gives images, and one of rows gives rows (n, n_features). They are float32, or float64
+        where float32 cannot hold both offset and digits of a feature. After ``set_output(transform="pandas")`` rows are
+        a DataFrame with the names of the features; so it is for every method that gives rows.
 
         Parameters
         ----------
@@ -117,8 +119,9 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         """
         model = self._model()
         if lazy.is_labelled_or_lazy(z):
-            return cast(Floats, lazy.apply(z, model.decode_rows, lazy.latents_of(model), lazy.rows_of(model)))
-        return cast(Floats, model.decode_rows(checked_latents(z)))
+            items = lazy.items_of(model, self.item_shape_)
+            return cast(Floats, lazy.apply(z, model.decode_rows, lazy.latents_of(model), items))
+        return self._items(cast(Floats, model.decode_rows(checked_latents(z))), z)
 
     def sample(
         self,
@@ -128,7 +131,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         prior: Literal["normal"] | PriorName = "normal",
         random_state: RandomState = None,
     ) -> Floats:
-        """Return new rows, (n, n_features), in the data's units.
+        """Return new items, (n, *item_shape_), in the data's units; see :meth:`decode`.
 
         Parameters
         ----------
@@ -142,7 +145,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         prior : {"normal", "mixture", "flow"}
             N(0, I), or a prior fitted by :meth:`fit_prior`, which covers only where latents of rows lie. One that was
             not fitted yet is fitted on the constructor's ``X``.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             None: other rows at every call.
 
         Raises
@@ -157,7 +160,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         model = self._model()
         generation.check_draws(n, temperature)
         fitted = None if prior == "normal" else self._prior(prior)
-        return generation.sample(model, n, temperature, noise, fitted, check_random_state(random_state))
+        return self._items(generation.sample(model, n, temperature, noise, fitted, random_state_of(random_state)))
 
     def fit_prior(
         self, X: Any = None, prior: PriorName = "mixture", n_components: int = 10, random_state: RandomState = 0
@@ -172,7 +175,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             A mixture of Gaussians, or a neural spline flow, which takes seconds to fit and suits many rows.
         n_components : int
             Gaussians of the mixture; no more than rows.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             None: another prior at every call.
 
         Raises
@@ -189,7 +192,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         rows = self.X if X is None else X
         if rows is None:
             raise saved.ModelNotTrained(f"there are no rows to fit the prior {prior!r} on: call fit_prior(X) with some")
-        random = check_random_state(random_state)
+        random = random_state_of(random_state)
         fitted = generation.fit_prior(model, GivenRows(self, rows), prior, n_components, random)
         self.priors_ = {**getattr(self, "priors_", {}), prior: fitted}
         saved.keep_prior(self._place, prior, fitted, model)
@@ -204,24 +207,24 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             Rows as for :meth:`embed`; lazy ones give lazy draws, with the dimension ``draw``.
         k : int
             Draws for each row.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             The same int gives the same draws for the same rows in the same blocks.
         """
         model = self._model()
         generation.check_draws(k)
-        seed = int(check_random_state(random_state).randint(2**31))
+        seed = int(random_state_of(random_state).randint(2**31))
         draws = lazy.Variable("latent", {"draw": k, "latent": model.dim_latent}, np.float32)
         return GivenRows(self, X).map(partial(posterior_draws_of_block, model, k=k, seed=seed), draws)
 
     def interpolate(self, a: ArrayLike, b: ArrayLike, n: int = 10, kind: Interpolation = "linear") -> Floats:
-        """Return rows, (n, n_features), on the way from one row to another through the latent space.
+        """Return items, (n, *item_shape_), on the way from one to another through the latent space.
 
         Parameters
         ----------
         a, b : (n_features,) array, or an item of the shape trained on
-            The two rows.
+            The two items.
         n : int
-            Rows to return, the reconstructions of ``a`` and ``b`` included.
+            Items to return, the reconstructions of ``a`` and ``b`` included.
         kind : {"linear", "slerp"}
             The straight line between the latents, or the arc around the origin, which suits many latent dimensions.
 
@@ -230,7 +233,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         InvalidInput
             The rows do not fit the model, the kind is unknown, or n is below 2.
         """
-        return generation.interpolate(self._model(), a, b, n, kind)
+        return self._items(generation.interpolate(self._model(), a, b, n, kind))
 
     def score_samples(
         self, X: Any, kind: Score = "elbo", k: int | None = None, random_state: RandomState = 0
@@ -249,7 +252,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             figures are given; nothing is added.
         k : int, optional
             Draws of the latent. Default: 8, or 100 for ``iwae``.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             Seed of the draws. They are the same for all rows, so a row scores the same in any company. None: other
             draws at every call.
 
@@ -265,7 +268,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         count = _SCORE_DRAWS[kind] if k is None else k
         if not isinstance(count, Integral) or count < 1:
             raise InvalidInput(f"k={k!r}: a score needs at least 1 draw of the latent, and a whole number of them")
-        draws = list(standard_normal(count, model.dim_latent, check_random_state(random_state)))
+        draws = list(standard_normal(count, model.dim_latent, random_state_of(random_state)))
         scores = partial(log_likelihood, model, kind=kind, draws=draws)
         return GivenRows(self, X).map(scores, lazy.Variable("score", {}, np.float64))
 
@@ -393,7 +396,8 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         filename : str, optional
             Also draw KL per dimension and explained variance per feature, and write the picture there.
         """
-        figures = diagnose(self._model(), GivenRows(self, X).some(_DIAGNOSED_ROWS))
+        names = getattr(self, "feature_names_in_", None)
+        figures = diagnose(self._model(), GivenRows(self, X).some(_DIAGNOSED_ROWS), names)
         if filename is not None:
             self._written(pictures.diagnosis(figures), filename)
         return figures
@@ -425,6 +429,14 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         if filename is not None:
             plot.write_figure(figure, filename, self.storage_options)
         return figure
+
+    def _items(self, rows: Floats, z: Any = None) -> Floats:
+        """Return decoded rows as items of the shape trained on, or as a DataFrame where ``set_output`` asks for one."""
+        library = output_library(self)
+        if library == "default":
+            return rows.reshape(len(rows), *self.item_shape_)
+        names = getattr(self, "feature_names_in_", [f"x{number}" for number in range(rows.shape[1])])
+        return cast(Floats, as_frame(rows, names, library, getattr(z, "index", None)))
 
     def _prior(self, name: PriorName) -> Prior:
         """Return a fitted prior: this object's, the one beside the model, or one fitted now."""

@@ -9,7 +9,7 @@ import numpy as np
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments, RowStore
-from cvae_dist.store.lineage import versions, without_credentials
+from cvae_dist.store.lineage import digest_bytes, versions, without_credentials
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader, RowReader
 from cvae_dist.training.history import Figures
@@ -20,6 +20,8 @@ from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.sampler import NO_ROWS, Sampler
 from cvae_dist.training.validation import Validation, choose_rows
+
+MEMORY = "memory"  # the url of rows that are in no store
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,26 @@ class TrainingData:
     validation: Reader | None = None
 
     @classmethod
+    def in_memory(
+        cls, reader: Reader, moments: Moments, item_shape: tuple[int, ...], validation: Reader | None = None
+    ) -> Self:
+        """Describe rows that have no ledger: their moments, and the rows that validate, tell them from others."""
+        parts = [np.array(moments.count), moments.mean, moments.m2, moments.minimum, moments.maximum]
+        if validation is not None:
+            parts.append(read_rows(validation, choose_rows(validation, MAX_VALIDATION_ROWS, 0)))
+        fingerprint = digest_bytes(b"".join(part.tobytes() for part in parts))
+        return cls(reader, moments, item_shape, fingerprint, MEMORY, validation)
+
+    @classmethod
     def of(cls, store: RowStore) -> Self:
-        """Describe the rows of a store."""
+        """Describe the rows of a store.
+
+        Raises
+        ------
+        InvalidInput
+            The store holds no rows, but latents or scores.
+        """
+        store.require_kind("rows")
         url = without_credentials(store.url)
         return cls(RowReader(store), store.statistics(), store.item_shape, store.fingerprint, url)
 
