@@ -50,14 +50,14 @@ def axes_for(ax: Axes | None, width: float, height: float) -> Axes:
         What is given is something else, such as an array of axes.
     """
     if ax is None:
-        new: Axes = blank_figure(width, height).add_subplot()
-        return new
+        return blank_figure(width, height).add_subplot()
     if not isinstance(ax, required("matplotlib.axes").Axes):
         raise InvalidInput(
             f"ax is of type {type(ax).__name__}, in which nothing can be drawn: "
             "give one matplotlib Axes, such as that of `figure, ax = plt.subplots()`"
         )
-    return ax
+    given: Axes = ax  # isinstance took its type
+    return given
 
 
 def figure_of(axes: Axes) -> Figure:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _MOST_LETTERS = 120  # on the map; more of them would cover the points
-_MARK_SIZE = 11.0  # points
+_MARK_SIZE, _TEXT_SIZE = 11.0, 10.0  # points
+_FEWEST_TO_MARK = 5  # rows of a class; its name would hide fewer
 _MOST_PLACES = 300
 
 
@@ -33,15 +34,24 @@ def with_unit(label_name: str, groups: Quantity) -> str:
     return f"{label_name} ({groups.unit})" if groups.unit else label_name
 
 
+def key_names(groups: Classes) -> list[str]:
+    """Return the names of the classes as they are shown, and last that of rows without a label if there are any."""
+    names = [shortened(name) for name in groups.names]
+    return [*names, no_label(groups.missing)] if groups.missing.any() else names
+
+
+def width_of_names(groups: Classes, label_name: str) -> float:
+    """Return the inches that the names need beside a picture, so that long ones do not take its place."""
+    return max(_text_width(name, _TEXT_SIZE) for name in (label_name, *key_names(groups)))
+
+
 def name_classes(axes: Axes, xy: Floats, groups: Classes, colours: Sequence[str], label_name: str) -> None:
     """Name each class in the legend and among its rows, so that colour is not the only clue."""
-    names = [shortened(name) for name in groups.names]
-    handles = [_dot(colour, name) for colour, name in zip(colours, names, strict=True)]
-    if groups.missing.any():
-        handles.append(_dot(NO_LABEL_COLOUR, no_label(groups.missing)))
+    names = key_names(groups)
+    handles = [_dot(colour, name) for colour, name in zip([*colours, NO_LABEL_COLOUR], names, strict=False)]
     axes.legend(handles=handles, title=label_name, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     if sum(map(len, names)) <= _MOST_LETTERS:
-        _mark_classes(axes, xy, groups, names)
+        _mark_classes(axes, xy, groups, names[: len(groups.names)])
 
 
 def name_colours(axes: Axes, mappable: ScalarMappable, groups: Quantity | None, label_name: str) -> None:
@@ -58,7 +68,7 @@ def name_colours(axes: Axes, mappable: ScalarMappable, groups: Quantity | None, 
     if groups.dates:
         tick_dates(bar.ax.yaxis)
     if groups.missing.any():
-        dot = _dot(NO_LABEL_COLOUR, no_label(groups.missing))
+        dot = _dot(NO_LABEL_COLOUR, no_label(groups.missing).replace(" (", "\n("))
         bar.ax.legend(handles=[dot], loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False)
 
 
@@ -80,7 +90,8 @@ def _mark_classes(axes: Axes, xy: Floats, groups: Classes, names: Sequence[str])
     effects = [required("matplotlib.patheffects").withStroke(linewidth=2.5, foreground="white")]
     taken: list[tuple[Floats, Floats]] = []
     scale = _inches_per_unit(axes)
-    for code in np.argsort(-np.bincount(groups.codes[~groups.missing], minlength=len(names)), kind="stable"):
+    rows = np.bincount(groups.codes[~groups.missing], minlength=len(names))
+    for code in np.argsort(-rows, kind="stable")[: np.count_nonzero(rows >= _FEWEST_TO_MARK)]:
         places, box = _places(xy[groups.codes == code]), _half_box(names[code])
         free = [place for place in places if not any(_overlap(place * scale, box, *other) for other in taken)]
         if free:
@@ -92,8 +103,6 @@ def _mark_classes(axes: Axes, xy: Floats, groups: Classes, names: Sequence[str])
 
 def _places(members: Floats) -> Floats:
     """Return where a class may be named: at the median of its rows, or at some of them, the nearest to it first."""
-    if not len(members):
-        return members
     middle = np.median(members, axis=0)
     some = members[:: -(-len(members) // _MOST_PLACES)]
     return np.concatenate([middle[None], some[np.argsort(np.linalg.norm(some - middle, axis=1), kind="stable")]])
@@ -105,9 +114,17 @@ def _overlap(a: Floats, box_a: Floats, b: Floats, box_b: Floats) -> bool:
 
 def _half_box(name: str) -> Floats:
     """Return half the width and height, in inches, of a name and its white rim."""
-    bold = required("matplotlib.font_manager").FontProperties(weight="bold")
-    extents = required("matplotlib.textpath").TextPath((0, 0), name, size=_MARK_SIZE, prop=bold).get_extents()
-    return np.array([extents.width + 4, _MARK_SIZE + 4]) / 2 / 72
+    rim = 4 / 72
+    return np.array([_text_width(name, _MARK_SIZE, weight="bold") + rim, _MARK_SIZE / 72 + rim]) / 2
+
+
+def _text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Return the width in inches of a line of text of a size in points."""
+    if not text:
+        return 0.0
+    font = required("matplotlib.font_manager").FontProperties(weight=weight)
+    path = required("matplotlib.textpath").TextPath((0, 0), text, size=size, prop=font)
+    return float(path.get_extents().width) / 72
 
 
 def _inches_per_unit(axes: Axes) -> Floats:

@@ -52,7 +52,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = Non
     for axes, panel in zip(stack, panels, strict=True):
         _draw_panel(axes, history, panel)
     stack[-1].set_xlabel("training step")
-    figure.suptitle(title or _best_loss(history))
+    figure.suptitle(_best_loss(history) if title is None else title)
     return figure
 
 
