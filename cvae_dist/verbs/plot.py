@@ -225,13 +225,7 @@ def plot_reconstructions(
     """
     originals = RowStore.open(Location.of(store, storage_options))
     decoded = RowStore.open(Location.of(reconstructions, storage_options))
-    for opened in (originals, decoded):
-        opened.require_kind("rows")
-    if "model" not in decoded.document["settings"]:
-        raise InvalidInput(
-            f"no model made the rows of {decoded.url}, so they are no reconstructions: "
-            "name the store of rows first, and then one that `cvae-dist decode LATENTS MODEL RECONSTRUCTIONS` wrote"
-        )
+    _require_reconstructions(originals, decoded)
     if originals.rows != decoded.rows or originals.rows == 0 or n < 1:
         raise InvalidInput(
             f"{n} rows of {originals.url} ({originals.rows:,} rows) cannot be drawn above "
@@ -256,6 +250,17 @@ def plot_reconstructions(
         cmap=cmap,
     )
     _write(figure, filename, "plot reconstructions", storage_options, on_event)
+
+
+def _require_reconstructions(originals: RowStore, decoded: RowStore) -> None:
+    """Refuse other stores than rows and what a model made of rows."""
+    originals.require_kind("rows")
+    decoded.require_kind("rows")
+    if "model" not in decoded.document["settings"]:
+        raise InvalidInput(
+            f"no model made the rows of {decoded.url}, so they are no reconstructions: "
+            "name the store of rows first, and then one that `cvae-dist decode LATENTS MODEL RECONSTRUCTIONS` wrote"
+        )
 
 
 def _carried_column(store: RowStore, label: str | None) -> str | None:
