@@ -172,10 +172,10 @@ class NotebookBar(Display):
             self._draw(event)
 
     def _draw(self, event: Event) -> None:
-        from IPython.display import display  # type: ignore[import-not-found] # there, as this is a notebook
+        from IPython.display import display  # there, as this is a notebook
 
         if event.stage not in self._lines:
-            self._lines[event.stage] = display({"text/plain": ""}, raw=True, display_id=True), Pace()
+            self._lines[event.stage] = display({"text/plain": ""}, raw=True, display_id=True), Pace()  # type: ignore[no-untyped-call]
         line, pace = self._lines[event.stage]
         full = event.kind == "done" or not event.total
         filled = _NOTEBOOK_BAR if full else round(_NOTEBOOK_BAR * event.done / event.total)

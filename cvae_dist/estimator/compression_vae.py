@@ -6,6 +6,7 @@ import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy, deepcopy
 from dataclasses import KW_ONLY, dataclass
 from inspect import signature
 from typing import Any, Literal, Self
@@ -316,15 +317,26 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         """Return the arguments that are not the defaults; of rows only what they are."""
-        defaults = signature(type(self)).parameters
-        given = {name: value for name, value in self.get_params(deep=False).items() if value is not None}
-        shown = [f"{name}={_shown(value)}" for name, value in given.items() if not _is(value, defaults[name].default)]
+        given = {name: (getattr(self, name), known.default) for name, known in signature(type(self)).parameters.items()}
+        shown = [f"{name}={_shown(value)}" for name, (value, default) in given.items() if not _is(value, default)]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle holds: no rows, as they may be many; a path to them stays."""
         state: dict[str, Any] = super().__getstate__()
         return state | {name: None for name in ("X", "X_valid") if not is_place(state.get(name))}
+
+    def __copy__(self) -> Self:
+        """Return a copy with the same rows, which a pickle would lose."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy with a copy of the rows."""
+        twin = copy(self)
+        twin.__dict__.update(deepcopy(self.__dict__, memo))
+        return twin
 
 
 @contextmanager

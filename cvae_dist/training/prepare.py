@@ -21,6 +21,8 @@ from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.sampler import NO_ROWS, Sampler
 from cvae_dist.training.validation import Validation, choose_rows
 
+_FEW_ROWS = 10
+
 MEMORY = "memory"  # the url of rows that are in no store
 
 
@@ -82,6 +84,9 @@ class Training:
         """Decide every automatic setting."""
         config = asked.resolve(data.reader.n_rows, data.reader.n_features)
         decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
+        n_rows = data.reader.n_rows
+        if n_rows < _FEW_ROWS:
+            reasons += (f"only {n_rows} row(s): a model learns so few by heart, and nothing tells what else it knows",)
         return cls(data, asked, config.model_copy(update=decided.model_dump()), reasons)
 
     @property

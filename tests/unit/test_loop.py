@@ -149,10 +149,23 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")
-def test_without_a_directory_signals_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt_after(5, monkeypatch, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit_digits()
+def test_without_a_directory_ctrl_c_leaves_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(33, monkeypatch, signal.SIGINT)
+    trained = fit(in_memory(DIGITS[:300]), TrainConfig(**QUICK))
+    assert (trained.figures.steps, trained.figures.stopped_because) == (33, "interrupted")
+    held_out = Validation.read(ArrayRows(DIGITS[:300]), pick_rows(300, 30, 0), 2, 0)
+    (record,) = trained.history
+    terms = held_out.terms(trained.vae, dict(trained.vae.named_parameters()))
+    assert terms == (record["validation_reconstruction"], record["validation_kl"])
+
+
+def test_without_a_directory_sigterm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    interrupt_after(33, monkeypatch, signal.SIGTERM)
+    trained = fit(in_memory(DIGITS[:300]), TrainConfig(**QUICK))
+    signal.signal(signal.SIGTERM, before)
+    assert (received, trained.figures.stopped_because) == ([signal.SIGTERM], "finished")
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
