@@ -33,6 +33,8 @@ from cvae_dist.store import Location
 from cvae_dist.training.history import HistoryRecord, StoppedBecause
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Latents = NDArray[np.float32]
@@ -287,6 +289,12 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         labels: Sequence[Any] | NDArray[Any] | None = None,
         categories: Sequence[str] | None = None,
         filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        size: float | None = None,
+        alpha: float | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw latents, coloured by labels; see :func:`cvae_dist.plot.scatter_latents`.
 
@@ -294,15 +302,34 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         ----------
         z : (n, dim_latent) array
             Dask arrays, DataArrays and Datasets are computed.
-        labels : (n,) numbers or strings, optional
-            They colour the points.
+        labels : (n,) numbers, strings, booleans, dates or durations, optional
+            They colour the points. Rows whose label is missing (None, NaN, NaT, NA or an empty string) are grey.
         categories : sequence of str, optional
             Names of the classes where the labels are indices.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: the number of rows and of latent dimensions.
+        size : float, optional
+            Area of a point in square points. Default: smaller for more rows.
+        alpha : float, optional
+            Opacity, above 0 and at most 1. Default: less for more rows; 1 beside a colour bar.
+        cmap : str or matplotlib Colormap, optional
+            Default: viridis; for classes colours that colour-blind readers can tell apart.
         """
         with lazy.computed(z, "latent") as latents:
-            figure = plot.scatter_latents(np.asarray(latents), labels, categories=categories)
+            figure = plot.scatter_latents(
+                np.asarray(latents),
+                labels,
+                categories=categories,
+                title=title,
+                size=size,
+                alpha=alpha,
+                cmap=cmap,
+                ax=ax,
+            )
         return self._written(figure, filename)
 
     def visualize_latent_grid(
@@ -313,6 +340,10 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         clip: tuple[float, float] | None = None,
         figsize: tuple[float, float] = (12.0, 12.0),
         filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw what the decoder makes of a grid of latents; see :func:`cvae_dist.plot.latent_grid`.
 
@@ -327,14 +358,20 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         clip : (float, float), optional
             Decoded values are clipped to this range.
         figsize : (float, float)
-            Inches.
+            Inches; those of a new figure.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: how the grid is spaced.
+        cmap : str or matplotlib Colormap, optional
+            Colours of images of one channel. Default: grey.
         """
         model = self._model()
         figure = plot.latent_grid(
             model.decode_rows, model.dim_latent, shape or pictures.tile_shape(self.item_shape_),
-            xy_range=xy_range, grid_size=grid_size, clip=clip, figsize=figsize,
+            xy_range=xy_range, grid_size=grid_size, clip=clip, figsize=figsize, title=title, cmap=cmap, ax=ax,
         )  # fmt: skip
         return self._written(figure, filename)
 
@@ -345,6 +382,10 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         n: int = 10,
         shape: Sequence[int] | None = None,
         filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw rows above their reconstructions: what is left of them after the way to the latents and back.
 
@@ -360,29 +401,53 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             Shape of one row, as for :meth:`visualize_latent_grid`.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: how many rows are shown, and their root mean square error.
+        cmap : str or matplotlib Colormap, optional
+            Colours of images of one channel. Default: grey.
         """
         model = self._model()
-        shape = shape or pictures.tile_shape(self.item_shape_)
-        return self._written(pictures.reconstructions(model, GivenRows(self, X), labels, n, shape), filename)
+        figure = pictures.reconstructions(
+            model, GivenRows(self, X), labels, n, shape or pictures.tile_shape(self.item_shape_),
+            title=title, cmap=cmap, ax=ax,
+        )  # fmt: skip
+        return self._written(figure, filename)
 
     def visualize_rows(
-        self, rows: ArrayLike, n_columns: int = 10, shape: Sequence[int] | None = None, filename: str | None = None
+        self,
+        rows: ArrayLike,
+        n_columns: int = 10,
+        shape: Sequence[int] | None = None,
+        filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw rows as tiles, such as those of ``sample``, ``interpolate`` and ``decode``.
 
         Parameters
         ----------
-        rows : (n, n_features) array
+        rows : (n, n_features) array, or items (n, ...) such as images
         n_columns : int
             Tiles side by side.
         shape : sequence of int, optional
-            Shape of one row, as for :meth:`visualize_latent_grid`.
+            Shape of one row. Default: that of the items given; for flat rows as for :meth:`visualize_latent_grid`.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: none.
+        cmap : str or matplotlib Colormap, optional
+            Colours of images of one channel. Default: grey.
         """
         self._model()
-        shape = shape or pictures.tile_shape(self.item_shape_)
-        return self._written(plot.row_tiles(np.asarray(rows), shape, n_columns=n_columns), filename)
+        flat, own_shape = pictures.flattened(np.asarray(rows), self.item_shape_)
+        figure = plot.row_tiles(flat, shape or own_shape, n_columns=n_columns, title=title, cmap=cmap, ax=ax)
+        return self._written(figure, filename)
 
     def diagnose(self, X: Any, filename: str | None = None) -> Diagnosis:
         """Say what the model makes of rows: active units, KL per dimension, rate and distortion, reconstruction.
