@@ -187,6 +187,9 @@ def test_a_file_may_hold_any_option_and_no_unknown_one(tmp_path: Path, capsys: p
     file.write_text("lable: folder\n")
     assert main(["ingest", "a", "b", "--config", str(file)]) == 2
     assert "unknown option 'lable': did you mean 'label'?" in capsys.readouterr().err
+    file.write_text("config: other.yaml\n")
+    assert main(["ingest", "a", "b", "--config", str(file)]) == 2
+    assert "unknown option 'config'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["dim-latent", "dim_latent"])
