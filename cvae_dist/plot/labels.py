@@ -71,7 +71,9 @@ def is_missing(labels: NDArray[Any]) -> NDArray[np.bool_]:
     import pandas  # here, as most of what imports this package draws nothing
 
     missing: NDArray[np.bool_] = pandas.isna(labels)
-    return missing | (labels == "") if labels.dtype.kind in "OTU" else missing
+    if labels.dtype.kind in "OTU":
+        missing[~missing] = labels[~missing] == ""
+    return missing
 
 
 def shortened(name: str, longest: int = _LONGEST) -> str:

@@ -128,7 +128,7 @@ def draw_density(axes: Axes, xy: Floats, groups: Groups, look: Look, window: Win
         counts = canvas.points(frame, "x", "y", datashader.count()).to_numpy()
         return axes.imshow(np.ma.masked_equal(counts, 0), cmap=look.cmap, norm=colours.LogNorm(), **place)
     if groups.missing.any():
-        behind = canvas.points(frame[groups.missing], "x", "y", datashader.any()).to_numpy()
+        behind = canvas.points(frame[groups.missing], "x", "y", datashader.count()).to_numpy()
         axes.imshow(np.ma.masked_equal(behind, 0), cmap=colours.ListedColormap([NO_LABEL_COLOUR]), **place)
     if isinstance(groups, Quantity):
         means = canvas.points(frame.assign(value=groups.values), "x", "y", datashader.mean("value"))
