@@ -158,6 +158,8 @@ def plot_loss(
         Directory of the model.
     filename : path or URL
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
+    title : str, optional
+        Title of the picture. Default: the best loss and its step.
     storage_options, on_event
         As for :func:`cvae_dist.embed`.
 

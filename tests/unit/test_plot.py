@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cvae_dist import plot
+from cvae_dist.cli import main
 from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
 from cvae_dist.plot.figure import DPI
 from cvae_dist.plot.labels import Classes, Quantity, classify
@@ -576,6 +577,42 @@ def model(made: Path) -> Any:
     from cvae_dist.estimator import CompressionVAE
 
     return CompressionVAE(logdir=made / "model")
+
+
+class TestFlags:
+    """The look of pictures from the command line."""
+
+    @pytest.mark.parametrize(
+        ("words", "flags"),
+        [
+            (["latents", "latents.zarr"], ["--size", "7", "--alpha", "0.5", "--cmap", "tab10"]),
+            (["grid", "model"], ["--cmap", "magma"]),
+            (["loss", "model"], []),
+            (["reconstructions", "rows.zarr", "reconstructions.zarr"], ["--cmap", "magma"]),
+        ],
+    )
+    def test_reach_the_picture(
+        self, made: Path, figures: list[Any], monkeypatch: pytest.MonkeyPatch, words: list[str], flags: list[str]
+    ) -> None:
+        monkeypatch.chdir(made)
+        assert main(["plot", *words, "flags.png", "--title", "Mine", *flags]) == 0
+        axes = figures[0].axes[0]
+        assert "Mine" in (axes.get_title(), figures[0].get_suptitle())
+        if words[0] == "latents":
+            points = axes.collections[0]
+            assert (points.get_sizes().tolist(), points.get_alpha()) == ([7], 0.5)
+        elif flags:
+            assert axes.images[0].get_cmap().name == "magma"
+
+    def test_a_bad_value_is_one_clear_error(
+        self, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(made)
+        assert main(["plot", "latents", "latents.zarr", "bad.png", "--alpha", "2"]) == 1
+        assert (
+            capsys.readouterr().err == "cvae-dist: alpha=2.0 cannot be drawn: give one number above 0 and at most 1\n"
+        )
+        assert not (made / "bad.png").exists()
 
 
 class TestKinds:
