@@ -238,10 +238,11 @@ class JsonLines(Display):
 
 
 def error_text(error: BaseException) -> str:
-    """Return what an error says to a person; of an operating system's error, without its number."""
+    """Return what an error says to a person, after where it happened; of a system's error, without its number."""
+    said = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    return str(error) or type(error).__name__
+        said = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    return ": ".join([*getattr(error, "__notes__", []), said])  # a pipeline notes its stage
 
 
 def duration(seconds: float) -> str:

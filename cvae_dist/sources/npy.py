@@ -88,7 +88,7 @@ class NpyTree:
             return ""
         return (
             f"each of {len(rows):,} files of shape {files.model.shape} is read as {int(rows[0]):,} rows; "
-            "if each is one item, say --rows-per-file one"
+            "if each is one item, say --rows-per-file one --overwrite"
         )
 
 

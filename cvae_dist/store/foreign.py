@@ -5,7 +5,7 @@ from typing import Literal
 
 from cvae_dist.store.urls import Location
 
-ORDER = "A store is named before its model: cvae-dist train STORE MODEL, embed STORE MODEL LATENTS"
+ORDER = "A store is named before its model: cvae-dist train STORE MODEL, cvae-dist embed STORE MODEL LATENTS"
 
 
 def describe(location: Location) -> str:

@@ -206,7 +206,8 @@ class RowStore:
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise Corrupt(
                 f"{self.location}/{name}, {start} to {stop}: {error}. They cannot be trusted; "
-                f"`cvae-dist verify {self.location}` names the shards"
+                f"`cvae-dist verify {self.location}` names the shards. Put them back from a copy, or make the store "
+                "anew with --overwrite"
             ) from error
 
     def _require_objects(self, array: "zarr.Array[Any]", name: str, start: int, stop: int) -> None:

@@ -87,7 +87,7 @@ def run(
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
             steps = _Run(trainer, history, scalars, checkpoints, decided, interruption, on_event)
-            steps.tell_start((*training.reasons, *beginning.notes), sampler.variance_inflation)
+            steps.tell_start((*training.reasons, *beginning.notes, *scalars.notes), sampler.variance_inflation)
             if beginning.notes and not state:
                 steps.save()
             stopped = steps.until_stopped(loader)

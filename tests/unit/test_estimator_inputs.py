@@ -148,6 +148,7 @@ def write_files(folder: Path) -> dict[str, Path]:
     TABLE.to_csv(folder / "table.csv", index=False)
     TABLE.to_csv(folder / "table.tsv", index=False, sep="\t")
     np.savez(folder / "arrays.npz", rows=NUMBERS)
+    xr.Dataset({"x": (("sample", "feature"), NUMBERS)}).to_netcdf(folder / "grid.nc", engine="scipy")
     zarr.create_array(folder / "array.zarr", data=NUMBERS)
     zarr.create_group(folder / "group.zarr").create_array("data", data=NUMBERS)
     (folder / "photos" / "cats").mkdir(parents=True)
@@ -164,6 +165,7 @@ def write_files(folder: Path) -> dict[str, Path]:
         ("table.csv", (40, 2)),
         ("table.tsv", (40, 2)),
         ("arrays.npz", (40, 3)),
+        ("grid.nc", (40, 3)),
         ("photos", (3, 12)),
         ("tables", (120, 2)),
         ("array.zarr", (40, 3)),
@@ -181,6 +183,16 @@ def test_files_of_other_formats_are_refused_and_the_printed_line_converts_them(
     ingest(place.with_suffix(".npy"), tmp_path / "rows.zarr")
     store = RowStore.open(str(tmp_path / "rows.zarr"))
     assert (store.rows, store.n_features) == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"), [("t.parquet", "pandas.read_parquet("), ("t.h5", "h5py.File("), ("t.txt", "numpy.save(")]
+)
+def test_files_that_nothing_here_reads(name: str, reader: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InvalidInput, match=re.escape(reader)):
+        ingest(tmp_path / name, tmp_path / "rows.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_single_npy_file_is_a_source(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -587,6 +588,20 @@ def test_tensorboard_shows_the_history(tmp_path: Path) -> None:
     accumulator = EventAccumulator(str(tmp_path / "logs")).Reload()
     points = [(point.step, point.value) for point in accumulator.Scalars("validation_loss")]
     assert points == [(record["step"], pytest.approx(record["validation_loss"])) for record in history]
+
+
+def test_missing_tensorboard_is_said_once_where_logs_were_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(place: Path | None, **settings: Any) -> list[str]:
+        events: list[Event] = []
+        fit_digits(place, events.append, **settings)
+        return [event.message for event in events if "TensorBoard" in event.message]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    missing = "no TensorBoard logs are written, as it is not installed: pip install 'cvae-dist[tensorboard]'"
+    assert said(tmp_path / "logged", tb_logging=True) == [missing]
+    assert said(tmp_path / "not_logged", tb_logging=False) == said(None, tb_logging=True) == []
 
 
 def test_the_threads_of_torch_are_put_back() -> None:
