@@ -150,5 +150,6 @@ def _mix_of_classes(canvas: Any, frame: Any, groups: Classes, colours: Sequence[
 
 def _colour_scale(groups: Quantity, look: Look) -> dict[str, Any]:
     """Return a colour scale from the 1st to the 99th percentile, so that few extreme values cannot flatten it."""
-    low, high = np.nanpercentile(groups.values, [1, 99])
-    return {"vmin": float(low), "vmax": float(high), "cmap": look.cmap}
+    low, high = np.nanpercentile(groups.values, [1, 99]).tolist()
+    wider = 0.5 * (low == high)  # a scale without length would have no middle
+    return {"vmin": low - wider, "vmax": high + wider, "cmap": look.cmap}

@@ -156,7 +156,8 @@ class TestKinds:
         assert {"2020", "2021", "2022"} <= {tick.get_text() for tick in axes.get_yticklabels()}
 
     @pytest.mark.parametrize(
-        ("longest", "unit", "value"), [("90D", "days", 90), ("90min", "hours", 1.5), ("2ms", "milliseconds", 2)]
+        ("longest", "unit", "value"),
+        [("90D", "days", 90), ("90min", "hours", 1.5), ("2ms", "milliseconds", 2), ("3us", "microseconds", 3)],
     )
     def test_durations_have_a_unit(self, longest: str, unit: str, value: float) -> None:
         for labels in (
@@ -168,6 +169,18 @@ class TestKinds:
             assert isinstance(quantity, Quantity)
             assert quantity.unit == unit
             np.testing.assert_allclose(quantity.values, [0, value, np.nan])
+
+    def test_one_date_has_a_scale_around_it(self) -> None:
+        figure = plot.scatter_latents(Z, np.full(2000, np.datetime64("2020-01-01")))
+        assert figure.axes[0].collections[0].get_clim() == (18261.5, 18262.5)
+
+    def test_large_integers_are_told_apart(self) -> None:
+        classes = classify(np.array([2**60 + 1, 2**60]))
+        assert isinstance(classes, Classes)
+        assert classes.names == (str(2**60), str(2**60 + 1))
+        quantity = classify(2**60 + np.arange(30))
+        assert isinstance(quantity, Quantity)
+        assert quantity.values.dtype == np.float64
 
     def test_the_unit_stands_on_the_colour_bar(self) -> None:
         figure = plot.scatter_latents(Z, np.arange(2000) * np.timedelta64(10, "s"), label_name="age")
