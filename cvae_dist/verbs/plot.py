@@ -257,10 +257,9 @@ def plot_reconstructions(
 def _require_reconstructions(originals: RowStore, decoded: RowStore) -> None:
     """Refuse other stores than rows and what a model made of rows."""
     originals.require_kind("rows")
-    decoded.require_kind("rows")
-    if "model" not in decoded.document["settings"]:
+    if decoded.kind != "rows" or "model" not in decoded.document["settings"]:
         raise InvalidInput(
-            f"no model made the rows of {decoded.url}, so they are no reconstructions: "
+            f"{decoded.url} holds {decoded.kind} that were not decoded, so they are no reconstructions: "
             "name the store of rows first, and then one that `cvae-dist decode LATENTS MODEL RECONSTRUCTIONS` wrote"
         )
 
