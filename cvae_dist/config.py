@@ -67,8 +67,8 @@ class ModelConfig(BaseModel):
     )
     feature_normalization: bool | Literal["auto"] = Field(
         "auto",
-        description="True: a scale per feature (mixed units); False: one for all (images, embeddings). Default: one for "
-        "all where the standard deviations of the features lie close together, or those of neighbours do.",
+        description="True: a scale per feature (mixed units); False: one for all (images, embeddings). Default: one "
+        "for all where the standard deviations of the features lie close together, or those of neighbours do.",
     )
 
     @model_validator(mode="before")
