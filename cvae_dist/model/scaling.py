@@ -74,11 +74,12 @@ def _by_spread(moments: Moments) -> Choice:
         return Choice(True, f"one scale per feature: {len(std)} that vary are too few to tell a common unit")
     with np.errstate(invalid="ignore"):  # what is not finite is refused later, by name
         low, high = np.percentile(std, [5, 95])
-        spread, step = high / low, np.exp(np.abs(np.diff(np.log(std))).max())
+        spread, steps = high / low, np.abs(np.diff(np.log(std.clip(low, high))))
     told = f"95th / 5th percentile of their standard deviations: {spread:.3g}"
     if spread <= _ALIKE:
         return Choice(False, f"one scale for all features: they vary alike ({told}, at most {_ALIKE:g})")
-    told += f", largest ratio of neighbours: {step:.3g}"
+    step = float(np.exp(steps.max()))
+    told += f", largest ratio of neighbours within: {step:.3g}"
     if spread <= _ALIKE_IN_ORDER and step <= math.sqrt(spread):
         return Choice(False, f"one scale for all features: neighbours vary alike ({told})")
     return Choice(True, f"one scale per feature: they differ in unit or range ({told})")

@@ -50,6 +50,7 @@ def weights_of(vae: VAE) -> dict[str, np.ndarray]:
 
 def assert_same_weights(one: VAE, other: VAE) -> None:
     first, second = weights_of(one), weights_of(other)
+    assert "stretch" in first, "the matrix of metric='data' is compared too"
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 

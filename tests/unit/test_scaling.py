@@ -105,6 +105,13 @@ def _spectra(rng: np.random.Generator) -> np.ndarray:
     return rng.lognormal(size=(500, 5)) @ bands + rng.normal(0, 0.05, (500, 120))
 
 
+def _dead_channel(rng: np.random.Generator) -> np.ndarray:
+    """Return spectra with one channel among weak ones that hardly varies, as in the corner of an image."""
+    rows = _spectra(rng)
+    rows[:, rows.std(axis=0).argmin()] *= 1e-4
+    return rows
+
+
 SHARED_UNIT = {
     "unit vectors": _embedding,
     "vectors with norms of their own": lambda rng: _embedding(rng) * rng.lognormal(size=(500, 1)),
@@ -112,6 +119,7 @@ SHARED_UNIT = {
     "vectors with large dimensions": _large_dimensions,
     "vectors and constants": lambda rng: np.pad(_embedding(rng), ((0, 0), (30, 0)), constant_values=2.5),
     "spectra": _spectra,
+    "spectra with a dead channel": _dead_channel,
     "decaying waves": lambda rng: np.sin(np.arange(64) + rng.uniform(0, 6, (500, 1))) * np.exp(-np.arange(64) / 20),
     "images": lambda rng: np.sort(rng.uniform(size=(500, 64)), axis=1) * (rng.uniform(size=(500, 64)) < 0.3),
     "columns of 0 and 1": lambda rng: (rng.uniform(size=(500, 40)) < np.geomspace(0.01, 0.9, 40)).astype(float),

@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.manifold import trustworthiness
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import scale
+from sklearn.preprocessing import normalize, scale
 
 import cvae_dist as cvae
 from cvae_dist.model.scaling import choose_normalization
@@ -24,7 +24,7 @@ from tests.bench.table import Row
 _ROWS = 4000
 _STEPS = 1000
 _COMPARED = 2000
-_LOST = 0.01  # of trustworthiness, and of 5-NN accuracy in tables: less than that is a tie
+_LOST = {"trust": 0.01, "accuracy": 0.03}  # a tie; the accuracy of hundreds of rows has a standard error of .01 to .02
 
 Array = NDArray[np.float32]
 
@@ -57,7 +57,9 @@ def _row(data: Set, dim_latent: int, found: dict[bool, Figures], chosen: bool, r
     figures = {choice: getattr(each, measure) for choice, each in found.items()}
     told = ", ".join(f"{choice} {each.trust:.3f}/{each.accuracy:.3f}" for choice, each in found.items())
     name = f"scale, {data.name}, {dim_latent}-D: {measure} lost by auto"
-    return Row(name, max(figures.values()) - figures[chosen], _LOST, note=f"trust/5-NN {told}; {reason}", lower=True)
+    return Row(
+        name, max(figures.values()) - figures[chosen], _LOST[measure], note=f"trust/5-NN {told}; {reason}", lower=True
+    )
 
 
 def _figures(data: Set, dim_latent: int, per_feature: bool) -> Figures:
@@ -86,6 +88,7 @@ def sets() -> Iterator[Set]:
     digits = mnist().train_labels[:_ROWS]
     yield Set("MNIST as floats", images, digits)
     yield Set("MNIST, every image of mean 0 and variance 1", scale(images, axis=1), digits)
+    yield Set("MNIST, every image of unit norm", normalize(images), digits)
     yield Set("spectra", *_spectra(rng))
     yield Set("windows of time series", *_windows(rng))
     yield Set("columns of 0 and 1", *_one_hot(rng))
