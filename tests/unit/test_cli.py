@@ -53,7 +53,7 @@ def test_the_metric_is_a_flag_of_embed() -> None:
         (["ingest", "a", "b", "--nonfinite", "keep"], '"keep"'),
         (["ingest", "a"], "STORE"),
         (["embed", "a", "b", "c", "--batch-size", "0"], "Must be >= 1"),
-        (["embed", "a", "b", "c", "--metric", "cosine"], "'latent', 'data'"),
+        (["embed", "a", "b", "c", "--metric", "cosine"], '"latent", "data"'),
         (["sample", "a", "b", "-n", "0"], "Must be >= 1"),
         (["fit-prior", "a", "b", "--n-components", "0"], "Must be >= 1"),
         (["plot", "grid", "a", "b", "--grid-size", "0"], "Must be >= 1"),
