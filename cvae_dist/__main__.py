@@ -10,7 +10,10 @@ def main() -> int:
 
         return run()
     except KeyboardInterrupt:
-        print("cvae-dist: interrupted; the same command goes on from here", file=sys.stderr)
+        message = "interrupted; the same command goes on from here"
+        if "--json" in sys.argv:
+            print(f'{{"event": "error", "kind": "Interrupted", "message": "{message}"}}', flush=True)
+        print(f"cvae-dist: {message}", file=sys.stderr)
         return 130
 
 

@@ -227,13 +227,33 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
         raise invalid_settings(error, kind) from None
 
 
-def invalid_settings(error: ValidationError, kind: type[BaseModel]) -> InvalidInput:
-    """Turn pydantic's error into one readable line per setting."""
+def invalid_settings(
+    error: ValidationError, kind: type[BaseModel], sources: Mapping[str, str] | None = None
+) -> InvalidInput:
+    """Turn pydantic's error into one readable line per setting, after what gave it where ``sources`` names that."""
     details: dict[str, str] = {}
     for detail in error.errors():
         name = str(detail["loc"][0]) if detail["loc"] else "settings"
-        details.setdefault(name, _explain(name, detail, kind))
+        source = (sources or {}).get(name)
+        details.setdefault(name, (f"{source}: " if source else "") + _explain(name, detail, kind))
     return InvalidInput("\n".join(details.values()))
+
+
+def named_as_arguments(options: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the options of a file by the names of their arguments: ``dim-latent`` there is ``dim_latent``.
+
+    Raises
+    ------
+    InvalidInput
+        An option is there in both spellings.
+    """
+    named: dict[str, Any] = {}
+    for spelling, value in options.items():
+        name = str(spelling).replace("-", "_")
+        if name in named:
+            raise InvalidInput(f"{name!r} is given twice, also as {name.replace('_', '-')!r}; keep one of them")
+        named[name] = value
+    return named
 
 
 def _explain(name: str, detail: ErrorDetails, kind: type[BaseModel]) -> str:

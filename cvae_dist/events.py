@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-EventKind = Literal["start", "progress", "note", "done"]
+EventKind = Literal["start", "progress", "test", "note", "done"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,9 @@ class Event:
     ----------
     stage : str
         The verb: ``ingest``, ``train``, ``embed``, ...
-    kind : {"start", "progress", "note", "done"}
-        ``start`` carries ``total``; ``done`` ends the stage; ``note`` carries only ``message``.
+    kind : {"start", "progress", "test", "note", "done"}
+        ``start`` carries ``total``; ``test`` the figures of a validation; ``note`` only ``message``; ``done`` ends
+        the stage.
     done, total : int
         Units finished and to do. Work found finished by an earlier run counts as done.
     unit : str

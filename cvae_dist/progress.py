@@ -1,11 +1,13 @@
-"""How a running command shows itself: live bars, occasional lines, JSON lines, or nothing."""
+"""How a running verb shows itself: live bars, occasional lines, JSON lines, log records, or nothing."""
 
 import json
+import logging
 import math
+import multiprocessing
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from pydantic_core import to_jsonable_python
@@ -18,6 +20,10 @@ from cvae_dist.events import Event
 
 SECONDS_BETWEEN_LINES = 5.0
 MEASURED_HERE = frozenset({"rows_per_second", "steps_per_second", "seconds"})  # shown from the counts instead
+_NOTEBOOK_BAR = 30  # characters
+_LOGGED = ("loss", "validation_loss")  # figures of a validation
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Display:
@@ -58,6 +64,15 @@ def open_display(*, as_json: bool = False, quiet: bool = False) -> Display:
     return LiveBars() if sys.stderr.isatty() else PlainLines()
 
 
+def open_python_display() -> Display:
+    """Return the display of a call from Python: a bar where a person looks, or else log records of level INFO."""
+    if _notebook_shell() is not None:
+        return NotebookBar()
+    # Processes that a parameter search starts share one terminal, where their bars would overwrite each other.
+    alone = multiprocessing.parent_process() is None
+    return LiveBars() if alone and sys.stderr.isatty() else LogRecords()
+
+
 @dataclass
 class Pace:
     """How fast a stage advances, counting only what this run did itself."""
@@ -83,6 +98,8 @@ class PlainLines(Display):
 
     def __call__(self, event: Event) -> None:
         """Print the first and the last event of a stage, its notes, and its progress every few seconds."""
+        if event.kind == "test":
+            return
         pace = self._paces.setdefault(event.stage, Pace())
         pace.rate(event.done)
         if event.kind == "progress" and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
@@ -112,6 +129,8 @@ class LiveBars(Display):
 
     def __call__(self, event: Event) -> None:
         """Draw the event."""
+        if event.kind == "test":
+            return
         if event.kind == "note":
             self.note(f"{event.stage}: {event.message}")
             return
@@ -137,6 +156,57 @@ class LiveBars(Display):
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._progress.stop()
+
+
+class NotebookBar(Display):
+    """One line of text for each stage below the cell of a notebook, which is replaced as the stage advances."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[Any, Pace]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Show the event."""
+        if event.kind == "note":
+            print(f"{event.stage}: {event.message}")
+        elif event.kind != "test":
+            self._draw(event)
+
+    def _draw(self, event: Event) -> None:
+        from IPython.display import display  # there, as this is a notebook
+
+        if event.stage not in self._lines:
+            self._lines[event.stage] = display({"text/plain": ""}, raw=True, display_id=True), Pace()  # type: ignore[no-untyped-call]
+        line, pace = self._lines[event.stage]
+        full = event.kind == "done" or not event.total
+        filled = _NOTEBOOK_BAR if full else round(_NOTEBOOK_BAR * event.done / event.total)
+        bar = "\u2588" * filled + "\u2591" * (_NOTEBOOK_BAR - filled)
+        line.update({"text/plain": f"{event.stage} {bar} {_sentence(event, pace)}"}, raw=True)
+        if event.kind == "done":
+            del self._lines[event.stage]
+
+
+class LogRecords(Display):
+    """Log records of level INFO: one for the start and the end of a stage, each note and each validation."""
+
+    def __init__(self) -> None:
+        self._paces: dict[str, Pace] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Log the event."""
+        pace = self._paces.setdefault(event.stage, Pace())
+        pace.rate(event.done)
+        if event.kind == "test":
+            told = {name: event.values[name] for name in _LOGGED if name in event.values}
+            event = replace(event, values=told)
+        if event.kind != "progress":
+            _LOGGER.info("%s: %s", event.stage, _sentence(event, pace))
+
+
+def _notebook_shell() -> Any:
+    """Return the shell of the notebook that this process computes for, or None."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell if hasattr(shell, "kernel") else None
 
 
 class JsonLines(Display):
@@ -168,10 +238,11 @@ class JsonLines(Display):
 
 
 def error_text(error: BaseException) -> str:
-    """Return what an error says to a person; of an operating system's error, without its number."""
+    """Return what an error says to a person, after where it happened; of a system's error, without its number."""
+    said = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    return str(error) or type(error).__name__
+        said = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    return ": ".join([*getattr(error, "__notes__", []), said])  # a pipeline notes its stage
 
 
 def duration(seconds: float) -> str:

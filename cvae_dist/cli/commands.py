@@ -7,7 +7,7 @@ from typing import Any
 
 from cyclopts import App
 
-from cvae_dist.cli.options import FLAGS, Distributed, Settings, SharedOptions
+from cvae_dist.cli.options import FLAGS, Distributed, Place, Settings, SharedOptions
 from cvae_dist.cli.parser import app
 from cvae_dist.cli.results import ran, show
 from cvae_dist.config import TrainConfig
@@ -22,6 +22,7 @@ for _name, _verb in _COMMANDS.items():
     _parent, _, _word = _name.rpartition(" ")
     (plot if _parent else app).command(f"{__name__}:{_name}", name=_word, help=_verb.summary)
 app.command(plot)
+app.register_install_completion_command(help="Let the shell complete commands and flags.")
 
 
 def __getattr__(name: str) -> Command:
@@ -52,15 +53,18 @@ def _command(name: str, verb: Verb) -> Command:
 def _parameters(verb: Verb, shared: SharedOptions) -> Iterator[inspect.Parameter]:
     """Yield what cyclopts is to read: a verb's locations in order, its options, and the groups of options."""
     for argument in verb.arguments():
-        kind = argument.POSITIONAL_ONLY if verb.is_location(argument.name) else argument.KEYWORD_ONLY
-        yield argument.replace(kind=kind, annotation=FLAGS.get(argument.name, argument.annotation))
+        if verb.is_location(argument.name):
+            yield argument.replace(kind=argument.POSITIONAL_ONLY, annotation=Place)
+        else:
+            annotation = FLAGS.get(argument.name, argument.annotation)
+            yield argument.replace(kind=argument.KEYWORD_ONLY, annotation=annotation)
     if verb.takes("config"):
         yield inspect.Parameter("settings", inspect.Parameter.KEYWORD_ONLY, annotation=Settings, default=None)
     yield inspect.Parameter("shared", inspect.Parameter.KEYWORD_ONLY, annotation=type(shared), default=shared)
 
 
 @app.command
-def run(pipeline: str, /, *, shared: Distributed = Distributed()) -> None:
+def run(pipeline: Place, /, *, shared: Distributed = Distributed()) -> None:
     """Run the stages of a pipeline file in order; each does only what is missing.
 
     Parameters
@@ -78,4 +82,4 @@ def run(pipeline: str, /, *, shared: Distributed = Distributed()) -> None:
             storage_options=shared.storage_options,
             on_event=display,
         )
-    ran(display, pipeline, result)
+    ran(display, str(pipeline), result)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -27,6 +28,7 @@ def _from_json(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
     return options
 
 
+Place = str | Path  # a path or a URL, as it is; shells complete it as a file
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 Settings = Annotated[TrainConfig, Parameter(name="*", group="Model and training")]
@@ -52,15 +54,15 @@ class SharedOptions:
     storage_options
         Options of the file system as a JSON object, handed to fsspec.
     config
-        YAML file with options of this command, in the same words.
+        YAML file with options of this command, in the same words (dim-latent or dim_latent).
     json
-        Print one JSON object per event on stdout, the last one being the result.
+        Print one JSON object per event on stdout, the last one being the result or the error.
     quiet
         Print nothing on the way.
     """
 
     storage_options: JsonObject = None
-    config: str | None = None
+    config: Path | None = None
     json: Switch = False
     quiet: Switch = False
 

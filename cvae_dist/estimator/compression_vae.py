@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import copy, deepcopy
 from dataclasses import KW_ONLY, dataclass
+from inspect import signature
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state
 
 from cvae_dist.config import LikelihoodName, Precision, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, TrainingDiverged
-from cvae_dist.estimator import lazy, reference, saved
-from cvae_dist.estimator.arrays import checked_rows
+from cvae_dist.estimator import lazy, reference
+from cvae_dist.estimator.arrays import checked_rows, random_state_of
 from cvae_dist.estimator.fitted import Fitted, Latents
 from cvae_dist.estimator.generation import Floats
 from cvae_dist.estimator.inputs import GivenRows, RowsLike, is_place, store_of
-from cvae_dist.events import OnEvent, ignore
-from cvae_dist.store import Location, Moments, RowStore
-from cvae_dist.store.reader import ArrayRows, Reader, RowReader
+from cvae_dist.estimator.saved import keep_feature_names
+from cvae_dist.events import OnEvent
+from cvae_dist.progress import Display, open_python_display
+from cvae_dist.store import Moments
+from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
-from cvae_dist.verbs.train import train
+from cvae_dist.training.prepare import TrainingData
 
 
 @reference.strict_constructor
@@ -84,8 +88,11 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         False: the learning rate stays constant after its warm-up, instead of falling along a cosine.
     kl_warmup, ema_decay, grad_clip, multi_start, precision, test_every, checkpoint_every, buffer_bytes : optional
         See :class:`~cvae_dist.config.TrainConfig`.
-    random_state : int, RandomState or None
+    random_state : int, RandomState, Generator or None
         The same int gives the same model, bit for bit; None gives a different one each time.
+    verbose : bool
+        Show the progress of trainings: a bar on a terminal or in a notebook; elsewhere log records of level INFO, one
+        for each validation.
     storage_options : Mapping, optional
         Options of the file system, for fsspec.
 
@@ -95,6 +102,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         The trained model.
     history_ : list of dict
         One record per validation: ``step``, ``loss``, ``validation_loss``, ... in nats per row.
+    stopped_because_ : {"finished", "no improvement", "interrupted", "diverged"}
+        How the training ended. The model of an interrupted one has the best weights until then.
     item_shape_ : tuple of int
         Shape of one item before it was flattened to a row.
     n_features_in_ : int
@@ -141,7 +150,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     test_every: int | None = None
     checkpoint_every: int = 500
     buffer_bytes: int = 96_000_000
-    random_state: int | np.random.RandomState | None = 0
+    random_state: int | np.random.RandomState | np.random.Generator | None = 0
+    verbose: bool = True
     storage_options: Mapping[str, Any] | None = None
 
     @reference.refusing_unknown
@@ -158,7 +168,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         lr_scheduling_min: float = 1e-5,
         checkpoint_every: int | None = None,
         *,
-        on_event: OnEvent = ignore,
+        verbose: bool | None = None,
+        on_event: OnEvent | None = None,
     ) -> Self:
         """Train on the constructor's ``X``; what is given here wins over the constructor.
 
@@ -176,8 +187,10 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
             Discard the model that is there, and begin anew.
         dropout_keep_prob, lr_scheduling_steps, lr_scheduling_factor, lr_scheduling_min : optional
             Arguments of the reference. They are accepted and have no effect, which the log says.
-        on_event : callable
-            Listener for progress.
+        verbose : bool, optional
+            As in the constructor.
+        on_event : callable, optional
+            Listener for progress; then nothing else shows it.
 
         Returns
         -------
@@ -191,7 +204,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         SettingsChanged
             ``logdir`` was begun or finished with other settings (but for a larger ``num_steps``) or on other rows.
         KeyboardInterrupt
-            The training was interrupted. With ``logdir`` it is saved, and goes on when called again.
+            The training was interrupted. The best weights so far are the model, and ``stopped_because_`` is
+            "interrupted". With ``logdir`` the training goes on when called again.
         TrainingDiverged
             The loss ran away or was not finite, at low learning rates too; the last good weights are the model.
         """
@@ -206,7 +220,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         )
         if overwrite:
             self.__dict__.pop("_trained", None)
-        return self._fit(self.X, config, overwrite, on_event)
+        verbose = self.verbose if verbose is None else verbose
+        return self._fit(self.X, config, overwrite, verbose, on_event)
 
     def fit(self, X: RowsLike | None = None, y: object = None) -> Self:
         """Train on ``X``, by default the constructor's; ``y`` is ignored. See :meth:`train`.
@@ -214,7 +229,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         As in scikit-learn, training begins anew, but for what ``logdir`` holds.
         """
         self.__dict__.pop("_trained", None)
-        return self._fit(self.X if X is None else X, self._config(), overwrite=False, on_event=ignore)
+        return self._fit(self.X if X is None else X, self._config(), overwrite=False, verbose=self.verbose)
 
     def transform(self, X: Any) -> Latents:
         """Return the latents of rows; see :meth:`embed`."""
@@ -246,60 +261,105 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     def _seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
             return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**31))
+        return int(random_state_of(self.random_state).randint(2**31))
 
-    def _fit(self, X: Any, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
+    def _fit(
+        self, X: Any, config: TrainConfig, overwrite: bool, verbose: bool, on_event: OnEvent | None = None
+    ) -> Self:
         if X is None:
             raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
         reference.note_without_effect(
             CompressionVAE, initializer=self.initializer, batch_size_test=self.batch_size_test
         )
         self.__dict__.pop("priors_", None)  # they belong to the latents of an earlier model
-        if is_place(X):
-            with store_of(X, self.storage_options, self.logdir, on_event) as store:
-                return self._fit_store(store, config, overwrite, on_event)
-        with lazy.computed(X) as items:
-            rows, item_shape = checked_rows(self, items, reset=True)
-            return self._fit_rows(ArrayRows(rows), Moments.of(rows), item_shape, config, overwrite, on_event)
-
-    def _fit_store(self, store: RowStore, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> Self:
-        if self.logdir is None or self.X_valid is not None:
-            self.n_features_in_ = store.n_features
-            reader, moments = RowReader(store), store.statistics()
-            return self._fit_rows(reader, moments, store.item_shape, config, overwrite, on_event)
-        directory, options = os.fspath(self.logdir), self.storage_options
-        # the verb keeps the store's fingerprint in the model's lineage
-        result = train(store, directory, config, overwrite=overwrite, storage_options=options, on_event=on_event)
-        if result.stopped_because == "interrupted":
+        with _listener(verbose, on_event) as listener, self._data(X, listener) as data:
+            self._fit_data(data, config, overwrite, listener)
+        if self._trained.figures.stopped_because == "interrupted":
             raise KeyboardInterrupt
-        self.__dict__.update(saved.restored(Location.of(directory, options)))
         return self
 
-    def _fit_rows(
-        self,
-        reader: Reader,
-        moments: Moments,
-        item_shape: tuple[int, ...],
-        config: TrainConfig,
-        overwrite: bool,
-        on_event: OnEvent,
-    ) -> Self:
-        self.item_shape_ = item_shape
+    @contextmanager
+    def _data(self, X: Any, on_event: OnEvent) -> Iterator[TrainingData]:
+        """Give the rows to train on, and those to validate on."""
         valid = nullcontext() if self.X_valid is None else GivenRows(self, self.X_valid).reader()
-        try:
+        if not is_place(X):
+            with lazy.computed(X) as items:
+                rows, self.item_shape_ = checked_rows(self, items, reset=True)
+                with valid as validation:
+                    yield TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), self.item_shape_, validation)
+            return
+        with store_of(X, self.storage_options, self.logdir, on_event) as store:
+            whole = TrainingData.of(store)
+            self.n_features_in_, self.item_shape_ = store.n_features, store.item_shape
+            self.__dict__.pop("feature_names_in_", None)
+            if self.logdir is not None and self.X_valid is None:
+                yield whole  # the model's lineage names the store
+                return
             with valid as validation:
-                self._trained = fit(
-                    reader, moments, item_shape, config, self._place, on_event,
-                    overwrite=overwrite, validation=validation, earlier=getattr(self, "_trained", None),
-                )  # fmt: skip
+                yield TrainingData.in_memory(whole.reader, whole.moments, whole.item_shape, validation)
+
+    def _fit_data(self, data: TrainingData, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> None:
+        earlier = getattr(self, "_trained", None)
+        try:
+            self._trained = fit(data, config, self._place, on_event, overwrite=overwrite, earlier=earlier)
         except TrainingDiverged as error:
             if isinstance(error.trained, Trained):
-                self.model_, self.history_ = error.trained.vae, error.trained.history
+                self._take(error.trained)
             raise
-        self.model_, self.history_ = self._trained.vae, self._trained.history
+        self._take(self._trained)
         if self._place is not None:
-            saved.keep_feature_names(self._place, getattr(self, "feature_names_in_", None))
-        return self
+            keep_feature_names(self._place, getattr(self, "feature_names_in_", None))
+
+    def _take(self, trained: Trained) -> None:
+        if trained.figures.steps:  # weights that were never trained are no model
+            self.model_, self.history_ = trained.vae, trained.history
+            self.stopped_because_ = trained.figures.stopped_because
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        """Return the arguments that are not the defaults; of rows only what they are."""
+        given = {name: (getattr(self, name), known.default) for name, known in signature(type(self)).parameters.items()}
+        shown = [f"{name}={_shown(value)}" for name, (value, default) in given.items() if not _is(value, default)]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: no rows, as they may be many; a path to them stays."""
+        state: dict[str, Any] = super().__getstate__()
+        return state | {name: None for name in ("X", "X_valid") if not is_place(state.get(name))}
+
+    def __copy__(self) -> Self:
+        """Return a copy with the same rows, which a pickle would lose."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy with a copy of the rows."""
+        twin = copy(self)
+        twin.__dict__.update(deepcopy(self.__dict__, memo))
+        return twin
+
+
+@contextmanager
+def _listener(verbose: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
+    """Give what listens to a training: the caller's own listener, or what shows it to a person."""
+    if on_event is not None:
+        yield on_event
+        return
+    with open_python_display() if verbose else Display() as display:
+        yield display
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of an argument; of an array its kind, shape and type."""
+    if not hasattr(value, "shape"):
+        return reprlib.repr(value)
+    dtype = f" {value.dtype}" if hasattr(value, "dtype") else ""
+    return f"<{type(value).__name__} {tuple(value.shape)}{dtype}>"
+
+
+def _is(value: Any, default: Any) -> bool:
+    """Whether an argument is the default; arrays are not compared."""
+    return value is default or (type(value) is type(default) and bool(value == default))
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 
 from cvae_dist import plot
 from cvae_dist.config import ComputePrecision
 from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator import generation, lazy, pictures, saved
-from cvae_dist.estimator.arrays import checked_latents
+from cvae_dist.estimator.arrays import as_frame, checked_latents, output_library, random_state_of
 from cvae_dist.estimator.generation import Floats
 from cvae_dist.estimator.inputs import GivenRows
 from cvae_dist.model.diagnosis import Diagnosis, diagnose
@@ -32,16 +31,18 @@ from cvae_dist.model.sampling import Interpolation, posterior_draws_of_block, po
 from cvae_dist.model.scoring import Score, log_likelihood
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Location
-from cvae_dist.training.history import HistoryRecord
+from cvae_dist.training.history import HistoryRecord, StoppedBecause
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Latents = NDArray[np.float32]
-RandomState = int | np.random.RandomState | None
+RandomState = int | np.random.RandomState | np.random.Generator | None
 
 _LOGGER = logging.getLogger(__name__)
-_RESTORED = ("model_", "history_", "item_shape_", "n_features_in_")
+_RESTORED = ("model_", "history_", "stopped_because_", "item_shape_", "n_features_in_")
 _DIAGNOSED_ROWS = 20_000
 _SCORE_DRAWS: dict[Score, int] = {"elbo": 8, "reconstruction": 8, "iwae": 100}
 
@@ -60,6 +61,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
     storage_options: Mapping[str, Any] | None
     model_: VAE
     history_: list[HistoryRecord]
+    stopped_because_: StoppedBecause
     item_shape_: tuple[int, ...]
     n_features_in_: int
     feature_names_in_: NDArray[Any]
@@ -130,9 +132,11 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         return (means, rows.map(partial(posterior_spread, model, **compute), latents)) if return_std else means
 
     def decode(self, z: ArrayLike, metric: Metric = "latent") -> Floats:
-        """Return the rows that latents stand for, (n, n_features), in the data's units.
+        """Return the items that latents stand for, (n, *item_shape_), in the data's units.
 
-        They are float32, or float64 where float32 cannot hold both offset and digits of a feature.
+        So a model of images gives images, and one of rows gives rows (n, n_features). They are float32, or float64
+        where float32 cannot hold both offset and digits of a feature. After ``set_output(transform="pandas")`` rows are
+        a DataFrame with the names of the features; so it is for every method that gives rows.
 
         Parameters
         ----------
@@ -145,8 +149,9 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         model.check_metric(metric)
         decode = partial(model.decode_rows, metric=metric)
         if lazy.is_labelled_or_lazy(z):
-            return cast(Floats, lazy.apply(z, decode, lazy.latents_of(model), lazy.rows_of(model)))
-        return cast(Floats, decode(checked_latents(z)))
+            items = lazy.items_of(model, self.item_shape_)
+            return cast(Floats, lazy.apply(z, decode, lazy.latents_of(model), items))
+        return self._items(cast(Floats, decode(checked_latents(z))), z)
 
     def sample(
         self,
@@ -156,7 +161,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         prior: Literal["normal"] | PriorName = "normal",
         random_state: RandomState = None,
     ) -> Floats:
-        """Return new rows, (n, n_features), in the data's units.
+        """Return new items, (n, *item_shape_), in the data's units; see :meth:`decode`.
 
         Parameters
         ----------
@@ -170,7 +175,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         prior : {"normal", "mixture", "flow"}
             N(0, I), or a prior fitted by :meth:`fit_prior`, which covers only where latents of rows lie. One that was
             not fitted yet is fitted on the constructor's ``X``.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             None: other rows at every call.
 
         Raises
@@ -185,7 +190,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         model = self._model()
         generation.check_draws(n, temperature)
         fitted = None if prior == "normal" else self._prior(prior)
-        return generation.sample(model, n, temperature, noise, fitted, check_random_state(random_state))
+        return self._items(generation.sample(model, n, temperature, noise, fitted, random_state_of(random_state)))
 
     def fit_prior(
         self, X: Any = None, prior: PriorName = "mixture", n_components: int = 10, random_state: RandomState = 0
@@ -200,7 +205,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             A mixture of Gaussians, or a neural spline flow, which takes seconds to fit and suits many rows.
         n_components : int
             Gaussians of the mixture; no more than rows.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             None: another prior at every call.
 
         Raises
@@ -217,7 +222,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         rows = self.X if X is None else X
         if rows is None:
             raise saved.ModelNotTrained(f"there are no rows to fit the prior {prior!r} on: call fit_prior(X) with some")
-        random = check_random_state(random_state)
+        random = random_state_of(random_state)
         fitted = generation.fit_prior(model, GivenRows(self, rows), prior, n_components, random)
         self.priors_ = {**getattr(self, "priors_", {}), prior: fitted}
         saved.keep_prior(self._place, prior, fitted, model)
@@ -232,24 +237,24 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             Rows as for :meth:`embed`; lazy ones give lazy draws, with the dimension ``draw``.
         k : int
             Draws for each row.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             The same int gives the same draws for the same rows in the same blocks.
         """
         model = self._model()
         generation.check_draws(k)
-        seed = int(check_random_state(random_state).randint(2**31))
+        seed = int(random_state_of(random_state).randint(2**31))
         draws = lazy.Variable("latent", {"draw": k, "latent": model.dim_latent}, np.float32)
         return GivenRows(self, X).map(partial(posterior_draws_of_block, model, k=k, seed=seed), draws)
 
     def interpolate(self, a: ArrayLike, b: ArrayLike, n: int = 10, kind: Interpolation = "linear") -> Floats:
-        """Return rows, (n, n_features), on the way from one row to another through the latent space.
+        """Return items, (n, *item_shape_), on the way from one to another through the latent space.
 
         Parameters
         ----------
         a, b : (n_features,) array, or an item of the shape trained on
-            The two rows.
+            The two items.
         n : int
-            Rows to return, the reconstructions of ``a`` and ``b`` included.
+            Items to return, the reconstructions of ``a`` and ``b`` included.
         kind : {"linear", "slerp"}
             The straight line between the latents, or the arc around the origin, which suits many latent dimensions.
 
@@ -258,7 +263,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         InvalidInput
             The rows do not fit the model, the kind is unknown, or n is below 2.
         """
-        return generation.interpolate(self._model(), a, b, n, kind)
+        return self._items(generation.interpolate(self._model(), a, b, n, kind))
 
     def score_samples(
         self, X: Any, kind: Score = "elbo", k: int | None = None, random_state: RandomState = 0
@@ -277,7 +282,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             figures are given; nothing is added.
         k : int, optional
             Draws of the latent. Default: 8, or 100 for ``iwae``.
-        random_state : int, RandomState or None
+        random_state : int, RandomState, Generator or None
             Seed of the draws. They are the same for all rows, so a row scores the same in any company. None: other
             draws at every call.
 
@@ -293,7 +298,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         count = _SCORE_DRAWS[kind] if k is None else k
         if not isinstance(count, Integral) or count < 1:
             raise InvalidInput(f"k={k!r}: a score needs at least 1 draw of the latent, and a whole number of them")
-        draws = list(standard_normal(count, model.dim_latent, check_random_state(random_state)))
+        draws = list(standard_normal(count, model.dim_latent, random_state_of(random_state)))
         scores = partial(log_likelihood, model, kind=kind, draws=draws)
         return GivenRows(self, X).map(scores, lazy.Variable("score", {}, np.float64))
 
@@ -312,6 +317,12 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         labels: Sequence[Any] | NDArray[Any] | None = None,
         categories: Sequence[str] | None = None,
         filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        size: float | None = None,
+        alpha: float | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw latents, coloured by labels; see :func:`cvae_dist.plot.scatter_latents`.
 
@@ -319,15 +330,34 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         ----------
         z : (n, dim_latent) array
             Dask arrays, DataArrays and Datasets are computed.
-        labels : (n,) numbers or strings, optional
-            They colour the points.
+        labels : (n,) numbers, strings, booleans, dates or durations, optional
+            They colour the points. Rows whose label is missing (None, NaN, NaT, NA or an empty string) are grey.
         categories : sequence of str, optional
             Names of the classes where the labels are indices.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: the number of rows and of latent dimensions.
+        size : float, optional
+            Area of a point in square points. Default: smaller for more rows.
+        alpha : float, optional
+            Opacity, above 0 and at most 1. Default: less for more rows; 1 beside a colour bar.
+        cmap : str or matplotlib Colormap, optional
+            Default: viridis; for classes colours that colour-blind readers can tell apart.
         """
         with lazy.computed(z, "latent") as latents:
-            figure = plot.scatter_latents(np.asarray(latents), labels, categories=categories)
+            figure = plot.scatter_latents(
+                np.asarray(latents),
+                labels,
+                categories=categories,
+                title=title,
+                size=size,
+                alpha=alpha,
+                cmap=cmap,
+                ax=ax,
+            )
         return self._written(figure, filename)
 
     def visualize_latent_grid(
@@ -338,6 +368,10 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         clip: tuple[float, float] | None = None,
         figsize: tuple[float, float] = (12.0, 12.0),
         filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw what the decoder makes of a grid of latents; see :func:`cvae_dist.plot.latent_grid`.
 
@@ -352,14 +386,20 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         clip : (float, float), optional
             Decoded values are clipped to this range.
         figsize : (float, float)
-            Inches.
+            Inches; those of a new figure.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: how the grid is spaced.
+        cmap : str or matplotlib Colormap, optional
+            Colours of images of one channel. Default: grey.
         """
         model = self._model()
         figure = plot.latent_grid(
             model.decode_rows, model.dim_latent, shape or pictures.tile_shape(self.item_shape_),
-            xy_range=xy_range, grid_size=grid_size, clip=clip, figsize=figsize,
+            xy_range=xy_range, grid_size=grid_size, clip=clip, figsize=figsize, title=title, cmap=cmap, ax=ax,
         )  # fmt: skip
         return self._written(figure, filename)
 
@@ -370,6 +410,10 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         n: int = 10,
         shape: Sequence[int] | None = None,
         filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw rows above their reconstructions: what is left of them after the way to the latents and back.
 
@@ -385,29 +429,53 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             Shape of one row, as for :meth:`visualize_latent_grid`.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: how many rows are shown, and their root mean square error.
+        cmap : str or matplotlib Colormap, optional
+            Colours of images of one channel. Default: grey.
         """
         model = self._model()
-        shape = shape or pictures.tile_shape(self.item_shape_)
-        return self._written(pictures.reconstructions(model, GivenRows(self, X), labels, n, shape), filename)
+        figure = pictures.reconstructions(
+            model, GivenRows(self, X), labels, n, shape or pictures.tile_shape(self.item_shape_),
+            title=title, cmap=cmap, ax=ax,
+        )  # fmt: skip
+        return self._written(figure, filename)
 
     def visualize_rows(
-        self, rows: ArrayLike, n_columns: int = 10, shape: Sequence[int] | None = None, filename: str | None = None
+        self,
+        rows: ArrayLike,
+        n_columns: int = 10,
+        shape: Sequence[int] | None = None,
+        filename: str | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str | None = None,
+        cmap: str | Colormap | None = None,
     ) -> Figure:
         """Draw rows as tiles, such as those of ``sample``, ``interpolate`` and ``decode``.
 
         Parameters
         ----------
-        rows : (n, n_features) array
+        rows : (n, n_features) array, or items (n, ...) such as images
         n_columns : int
             Tiles side by side.
         shape : sequence of int, optional
-            Shape of one row, as for :meth:`visualize_latent_grid`.
+            Shape of one row. Default: that of the items given; for flat rows as for :meth:`visualize_latent_grid`.
         filename : str, optional
             Also write the picture there.
+        ax : matplotlib Axes, optional
+            Axes to draw in; the figure returned is then theirs. Default: those of a new figure.
+        title : str, optional
+            Default: none.
+        cmap : str or matplotlib Colormap, optional
+            Colours of images of one channel. Default: grey.
         """
         self._model()
-        shape = shape or pictures.tile_shape(self.item_shape_)
-        return self._written(plot.row_tiles(np.asarray(rows), shape, n_columns=n_columns), filename)
+        flat, own_shape = pictures.flattened(np.asarray(rows), self.item_shape_)
+        figure = plot.row_tiles(flat, shape or own_shape, n_columns=n_columns, title=title, cmap=cmap, ax=ax)
+        return self._written(figure, filename)
 
     def diagnose(self, X: Any, filename: str | None = None) -> Diagnosis:
         """Say what the model makes of rows: active units, KL per dimension, rate and distortion, reconstruction.
@@ -421,7 +489,8 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         filename : str, optional
             Also draw KL per dimension and explained variance per feature, and write the picture there.
         """
-        figures = diagnose(self._model(), GivenRows(self, X).some(_DIAGNOSED_ROWS))
+        names = getattr(self, "feature_names_in_", None)
+        figures = diagnose(self._model(), GivenRows(self, X).some(_DIAGNOSED_ROWS), names)
         if filename is not None:
             self._written(pictures.diagnosis(figures), filename)
         return figures
@@ -453,6 +522,14 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         if filename is not None:
             plot.write_figure(figure, filename, self.storage_options)
         return figure
+
+    def _items(self, rows: Floats, z: Any = None) -> Floats:
+        """Return decoded rows as items of the shape trained on, or as a DataFrame where ``set_output`` asks for one."""
+        library = output_library(self)
+        if library == "default":
+            return rows.reshape(len(rows), *self.item_shape_)
+        names = getattr(self, "feature_names_in_", [f"x{number}" for number in range(rows.shape[1])])
+        return cast(Floats, as_frame(rows, names, library, getattr(z, "index", None)))
 
     def _prior(self, name: PriorName) -> Prior:
         """Return a fitted prior: this object's, the one beside the model, or one fitted now."""

@@ -75,9 +75,16 @@ class GivenRows:
         if lazy.is_labelled_or_lazy(self.X):
             return cast("NDArray[Any]", lazy.apply(self.X, function, lazy.rows_of(self.estimator.model_), gives))
         if not is_place(self.X):
-            return function(self._checked(self.X, may_hold_nan=refuses_nan))
+            return self._map_array(function, refuses_nan)
         with self._store() as store:
             return np.concatenate([function(block) for block in _blocks(store)])
+
+    def _map_array(self, function: lazy.RowFunction, refuses_nan: bool) -> NDArray[Any]:
+        try:
+            return function(self._checked(self.X, may_hold_nan=refuses_nan))
+        except InvalidInput:
+            checked_rows(self.estimator, self.X, reset=False)  # which names the columns that are not finite
+            raise
 
     def some(self, most: int) -> NDArray[Any]:
         """Return the rows, but no more than ``most``, chosen by their numbers."""

@@ -37,6 +37,12 @@ class Variable:
         return math.prod(self.dims.values())
 
 
+def items_of(vae: VAE, item_shape: tuple[int, ...]) -> Variable:
+    """Describe the items that a model's rows stand for."""
+    names = ["feature"] if len(item_shape) == 1 else [f"feature_{axis}" for axis in range(len(item_shape))]
+    return Variable("x", dict(zip(names, item_shape, strict=True)), vae.scaling.restored_dtype)
+
+
 def rows_of(vae: VAE) -> Variable:
     """Describe the rows of a model."""
     return Variable("x", {"feature": vae.n_features}, vae.scaling.restored_dtype)
@@ -67,7 +73,7 @@ def apply(X: Any, function: RowFunction, takes: Variable, gives: Variable) -> An
     """
     if hasattr(X, "data_vars"):
         return apply(X[_variable(X, takes.name)], function, takes, gives).to_dataset(name=gives.name)
-    block = partial(_of_block, function=function, width=takes.width)
+    block = partial(_of_block, function=function, width=takes.width, gives=tuple(gives.dims.values()))
     if hasattr(X, "dims"):
         return _of_labelled(X, block, takes.width, gives)
     _check(X.shape, X.dtype, takes.width)
@@ -114,9 +120,9 @@ def computed(X: Any, name: str = "x") -> Iterator[Any]:
         yield rows
 
 
-def _of_block(items: NDArray[Any], function: RowFunction, width: int) -> NDArray[Any]:
+def _of_block(items: NDArray[Any], function: RowFunction, width: int, gives: tuple[int, ...]) -> NDArray[Any]:
     """Return ``function`` of one block of items, as a Dask worker does; the model travels inside it."""
-    return function(checked_block(items, width))
+    return function(checked_block(items, width)).reshape(len(items), *gives)
 
 
 def _of_labelled(X: Any, block: RowFunction, width: int, gives: Variable) -> Any:

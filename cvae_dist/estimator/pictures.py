@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,25 @@ def tile_shape(item_shape: tuple[int, ...]) -> tuple[int, ...]:
     return _REFERENCE_SHAPE if item_shape == (784,) else item_shape
 
 
+def flattened(items: NDArray[Any], item_shape: tuple[int, ...]) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """Return items (n, ...) as rows (n, n_features), and the shape to draw one in; that of flat rows is the model's."""
+    if items.ndim <= 2:
+        return items, tile_shape(item_shape)
+    return items.reshape(len(items), math.prod(items.shape[1:])), items.shape[1:]
+
+
 def reconstructions(
-    model: VAE, rows: GivenRows, labels: Sequence[Any] | NDArray[Any] | None, n: int, shape: Sequence[int]
+    model: VAE,
+    rows: GivenRows,
+    labels: Sequence[Any] | NDArray[Any] | None,
+    n: int,
+    shape: Sequence[int],
+    **look: Any,
 ) -> Figure:
-    """Draw ``n`` evenly spread rows above their reconstructions, each pair with its label or its number."""
+    """Draw ``n`` evenly spread rows above their reconstructions, each pair with its label or its number.
+
+    ``look`` is title, cmap and ax of :func:`cvae_dist.plot.compare_rows`.
+    """
     originals, numbers, total = rows.chosen(lambda total: _evenly(total, n))
     names = np.arange(total) if labels is None else np.asarray(labels)
     if names.shape != (total,):
@@ -41,6 +57,8 @@ def reconstructions(
         shape,
         names=[str(name) for name in names[numbers]],
         names_are="row" if labels is None else "label",
+        total=total,
+        **look,
     )
 
 

@@ -23,6 +23,17 @@ _WITHOUT_EFFECT = {
     "lr_scheduling_factor": _SCHEDULE,
     "lr_scheduling_min": _SCHEDULE,
 }
+_THREADS = "the CPU computes, on as many threads as torch.set_num_threads(n) or OMP_NUM_THREADS allows"
+_MEANT = {
+    **dict.fromkeys(("n_components", "n_latent", "latent_dim", "z_dim"), "did you mean 'dim_latent'?"),
+    **dict.fromkeys(("epochs", "n_epochs", "max_epochs", "max_iter", "n_iter"), "did you mean 'num_steps'?"),
+    **dict.fromkeys(("hidden_dims", "hidden_layer_sizes", "layers"), "did you mean 'cells_encoder'?"),
+    **dict.fromkeys(("lr", "learning_rate_init"), "did you mean 'learning_rate'?"),
+    **dict.fromkeys(("seed", "random_seed"), "did you mean 'random_state'?"),
+    "beta": "did you mean 'kl_weight'?",
+    "device": f"no GPU is used; {_THREADS}",
+    "n_jobs": f"{_THREADS}; `cvae-dist embed --workers N` embeds a store in N processes",
+}
 
 
 class UnknownArgument(InvalidInput, TypeError):
@@ -40,9 +51,8 @@ def refusing_unknown(function: Callable[P, T]) -> Callable[P, T]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         unknown = [name for name in kwargs if name not in known]
         if unknown:
-            raise UnknownArgument(
-                "\n".join(f"unknown argument {name!r}: {suggestion(name, known)}" for name in unknown)
-            )
+            hints = {name: _MEANT.get(name) or suggestion(name, known) for name in unknown}
+            raise UnknownArgument("\n".join(f"unknown argument {name!r}: {hint}" for name, hint in hints.items()))
         return function(*args, **kwargs)
 
     return checked

@@ -25,10 +25,12 @@ class ModelNotTrained(NotFitted, NotFittedError):  # type: ignore[misc]
 def restored(place: Location) -> dict[str, Any]:
     """Return the fitted attributes of the estimator that was trained into ``place``."""
     model = load_model(place)
-    item_shape = read_description(place)["lineage"].get("item_shape") or (model.n_features,)
+    lineage = read_description(place)["lineage"]
+    item_shape = lineage.get("item_shape") or (model.n_features,)
     attributes = {
         "model_": model,
         "history_": History.read(place / HISTORY).records,
+        "stopped_because_": lineage["figures"]["stopped_because"],
         "item_shape_": tuple(item_shape),
         "n_features_in_": model.n_features,
     }

@@ -1,5 +1,6 @@
 """What a trained model makes of rows: which latent dimensions it uses, at what rate, and what it reconstructs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,8 @@ class Diagnosis:
         Mean squared error of the reconstruction, in squared units of the data.
     explained : (n_features,) float64 array
         Share of a feature's variance that the reconstruction explains; NaN for a feature that does not vary.
+    feature_names : sequence of str, optional
+        Names of the features, where they have some.
     """
 
     n_rows: int
@@ -44,6 +47,7 @@ class Diagnosis:
     distortion: float
     squared_error: Vector
     explained: Vector
+    feature_names: Sequence[str] | None = None
 
     @property
     def active_units(self) -> int:
@@ -62,7 +66,8 @@ class Diagnosis:
         ]
         if varying.size:
             worst = varying[np.argsort(self.explained[varying])[:_WORST]]
-            named = ", ".join(f"{index} ({_share(self.explained[index])})" for index in worst)
+            names = range(len(self.explained)) if self.feature_names is None else self.feature_names
+            named = ", ".join(f"{names[index]} ({_share(self.explained[index])})" for index in worst)
             lines.append(f"explained        {np.median(self.explained[varying]):.0%} of a feature's variance (median)")
             lines.append(f"worst features   {named}")
         return "\n".join(lines)
@@ -73,7 +78,7 @@ def _share(explained: float) -> str:
     return f"{explained:.0%}" if explained >= -1 else "below -100%"
 
 
-def diagnose(vae: VAE, rows: Rows) -> Diagnosis:
+def diagnose(vae: VAE, rows: Rows, feature_names: Sequence[str] | None = None) -> Diagnosis:
     """Return the figures of a model on rows (n, n_features) in data units; n >= 1."""
     mean, logvar = (moment.astype(np.float64) for moment in sampling.posterior_moments(vae, rows))
     random = np.random.RandomState(0)
@@ -91,6 +96,7 @@ def diagnose(vae: VAE, rows: Rows) -> Diagnosis:
         distortion=reconstruction + vae.likelihood.log_volume,
         squared_error=squared_error,
         explained=explained,
+        feature_names=feature_names,
     )
 
 

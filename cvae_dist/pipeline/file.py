@@ -1,6 +1,6 @@
 """A pipeline file: a list of stages, each a verb and its arguments, and the settings that all stages share.
 
-Arguments are named as in the Python functions::
+Arguments are named as in the Python functions, or spelled as the flags are (``dim-latent``)::
 
     workers: 4
     stages:
@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from cvae_dist.config import TrainConfig, invalid_settings
-from cvae_dist.errors import InvalidPipeline, SourceNotFound, suggestion
+from cvae_dist.config import TrainConfig, invalid_settings, named_as_arguments
+from cvae_dist.errors import InvalidInput, InvalidPipeline, SourceNotFound, suggestion
 from cvae_dist.store import Location
 from cvae_dist.verbs import VERBS, Verb
 
@@ -82,7 +82,7 @@ def read_pipeline(
     InvalidPipeline
         The file names an unknown stage or argument, or a value that cannot be.
     """
-    content = _read_yaml(os.fspath(pipeline), storage_options)
+    content = _by_argument(_read_yaml(os.fspath(pipeline), storage_options), os.fspath(pipeline))
     entries = content.pop("stages", None)
     if not isinstance(entries, list) or not entries:
         raise InvalidPipeline(
@@ -118,16 +118,24 @@ def _read_stage(entry: object, where: str) -> Stage:
         raise InvalidPipeline(f"{where}: unknown verb {name!r}, nothing was run; {suggestion(str(name), VERBS)}")
     if not isinstance(arguments, dict):
         raise InvalidPipeline(f"{where} ({name}): the arguments must be a mapping, but are {arguments!r:.120}.")
-    checked = _check(_arguments_model(name), arguments, f"{where} ({name})")
+    where = f"{where} ({name})"
+    checked = _check(_arguments_model(name), _by_argument(arguments, where), where)
     return Stage(name, {argument: getattr(checked, argument) for argument in checked.model_fields_set})
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def _by_argument(options: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    try:
+        return named_as_arguments(options)
+    except InvalidInput as error:
+        raise InvalidPipeline(f"{where}, nothing was run: {error}") from None
+
+
 def _check(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
     try:
-        return model(**{str(name): value for name, value in values.items()})
+        return model(**values)
     except ValidationError as error:
         raise InvalidPipeline(f"{where}, nothing was run: {invalid_settings(error, model)}") from None
 

@@ -81,12 +81,24 @@ def run(
     started = time.monotonic()
     with resolve_client(scheduler=plan.shared.scheduler, workers=plan.shared.workers) as client:
         given = {"client": client, "on_event": on_event, "storage_options": plan.shared.storage_options}
-        results = tuple(_perform(stage, given) for stage in plan.stages)
+        results = tuple(
+            _perform(stage, f"{pipeline}, stage {i} ({stage.name} {stage.output})", given)
+            for i, stage in enumerate(plan.stages, 1)
+        )
     quality = _quality(plan)
     return PipelineResult(results, time.monotonic() - started, quality)
 
 
-def _perform(stage: Stage, given: Mapping[str, Any]) -> StageResult:
+def _perform(stage: Stage, where: str, given: Mapping[str, Any]) -> StageResult:
+    """Perform one stage. Its error keeps its kind and its text, and carries as a note where it happened."""
+    try:
+        return _outcome(stage, given)
+    except Exception as error:
+        error.add_note(where)
+        raise
+
+
+def _outcome(stage: Stage, given: Mapping[str, Any]) -> StageResult:
     started = time.monotonic()
     if _is_drawn(stage, given["storage_options"]):
         given["on_event"](Event(stage.name, "done", unit="pictures", message="nothing to do"))

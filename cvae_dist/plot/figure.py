@@ -16,6 +16,8 @@ from cvae_dist.store import Location
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.floating[Any]]
@@ -37,6 +39,48 @@ def blank_figure(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches."""
     figure: Figure = required("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     return figure
+
+
+def axes_for(ax: Axes | None, width: float, height: float) -> Axes:
+    """Return the axes to draw in: those given, or the only ones of a new figure of a size in inches.
+
+    Raises
+    ------
+    InvalidInput
+        What is given is something else, such as an array of axes.
+    """
+    if ax is None:
+        return blank_figure(width, height).add_subplot()
+    if not isinstance(ax, required("matplotlib.axes").Axes):
+        raise InvalidInput(
+            f"ax is of type {type(ax).__name__}, in which nothing can be drawn: "
+            "give one matplotlib Axes, such as that of `figure, ax = plt.subplots()`"
+        )
+    given: Axes = ax  # isinstance took its type
+    return given
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Return the whole figure of axes, also where they belong to a part of it."""
+    return axes.figure.figure
+
+
+def colour_map(cmap: str | Colormap | None, default: str) -> Colormap:
+    """Return a colour map of matplotlib, by its name where it has one.
+
+    Raises
+    ------
+    InvalidInput
+        There is none of this name.
+    """
+    try:
+        found: Colormap = required("matplotlib").colormaps.get_cmap(default if cmap is None else cmap)
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f"cmap={cmap!r} is no colour map, so nothing was drawn: give a name that matplotlib knows, "
+            "such as 'viridis' or 'cividis'"
+        ) from None
+    return found
 
 
 def write_figure(

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.plot.figure import Floats, blank_figure
+from cvae_dist.plot.figure import Floats, axes_for, figure_of
 from cvae_dist.plot.tiles import draw_tiles, grey_limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Decode = Callable[[Floats], NDArray[Any]]
@@ -33,6 +34,8 @@ def latent_grid(
     clip: tuple[float, float] | None = None,
     figsize: tuple[float, float] = (9.0, 8.0),
     title: str | None = None,
+    cmap: str | Colormap | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw what the decoder makes of a regular grid in the latent space.
 
@@ -55,9 +58,13 @@ def latent_grid(
     clip : (float, float), optional
         Values are clipped to this range, which also becomes the range of grey.
     figsize : (float, float)
-        Inches.
+        Inches; those of a new figure.
     title : str, optional
         Default: how the grid is spaced.
+    cmap : str or Colormap, optional
+        Colours of images of one channel. Default: grey.
+    ax : Axes, optional
+        Axes to draw in, by default those of a new figure.
 
     Raises
     ------
@@ -74,17 +81,16 @@ def latent_grid(
     codes = _grid_codes(values, dim_latent, varied)
     tiles = np.asarray(decode(codes.reshape(-1, dim_latent)), dtype=np.float32).reshape(*codes.shape[:2], -1)
     low, high = clip or grey_limits(tiles)
-    figure = blank_figure(*(figsize if dim_latent > 1 else (figsize[0], 2.4)))
-    axes = figure.add_subplot()
-    mappable = draw_tiles(axes, tiles if clip is None else np.clip(tiles, low, high), item_shape, (low, high))
+    axes = axes_for(ax, *(figsize if dim_latent > 1 else (figsize[0], 2.4)))
+    mappable = draw_tiles(axes, tiles if clip is None else np.clip(tiles, low, high), item_shape, (low, high), cmap)
     _label_grid(axes, values, varied)
     spacing = "at the normal quantiles of the prior" if xy_range is None else "from {:g} to {:g}".format(*xy_range)
     rest = ", the other coordinates 0" if dim_latent > 2 else ""
-    axes.set_title(title or f"Decoded latents {spacing}{rest}")
+    axes.set_title(f"Decoded latents {spacing}{rest}" if title is None else title)
     if mappable is not None:
         extend = _overshoot(tiles, low, high) if clip is None else "neither"
-        figure.colorbar(mappable, ax=axes, label="decoded value", extend=extend, shrink=0.6, aspect=30)
-    return figure
+        axes.figure.colorbar(mappable, ax=axes, label="decoded value", extend=extend, shrink=0.6, aspect=30)
+    return figure_of(axes)
 
 
 def _grid_values(xy_range: tuple[float, float] | None, grid_size: int) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.plot.figure import Floats, blank_figure
-from cvae_dist.plot.palette import PALETTE
+from cvae_dist.plot.palette import INK, OTHER_COLOUR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ class Panel:
     series: Mapping[str, tuple[str, str]]
 
 
-TRAINING, VALIDATION = ("training batches", "#9fb3d1"), ("validation, averaged weights", PALETTE[0])
+TRAINING, VALIDATION = ("training batches", OTHER_COLOUR), ("validation, averaged weights", INK)
 PANELS = (
     Panel("-ELBO (nats per row)", {"loss": TRAINING, "validation_loss": VALIDATION}),
     Panel("reconstruction", {"reconstruction": TRAINING, "validation_reconstruction": VALIDATION}),
@@ -52,7 +52,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], *, title: str | None = Non
     for axes, panel in zip(stack, panels, strict=True):
         _draw_panel(axes, history, panel)
     stack[-1].set_xlabel("training step")
-    figure.suptitle(title or _best_loss(history))
+    figure.suptitle(_best_loss(history) if title is None else title)
     return figure
 
 

@@ -1,30 +1,36 @@
-"""The colours of all pictures."""
+"""The colours of all pictures.
 
-# Found by farthest-point search over sRGB in Oklab (Ottosson 2020), as seen normally and through the simulations of
-# deuteranopia and protanopia of Machado et al. (2009). Each colour is as far as possible from those before it. To the
-# colour-blind the two nearest of all 20 are further apart than the two nearest of matplotlib's tab10.
+The classes' colours were found by a search over sRGB for the largest distance between the two nearest of them, in Oklab
+(Ottosson, "A perceptual color space for image processing", 2020), as seen normally and through the simulations of
+deuteranopia, protanopia and tritanopia of Machado, Oliveira and Fernandes ("A Physiologically-based Model for
+Simulation of Color Vision Deficiency", 2009, severity 1). To every sight the two nearest of the first 10 are at least
+0.14 apart, and of all 20 at least 0.07. None is nearer than 0.06 to white or to a grey of this module, nor darker or
+paler than a point on white may be.
+"""
+
 PALETTE = (
-    "#a53c00",
-    "#0000ff",
-    "#00ff00",
-    "#87d2ff",
-    "#780096",
-    "#006969",
-    "#a5a51e",
-    "#ff1eb4",
-    "#ffa5a5",
-    "#7878ff",
-    "#d278e1",
-    "#00a569",
-    "#4b00c3",
-    "#4b3c69",
-    "#00f0e1",
-    "#87e169",
-    "#6987b4",
-    "#87003c",
-    "#d20fe1",
-    "#ff5a69",
+    "#5a4bf0",
+    "#e15a0f",
+    "#4bc3a5",
+    "#a50000",
+    "#ffd22d",
+    "#690f5a",
+    "#b487ff",
+    "#965a96",
+    "#2d00b4",
+    "#4bf0ff",
+    "#a5e196",
+    "#c3b41e",
+    "#872d69",
+    "#7878d2",
+    "#b45a5a",
+    "#5a4ba5",
+    "#e18769",
+    "#005a2d",
+    "#f096e1",
+    "#5a0f87",
 )
-INK = "#2f5597"
-OTHER_COLOUR = "#b0b0b0"
+INK = PALETTE[0]  # what has no class
+OTHER_COLOUR = "#909090"  # classes that were put together, and what is not in the foreground
+NO_LABEL_COLOUR = "#d4d4d4"
 CONTINUOUS = "viridis"

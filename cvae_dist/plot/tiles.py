@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.plot.figure import Floats, required
+from cvae_dist.plot.figure import Floats, colour_map, required
 from cvae_dist.plot.palette import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Colormap
 
 
 def as_images(rows: Floats, item_shape: Sequence[int]) -> Floats | None:
@@ -42,9 +43,17 @@ def grey_limits(tiles: Floats) -> tuple[float, float]:
 
 
 def draw_tiles(
-    axes: Axes, tiles: Floats, item_shape: Sequence[int], limits: tuple[float, float]
+    axes: Axes,
+    tiles: Floats,
+    item_shape: Sequence[int],
+    limits: tuple[float, float],
+    cmap: str | Colormap | None = None,
 ) -> ScalarMappable | None:
-    """Draw rows (r, c, n_features) in unit cells from the upper left; return what a colour bar shows, if any."""
+    """Draw rows (r, c, n_features) in unit cells from the upper left; return what a colour bar shows, if any.
+
+    ``cmap`` colours images of one channel; the others have colours, and lines have one.
+    """
+    colour_scale = colour_map(cmap, "gray")
     low, high = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1.0)
     images = as_images(tiles, item_shape)
     axes.tick_params(length=0)
@@ -55,7 +64,7 @@ def draw_tiles(
     extent = (0, tiles.shape[1], tiles.shape[0], 0)
     grey = images.ndim == 4
     colours = canvas if grey else np.clip((canvas - low) / (high - low), 0, 1)
-    shown = axes.imshow(colours, extent=extent, aspect="auto", cmap="gray", vmin=low, vmax=high)
+    shown = axes.imshow(colours, extent=extent, aspect="auto", cmap=colour_scale, vmin=low, vmax=high)
     axes.set_aspect(images.shape[2] / images.shape[3])
     _draw_borders(axes, tiles.shape[0], tiles.shape[1], "0.4")
     return shown if grey else None

@@ -1,4 +1,4 @@
-"""Trees of ``.npy`` files: one item per file, or many rows per file."""
+"""Trees of ``.npy`` files, and single ones: one item per file, or many rows per file."""
 
 import io
 import os
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput, SourceNotFound
+from cvae_dist.sources.convert import how_to_convert
 from cvae_dist.sources.npy_header import Header, read_header
 from cvae_dist.sources.pieces import Integers, Pieces
 from cvae_dist.sources.source import Listing, RowsPerFile, Schema
@@ -21,12 +22,12 @@ _NAMED = 5  # bad files named in one message
 
 @dataclass(frozen=True)
 class NpyTree:
-    """A directory tree of ``.npy`` files of one item shape and dtype.
+    """A directory tree of ``.npy`` files of one item shape and dtype, or one such file.
 
     Attributes
     ----------
     root : Location
-        A local directory; walked recursively, hidden names left out.
+        A local directory, which is walked recursively, hidden names left out; or a file.
     rows_per_file : {"auto", "one", "many"}
         ``one``: each file is one item of any shape. ``many``: the first axis of each file counts items.
         ``auto``: a file with one axis is one vector, others hold many.
@@ -37,7 +38,7 @@ class NpyTree:
 
     @property
     def url(self) -> str:
-        """Path of the directory."""
+        """Path of the directory or file."""
         return str(self.root)
 
     def list(self) -> Listing:
@@ -46,16 +47,15 @@ class NpyTree:
         Raises
         ------
         SourceNotFound
-            No such directory, or no ``.npy`` file in it.
+            No such directory or file, or no ``.npy`` file in it.
         InvalidInput
-            A file that is no array of numbers, is truncated, or differs from the first in shape or dtype.
+            A file that is no array of numbers, is truncated, or differs from the first in shape or dtype; or the data
+            are of another format.
         """
-        found = sorted(_walk(_local_directory(self.root)))
-        if not found:
-            raise SourceNotFound(f"there is no .npy file below {self.root}. Nothing was written; mend the path")
+        directory, found = _found(self.root)
         paths, sizes, times = (list(column) for column in zip(*found, strict=True))
-        files = self._files(paths[0])
-        _require_text(self.root.path, paths)
+        files = self._files(directory, paths[0])
+        _require_text(directory, paths)
         if files.schema.one_per_file:
             expected = files.model.size
             files.headers([path for path, size in zip(paths, sizes, strict=True) if size != expected])
@@ -67,19 +67,19 @@ class NpyTree:
         pieces = Pieces(names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64))
         return Listing(files.schema, pieces, files.read, self._note(files, rows))
 
-    def _files(self, first: str) -> "NpyFiles":
+    def _files(self, directory: str, first: str) -> "NpyFiles":
         """Return what reads the files, all of which have to be like the first one."""
         try:
-            header = read_header(os.path.join(self.root.path, first))
+            header = read_header(os.path.join(directory, first))
         except InvalidInput as error:
             raise InvalidInput(f"{error}. {_KEPT}") from None
         one = self.rows_per_file == "one" or (self.rows_per_file == "auto" and len(header.shape) == 1)
         item_shape = header.shape if one else header.shape[1:] or (1,)
         if 0 in item_shape:
             raise InvalidInput(
-                f"{self.root}/{first} has shape {header.shape}: items without values cannot be used. {_KEPT}"
+                f"{directory}/{first} has shape {header.shape}: items without values cannot be used. {_KEPT}"
             )
-        return NpyFiles(self.root.path, Schema(item_shape, header.dtype.newbyteorder("="), one), header, first)
+        return NpyFiles(directory, Schema(item_shape, header.dtype.newbyteorder("="), one), header, first)
 
     def _note(self, files: "NpyFiles", rows: Integers) -> str:
         """Say what the shapes were taken to mean: a tree of images looks like a tree of matrices."""
@@ -88,7 +88,7 @@ class NpyTree:
             return ""
         return (
             f"each of {len(rows):,} files of shape {files.model.shape} is read as {int(rows[0]):,} rows; "
-            "if each is one item, say --rows-per-file one"
+            "if each is one item, say --rows-per-file one --overwrite"
         )
 
 
@@ -198,16 +198,24 @@ _KEPT = (
 )
 
 
-def _local_directory(root: Location) -> str:
+def _found(root: Location) -> tuple[str, list[tuple[str, int, int]]]:
+    """Return a directory, and path, size and modification time of every ``.npy`` file below it that ``root`` means."""
     if not root.is_local:
         raise InvalidInput(f"{root} is not a local directory; trees of .npy files are read from a mounted file system")
-    if os.path.isfile(root.path):
-        raise InvalidInput(
-            f"{root} is a file, but a source is a directory of .npy files. Nothing was written; name its directory"
-        )
-    if not os.path.isdir(root.path):
-        raise SourceNotFound(f"there is no directory {root}. Nothing was written; mend the path")
-    return root.path
+    if os.path.isdir(root.path):
+        found = sorted(_walk(root.path))
+        if not found:
+            raise SourceNotFound(
+                f"there is no .npy file below {root}. Nothing was written; {how_to_convert(root.path)}"
+            )
+        return root.path, found
+    if not os.path.isfile(root.path):
+        raise SourceNotFound(f"there is no directory or file {root}. Nothing was written; mend the path")
+    if not root.path.endswith(".npy"):
+        raise InvalidInput(f"{root} is no .npy file. Nothing was written; {how_to_convert(root.path)}")
+    directory, name = os.path.split(root.path)
+    status = os.stat(root.path)
+    return directory, [(name, status.st_size, status.st_mtime_ns)]
 
 
 def _walk(root: str, prefix: str = "", above: tuple[str, ...] = ()) -> list[tuple[str, int, int]]:

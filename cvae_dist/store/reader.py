@@ -138,8 +138,8 @@ class RowReader:
         direct = array.location.is_local and not array.compressed
         self.block_rows_hint = 1 if direct else array.rows_per_chunk
         self._array = array
-        shards = _LocalShards(array) if array.location.is_local else _RemoteShards(array)
-        self._fill = _DirectRows(array, shards).fill if direct else _ChunkRows(array, shards).fill
+        self._shards = _LocalShards(array) if array.location.is_local else _RemoteShards(array)
+        self._fill = _DirectRows(array, self._shards).fill if direct else _ChunkRows(array, self._shards).fill
 
     def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``, one after the other, in the given order.
@@ -159,7 +159,11 @@ class RowReader:
         """
         _check_request(self, out, starts, counts)
         if out.size:
-            self._fill(_Extents.of(starts, counts, self._array.rows_per_chunk), out.data.cast("B"), verify)
+            try:
+                self._fill(_Extents.of(starts, counts, self._array.rows_per_chunk), out.data.cast("B"), verify)
+            except (Corrupt, StorageFailed):
+                self._shards.close()  # a shard that is then put back is another file
+                raise
 
     def read(self, start: int, stop: int) -> Block:
         """Return rows ``start:stop`` in a new array, checked against CRC32C; see :meth:`read_into`."""
@@ -235,6 +239,11 @@ class _OpenShards(ABC):
             while len(self._shards) > _OPEN_SHARDS:
                 self._shards.popitem(last=False)
         return found
+
+    def close(self) -> None:
+        """Let go of all shards."""
+        with self._lock:
+            self._shards.clear()
 
     @abstractmethod
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
@@ -512,7 +521,7 @@ def _matches(checksum: bytes | memoryview, *parts: bytes | memoryview) -> bool:
 
 def _corrupt(location: Location, what: str) -> str:
     return (
-        f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify` names every bad shard. "
+        f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify STORE` names every bad shard. "
         "Put them back from a copy, or make the store anew with --overwrite"
     )
 

@@ -20,6 +20,7 @@ from cvae_dist.store.urls import Location, StorageOptions
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
 _MARKER = "zarr.json"
 _PIECES_PER_CHUNK = 4096
+_MAKERS = {"rows": "cvae-dist ingest SOURCE STORE", "latents": "cvae-dist embed STORE MODEL LATENTS"}  # by kind
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ class RowStore:
     def require_kind(self, kind: str) -> None:
         """Refuse a store of another kind, which could have rows of the same width by chance."""
         if self.kind != kind:
-            raise InvalidInput(f"{self.location} holds {self.kind}, but {kind} are needed; give another store")
+            raise InvalidInput(
+                f"{self.location} holds {self.kind}, but {kind} are needed; give a store that `{_MAKERS[kind]}` wrote"
+            )
 
     @property
     def url(self) -> str:
@@ -203,7 +206,8 @@ class RowStore:
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise Corrupt(
                 f"{self.location}/{name}, {start} to {stop}: {error}. They cannot be trusted; "
-                f"`cvae-dist verify {self.location}` names the shards"
+                f"`cvae-dist verify {self.location}` names the shards. Put them back from a copy, or make the store "
+                "anew with --overwrite"
             ) from error
 
     def _require_objects(self, array: "zarr.Array[Any]", name: str, start: int, stop: int) -> None:

@@ -50,11 +50,12 @@ class Location:
         protocol = text.partition("://")[0]
         try:
             filesystem, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
-        except ImportError as error:
+        except (ImportError, ValueError, TypeError) as error:
             extra = _EXTRAS.get(protocol)
-            remedy = f"pip install 'cvae-dist[{extra}]'" if extra else f"install what fsspec names: {error}"
-            raise MissingExtra(f"{text} needs a package that is not installed; {remedy}") from error
-        except (ValueError, TypeError) as error:
+            # of some protocols, such as abfss, fsspec hears only from the package that is missing
+            if isinstance(error, ImportError) or (extra and protocol not in fsspec.available_protocols()):
+                remedy = f"pip install 'cvae-dist[{extra}]'" if extra else f"install what fsspec names: {error}"
+                raise MissingExtra(f"{text} needs a package that is not installed; {remedy}") from error
             raise InvalidInput(f"{text} cannot be opened ({error}). Mend the URL or the storage options") from error
         return cls(filesystem, path.rstrip("/") or path)
 

@@ -1,7 +1,6 @@
 """The course of a training: ``history.jsonl``, TensorBoard scalars, and the figures of its end."""
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from cvae_dist.store.urls import Location
 
 HistoryRecord = dict[str, float | int]
 StoppedBecause = Literal["finished", "no improvement", "interrupted", "diverged"]
-
-_LOGGER = logging.getLogger(__name__)
 
 _NOT_PLOTTED = frozenset({"step", "epoch", "time"})
 
@@ -87,12 +84,20 @@ class History:
 
 
 class Scalars:
-    """TensorBoard scalars below ``logs``; none without a local directory or TensorBoard."""
+    """TensorBoard scalars below ``logs``; none without a local directory. ``notes`` say it where TensorBoard lacks."""
 
     def __init__(self, logs: Location | None, first_step: int) -> None:
+        self.notes: tuple[str, ...] = ()
         self._writer: Any = None
-        if logs is not None and logs.is_local:
-            self._writer = _writer(logs.path, first_step)
+        if logs is None or not logs.is_local:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
+
+            self._writer = SummaryWriter(logs.path, purge_step=first_step)
+        except ImportError:
+            remedy = "pip install 'cvae-dist[tensorboard]'"
+            self.notes = (f"no TensorBoard logs are written, as it is not installed: {remedy}",)
 
     def add(self, record: Mapping[str, float | int]) -> None:
         """Write the figures of a record at its step."""
@@ -106,12 +111,3 @@ class Scalars:
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-def _writer(folder: str, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
-    except ImportError:
-        _LOGGER.info("no TensorBoard scalars are written: pip install 'cvae-dist[tensorboard]'")
-        return None
-    return SummaryWriter(folder, purge_step=first_step)

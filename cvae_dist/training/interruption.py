@@ -5,22 +5,21 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Interruption:
-    """While entered, SIGINT and SIGTERM set :attr:`requested`; a second SIGINT interrupts at once.
+    """While entered, SIGINT sets :attr:`requested`, and so does SIGTERM if asked; a second SIGINT interrupts at once.
 
     Handlers can only be set in the main thread; elsewhere signals are left to whoever handles them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sigterm: bool) -> None:
         self.requested = False
+        self._signals = (signal.SIGINT, signal.SIGTERM) if sigterm else (signal.SIGINT,)
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._request) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,5 @@
 """One run of a training: when to step, validate, checkpoint and stop, and what it tells."""
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -33,9 +32,11 @@ _SLOWER = "with a tenth of the learning rate"
 _ENDINGS: dict[StoppedBecause, str] = {
     "finished": "trained {step} steps",
     "no improvement": "trained {step} steps: validation has stopped improving; the weights of step {good} are kept",
-    "interrupted": "interrupted after step {step}, which is saved; the same command goes on from there",
+    "interrupted": "interrupted after step {step}, {kept}",
     "diverged": "stopped at step {step}: the training diverges",
 }
+_SAVED = "which is saved; the same command goes on from there"
+_UNSAVED = "and the best weights so far are the model"
 
 
 class Trained(NamedTuple):
@@ -56,8 +57,8 @@ def run(
 ) -> Trained:
     """Train to the end, or to an interruption, into the model directory ``place``.
 
-    Without it nothing is written, and signals are left alone. The training goes on from ``state``, a checkpoint, or
-    else from ``earlier``, a finished training.
+    Without it nothing is written, and SIGTERM is left alone. The training goes on from ``state``, a checkpoint, or
+    else from ``earlier``, a finished training. An interrupted one gives the best weights so far as its model.
 
     Raises
     ------
@@ -71,7 +72,7 @@ def run(
     history = History(place / HISTORY if place else None, recorded)
     history.write()
     checkpoints = Checkpoints(place / CHECKPOINTS) if place else None
-    with torch_threads(_threads(vae, config)), Interruption() if place else contextlib.nullcontext() as interruption:
+    with torch_threads(_threads(vae, config)), Interruption(sigterm=place is not None) as interruption:
         end = earlier.figures if earlier else None
         beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end)
         sampler = beginning.sampler
@@ -86,19 +87,18 @@ def run(
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
             steps = _Run(trainer, history, scalars, checkpoints, decided, interruption, on_event)
-            steps.tell_start((*training.reasons, *beginning.notes), sampler.variance_inflation)
+            steps.tell_start((*training.reasons, *beginning.notes, *scalars.notes), sampler.variance_inflation)
             if beginning.notes and not state:
                 steps.save()
             stopped = steps.until_stopped(loader)
     figures = steps.end(stopped)
-    if stopped != "interrupted":
-        trainer.use_best_weights()
-        training.measure(vae, validation)
-        if place and checkpoints:
-            if trainer.good_step is not None or not trainer.diverged:
-                delete_model(place)  # first: a run killed before the new one is whole goes on from its checkpoints
-                save_model(place, vae, training.lineage(len(excluded), trainer.begun, figures))
-            checkpoints.clear()
+    trainer.use_best_weights()
+    training.measure(vae, validation)
+    if place and checkpoints and stopped != "interrupted":
+        if trainer.good_step is not None or not trainer.diverged:
+            delete_model(place)  # first: a run killed before the new one is whole goes on from its checkpoints
+            save_model(place, vae, training.lineage(len(excluded), trainer.begun, figures))
+        checkpoints.clear()
     trained = Trained(vae.requires_grad_(False).eval(), history.records, figures, training.made_with)
     if trainer.diverged and trainer.good_step is None:
         raise diverged(config, trainer.step, "No weights were worth keeping")
@@ -134,7 +134,7 @@ class _Run:
     scalars: Scalars
     checkpoints: Checkpoints | None
     decided: Mapping[str, Any]
-    interruption: Interruption | None
+    interruption: Interruption
     on_event: OnEvent
 
     def __post_init__(self) -> None:
@@ -166,7 +166,9 @@ class _Run:
         if stopped == "interrupted":
             self.save()
         figures = {"loss": trainer.loss, "validation_loss": trainer.best_loss, "seconds": trainer.seconds}
-        self._tell("done", _ENDINGS[stopped].format(step=trainer.step, good=trainer.good_step), finite(figures))
+        kept = _SAVED if self.checkpoints else _UNSAVED
+        ending = _ENDINGS[stopped].format(step=trainer.step, good=trainer.good_step, kept=kept)
+        self._tell("done", ending, finite(figures))
         validation = trainer.best_loss if math.isfinite(trainer.best_loss) else None
         epochs = trainer.step / trainer.steps_per_epoch
         return Figures(trainer.step, epochs, trainer.loss, validation, stopped, trainer.seconds)
@@ -200,7 +202,7 @@ class _Run:
             return "finished"
         if self.trainer.hopeless:
             return "no improvement"
-        return "interrupted" if self.interruption and self.interruption.requested else None
+        return "interrupted" if self.interruption.requested else None
 
     def _record(self) -> None:
         now = time.monotonic()
@@ -210,6 +212,7 @@ class _Run:
         self._recorded_at, self._rows_since_record = time.monotonic(), 0
         self.history.append(record)
         self.scalars.add(record)
+        self._tell("test", values=finite(record))
 
     def _progress(self) -> None:
         now = time.monotonic()

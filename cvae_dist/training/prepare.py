@@ -10,7 +10,7 @@ from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, Tra
 from cvae_dist.model.metric import rows_to_look_at
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments, RowStore
-from cvae_dist.store.lineage import versions, without_credentials
+from cvae_dist.store.lineage import digest_bytes, versions, without_credentials
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader, RowReader
 from cvae_dist.training.history import Figures
@@ -21,6 +21,10 @@ from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.sampler import NO_ROWS, Sampler
 from cvae_dist.training.validation import Validation, choose_rows
+
+_FEW_ROWS = 10
+
+MEMORY = "memory"  # the url of rows that are in no store
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,26 @@ class TrainingData:
     validation: Reader | None = None
 
     @classmethod
+    def in_memory(
+        cls, reader: Reader, moments: Moments, item_shape: tuple[int, ...], validation: Reader | None = None
+    ) -> Self:
+        """Describe rows that have no ledger: their moments, and the rows that validate, tell them from others."""
+        parts = [np.array(moments.count), moments.mean, moments.m2, moments.minimum, moments.maximum]
+        if validation is not None:
+            parts.append(read_rows(validation, choose_rows(validation, MAX_VALIDATION_ROWS, 0)))
+        fingerprint = digest_bytes(b"".join(part.tobytes() for part in parts))
+        return cls(reader, moments, item_shape, fingerprint, MEMORY, validation)
+
+    @classmethod
     def of(cls, store: RowStore) -> Self:
-        """Describe the rows of a store."""
+        """Describe the rows of a store.
+
+        Raises
+        ------
+        InvalidInput
+            The store holds no rows, but latents or scores.
+        """
+        store.require_kind("rows")
         url = without_credentials(store.url)
         return cls(RowReader(store), store.statistics(), store.item_shape, store.fingerprint, url)
 
@@ -63,6 +85,9 @@ class Training:
         """Decide every automatic setting."""
         config = asked.resolve(data.reader.n_rows, data.reader.n_features)
         decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
+        n_rows = data.reader.n_rows
+        if n_rows < _FEW_ROWS:
+            reasons += (f"only {n_rows} row(s): a model learns so few by heart, and nothing tells what else it knows",)
         return cls(data, asked, config.model_copy(update=decided.model_dump()), reasons)
 
     @property

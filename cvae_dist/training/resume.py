@@ -13,14 +13,15 @@ from cvae_dist.store import Lease, Location
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import Figures, History, finite
 from cvae_dist.training.loop import Trained, diverged, run
-from cvae_dist.training.prepare import Training, TrainingData
+from cvae_dist.training.prepare import MEMORY, Training, TrainingData
 
 
-def train_in(place: Location, training: Training, overwrite: bool, on_event: OnEvent) -> tuple[Figures, bool]:
+def train_in(place: Location, training: Training, overwrite: bool, on_event: OnEvent) -> tuple[Trained, bool]:
     """Train into a model directory, under its lease, from where an earlier run stopped.
 
-    Return how the training ended, and whether it had ended before, so that there was nothing to do.
+    Return the training, and whether it had ended before, so that there was nothing to do.
     """
+    _require_apart(place, training.data)
     with Lease.held(place):
         _require_ours(place)
         if overwrite:
@@ -31,7 +32,7 @@ def train_in(place: Location, training: Training, overwrite: bool, on_event: OnE
                 return _nothing_to_do(place, training, on_event), True
             earlier = finished(place)
         state = _last_state(place, training, earlier)
-        return run(training, on_event, place, state, earlier).figures, False
+        return run(training, on_event, place, state, earlier), False
 
 
 def finished(place: Location) -> Trained:
@@ -44,6 +45,15 @@ def finished(place: Location) -> Trained:
 def _made_with(place: Location) -> Mapping[str, Any]:
     made_with: Mapping[str, Any] = read_description(place)["lineage"].get("made_with", {})
     return made_with
+
+
+def _require_apart(place: Location, data: TrainingData) -> None:
+    """Refuse a model directory inside the store that is trained on."""
+    if data.url != MEMORY and place.lies_in(Location.of(data.url)):
+        raise InvalidInput(
+            f"the model {place} lies in the store {data.url} that it is trained on. Nothing was changed; "
+            "name a directory of its own"
+        )
 
 
 def _require_ours(place: Location) -> None:
@@ -81,10 +91,11 @@ def _last_state(place: Location, training: Training, earlier: Trained | None) ->
     return state
 
 
-def _nothing_to_do(place: Location, training: Training, on_event: OnEvent) -> Figures:
-    """Return how the finished training at ``place`` ended, or refuse when it was another one."""
+def _nothing_to_do(place: Location, training: Training, on_event: OnEvent) -> Trained:
+    """Return the finished training at ``place``, or refuse when it was another one."""
     lineage = read_description(place)["lineage"]
-    figures = Figures(**lineage["figures"])
+    ended = finished(place)
+    figures = ended.figures
     if _has_grown(training.data, lineage):
         given = training.asked.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS), exclude_unset=True)
         _require_same(place, lineage["made_with"], {name: value for name, value in given.items() if value is not None})
@@ -96,14 +107,14 @@ def _nothing_to_do(place: Location, training: Training, on_event: OnEvent) -> Fi
         _require_same(place, _made_with(place), training.made_with)
         message = f"already trained: {place} has all its {figures.steps} steps; --overwrite trains anew"
     if figures.stopped_because == "diverged":
-        raise diverged(training.config, figures.steps, f"{place} holds the last good weights", finished(place))
+        raise diverged(training.config, figures.steps, f"{place} holds the last good weights", ended)
     on_event(Event("train", "done", figures.steps, figures.steps, "steps", message, finite(asdict(figures))))
-    return figures
+    return ended
 
 
 def _has_grown(data: TrainingData, lineage: Mapping[str, Any]) -> bool:
     """Whether the store of a finished training has more rows now, which is expected and no reason to refuse."""
-    return bool(data.url == lineage["store"] != "memory" and data.reader.n_rows > lineage["held_out"]["rows"])
+    return bool(data.url == lineage["store"] != MEMORY and data.reader.n_rows > lineage["held_out"]["rows"])
 
 
 def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -256,6 +256,7 @@ class Trainer:
             assign(mine, self._best_weights)
 
     def use_best_weights(self) -> None:
-        """Put the averaged weights of the best validation into the model, or the last ones where nothing validates."""
-        kept = len(self.validation) or self.diverged
-        assign(dict(self.vae.named_parameters()), self._best_weights if kept else self._optimizer.average)
+        """Put the averaged weights of the best validation into the model, or the last ones where nothing validated."""
+        validated = len(self.validation) and (self.finished or self.good_step is not None)
+        kept = self._best_weights if validated or self.diverged else self._optimizer.average
+        assign(dict(self.vae.named_parameters()), kept)

@@ -325,5 +325,6 @@ class _CopyShard:
         in_file = row - int(pieces.rows[:piece].sum()) + int(pieces.first[piece])
         raise InvalidInput(
             f"{self.url}/{pieces.path[piece]}, row {in_file}, holds NaN or infinity. Its shard was not "
-            "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop"
+            "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop "
+            "--overwrite, which makes the store anew"
         )

@@ -14,6 +14,7 @@ from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.files import HISTORY, read_description
 from cvae_dist.plot.figure import write_figure
 from cvae_dist.plot.grid import latent_grid
+from cvae_dist.plot.labels import shortened
 from cvae_dist.plot.latents import scatter_latents
 from cvae_dist.plot.loss import loss_curves
 from cvae_dist.plot.reconstructions import compare_rows, evenly_spread
@@ -32,12 +33,17 @@ def plot_latents(
     filename: str | os.PathLike[str],
     *,
     label: str | None = "label",
+    title: str | None = None,
+    size: float | None = None,
+    alpha: float | None = None,
+    cmap: str | None = None,
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
     """Draw latents, coloured by a carried column.
 
-    Of more than 5 million rows, evenly spread chunks of 5 million are drawn, which the title says.
+    Of more than 5 million rows, evenly spread chunks of 5 million are drawn. Rows that are not drawn are counted under
+    the title; rows without a label (an empty string) are grey.
 
     Parameters
     ----------
@@ -47,6 +53,15 @@ def plot_latents(
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     label : str or None
         Column that colours the points. A store without the column label is drawn in one colour.
+    title : str, optional
+        Title of the picture. Default: the number of rows and of latent dimensions.
+    size : float, optional
+        Area of a point in square points. By default points are smaller where there are more.
+    alpha : float, optional
+        Opacity, above 0 and at most 1. By default it is less where there are more points. Above 100,000 rows densities
+        are drawn unless size or alpha is given.
+    cmap : str, optional
+        Colour map of matplotlib. Default: viridis; for classes colours that colour-blind readers can tell apart.
     storage_options, on_event
         As for :func:`cvae_dist.embed`.
 
@@ -55,15 +70,18 @@ def plot_latents(
     SourceNotFound
         There is no such store.
     InvalidInput
-        The store has no rows, no such column, or the suffix is unknown.
+        The store holds no latents, no rows or no such column, a value cannot be drawn, or the suffix is unknown.
     """
     opened = RowStore.open(Location.of(latents, storage_options))
+    opened.require_kind("latents")
     label = _carried_column(opened, label)
     ranges = _spread(opened.rows, opened.layout.rows_per_chunk)
     z = _read_ranges(opened, opened.main, ranges)
     labels = None if label is None else _read_ranges(opened, label, ranges)
-    title = None if len(z) == opened.rows else f"{len(z):,} of {opened.rows:,} rows"
-    figure = scatter_latents(z.reshape(len(z), -1), labels, label_name=label or "label", title=title)
+    figure = scatter_latents(
+        z.reshape(len(z), -1), labels, label_name=label or "label", total=opened.rows,
+        title=title, size=size, alpha=alpha, cmap=cmap,
+    )  # fmt: skip
     _write(figure, filename, "plot latents", storage_options, on_event)
 
 
@@ -75,6 +93,8 @@ def plot_grid(
     grid_size: int = 15,
     shape: Sequence[int] | None = None,
     clip: tuple[float, float] | None = None,
+    title: str | None = None,
+    cmap: str | None = None,
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
@@ -96,6 +116,10 @@ def plot_grid(
         Shape of one decoded row. By default that of the items the model was trained on.
     clip : (float, float), optional
         Decoded values are clipped to this range.
+    title : str, optional
+        Title of the picture. Default: how the grid is spaced.
+    cmap : str, optional
+        Colour map of matplotlib for images of one channel. Default: gray.
     storage_options, on_event
         As for :func:`cvae_dist.embed`.
 
@@ -104,14 +128,17 @@ def plot_grid(
     SourceNotFound, Corrupt
         There is no such model, or its bytes have changed.
     InvalidInput
-        A range, the shape or the size of the grid cannot be, or the suffix is unknown.
+        A range, the shape, the size of the grid or the colour map cannot be, or the suffix is unknown.
     """
     from cvae_dist.model.directory import load_model  # here, as the other pictures need no torch
 
     place = Location.of(model, storage_options)
     vae = load_model(place)
     item_shape = shape or read_description(place)["lineage"].get("item_shape") or (vae.n_features,)
-    figure = latent_grid(vae.decode_rows, vae.dim_latent, item_shape, xy_range=xy_range, grid_size=grid_size, clip=clip)
+    figure = latent_grid(
+        vae.decode_rows, vae.dim_latent, item_shape,
+        xy_range=xy_range, grid_size=grid_size, clip=clip, title=title, cmap=cmap,
+    )  # fmt: skip
     _write(figure, filename, "plot grid", storage_options, on_event)
 
 
@@ -119,6 +146,7 @@ def plot_loss(
     model: str | os.PathLike[str],
     filename: str | os.PathLike[str],
     *,
+    title: str | None = None,
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
@@ -138,16 +166,22 @@ def plot_loss(
     SourceNotFound
         There is no model, or its training has not recorded anything yet.
     InvalidInput
-        The history holds no loss, or the suffix is unknown.
+        A store is there instead, the history holds no loss, or the suffix is unknown.
     """
-    location = Location.of(model, storage_options) / HISTORY
+    place = Location.of(model, storage_options)
+    location = place / HISTORY
     try:
         text = location.read().decode()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if (place / "zarr.json").exists():
+            raise InvalidInput(
+                f"{place} is a store, not the directory of a model, so there is no loss to draw: "
+                "give a directory that `cvae-dist train STORE MODEL` wrote"
+            ) from None
         raise SourceNotFound(
             f"{location} is not there, so there is no loss to draw: train the model first, or mend the path"
         ) from None
-    figure = loss_curves([json.loads(line) for line in text.splitlines()])
+    figure = loss_curves([json.loads(line) for line in text.splitlines()], title=title)
     _write(figure, filename, "plot loss", storage_options, on_event)
 
 
@@ -157,6 +191,8 @@ def plot_reconstructions(
     filename: str | os.PathLike[str],
     *,
     n: int = 10,
+    title: str | None = None,
+    cmap: str | None = None,
     storage_options: StorageOptions | None = None,
     on_event: OnEvent = ignore,
 ) -> None:
@@ -172,6 +208,10 @@ def plot_reconstructions(
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     n : int
         Number of rows to draw.
+    title : str, optional
+        Title of the picture. Default: how many rows are shown, and their root mean square error.
+    cmap : str, optional
+        Colour map of matplotlib for images of one channel. Default: gray.
     storage_options, on_event
         As for :func:`cvae_dist.embed`.
 
@@ -180,10 +220,12 @@ def plot_reconstructions(
     SourceNotFound
         There is no such store.
     InvalidInput
-        The stores have different numbers of rows or none, n is below 1, or the suffix is unknown.
+        A store does not hold rows, or the second no decoded ones. They have different numbers of rows or none, n is
+        below 1, there is no such colour map, or the suffix is unknown.
     """
     originals = RowStore.open(Location.of(store, storage_options))
     decoded = RowStore.open(Location.of(reconstructions, storage_options))
+    _require_reconstructions(originals, decoded)
     if originals.rows != decoded.rows or originals.rows == 0 or n < 1:
         raise InvalidInput(
             f"{n} rows of {originals.url} ({originals.rows:,} rows) cannot be drawn above "
@@ -195,10 +237,30 @@ def plot_reconstructions(
     names, names_are = [f"{number:,}" for number in numbers], "row"
     if "label" in originals.columns:
         labels = _read_ranges(originals, "label", ranges)
-        names = [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]
+        names = [f"{name}\n{shortened(label, 12)}" for name, label in zip(names, labels, strict=True)]
         names_are = "row and its label"
-    figure = compare_rows(above, below, originals.item_shape, names=names, names_are=names_are)
+    figure = compare_rows(
+        above,
+        below,
+        originals.item_shape,
+        names=names,
+        names_are=names_are,
+        total=originals.rows,
+        title=title,
+        cmap=cmap,
+    )
     _write(figure, filename, "plot reconstructions", storage_options, on_event)
+
+
+def _require_reconstructions(originals: RowStore, decoded: RowStore) -> None:
+    """Refuse other stores than rows and what a model made of rows."""
+    originals.require_kind("rows")
+    decoded.require_kind("rows")
+    if "model" not in decoded.document["settings"]:
+        raise InvalidInput(
+            f"no model made the rows of {decoded.url}, so they are no reconstructions: "
+            "name the store of rows first, and then one that `cvae-dist decode LATENTS MODEL RECONSTRUCTIONS` wrote"
+        )
 
 
 def _carried_column(store: RowStore, label: str | None) -> str | None:

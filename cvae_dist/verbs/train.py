@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cvae_dist.config import TrainConfig, make_config
-from cvae_dist.errors import InvalidInput
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Location, RowStore
 from cvae_dist.store.urls import StorageOptions
@@ -38,7 +37,7 @@ def train(
     on_event: OnEvent = ignore,
     **settings: Any,
 ) -> TrainResult:
-    """Train a model on the rows of a store. Goes on by itself after an interruption.
+    """Train a model on the rows of a store, on the CPU (never a GPU). Goes on by itself after an interruption.
 
     A finished model goes on too where only num_steps is larger than it was. It goes on from its best weights and at
     its last step, with a fresh optimiser and a new warm-up of the learning rate. The result is not, to the bit, the
@@ -81,12 +80,6 @@ def train(
 
     config = make_config(TrainConfig, (config.model_dump(exclude_unset=True) if config else {}) | settings)
     rows = store if isinstance(store, RowStore) else RowStore.open(Location.of(store, storage_options))
-    rows.require_kind("rows")
     place = Location.of(model, storage_options)
-    if place.lies_in(rows.location):
-        raise InvalidInput(
-            f"the model {place} lies in the store {rows.location} that it is trained on. Nothing was changed; "
-            "name a directory of its own"
-        )
-    figures, nothing_to_do = train_in(place, Training.of(TrainingData.of(rows), config), overwrite, on_event)
-    return TrainResult(**asdict(figures), model=str(place), nothing_to_do=nothing_to_do)
+    trained, nothing_to_do = train_in(place, Training.of(TrainingData.of(rows), config), overwrite, on_event)
+    return TrainResult(**asdict(trained.figures), model=str(place), nothing_to_do=nothing_to_do)

@@ -285,15 +285,15 @@ def test_finite_values_whose_variance_overflows(tmp_path: Path) -> None:
         ingest(tree, tmp_path / "store")
 
 
-def test_missing_source_empty_tree_and_a_file_for_a_source(tmp_path: Path) -> None:
-    with pytest.raises(SourceNotFound, match="there is no directory .*nowhere"):
+def test_missing_source_and_empty_tree(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="there is no directory or file .*nowhere"):
         ingest(tmp_path / "nowhere", tmp_path / "store")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceNotFound, match=r"no \.npy file below"):
         ingest(tmp_path / "empty", tmp_path / "store")
-    np.save(tmp_path / "one.npy", GOOD)
-    with pytest.raises(InvalidInput, match="is a file, but a source is a directory"):
-        ingest(tmp_path / "one.npy", tmp_path / "store")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match=r"notes.txt is no \.npy file"):
+        ingest(tmp_path / "notes.txt", tmp_path / "store")
     with pytest.raises(InvalidInput, match="not a local directory"):
         ingest("memory://tree", tmp_path / "store")
     assert not (tmp_path / "store").exists()

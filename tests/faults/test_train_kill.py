@@ -20,6 +20,7 @@ from cvae_dist.config import TrainConfig
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
+from cvae_dist.training.prepare import TrainingData
 from cvae_dist.training.trainer import Trainer
 
 advance, replace, writes = Trainer.advance, os.replace, 0
@@ -28,7 +29,7 @@ rows = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
 
 def run(directory, num_steps):
     config = TrainConfig(num_steps=num_steps, test_every=20, checkpoint_every=10, tb_logging=False)
-    fit(ArrayRows(rows), Moments.of(rows), (20,), config, directory)
+    return fit(TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (20,)), config, directory)
 
 def train(directory, kill_at_step, kill_at_write, num_steps):
     def advance_and_die(self, *arguments):
@@ -46,11 +47,7 @@ def train(directory, kill_at_step, kill_at_write, num_steps):
         replace(source, target)
 
     Trainer.advance, os.replace = advance_and_die, replace_or_die
-    try:
-        run(directory, num_steps)
-        return 0
-    except KeyboardInterrupt:
-        return 5
+    return 5 if run(directory, num_steps).figures.stopped_because == "interrupted" else 0
 
 run(None, 1)  # so that what torch imports late is imported once
 for line in sys.stdin:

@@ -10,6 +10,7 @@ from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
+from cvae_dist.training.prepare import TrainingData
 
 Rng = np.random.Generator
 
@@ -86,7 +87,7 @@ def train_at(
     rate = asked.resolve(*rows.shape).learning_rate
     assert rate is not None
     config = asked.model_copy(update={"learning_rate": factor * rate})
-    return fit(ArrayRows(rows), Moments.of(rows), rows.shape[1:], config)
+    return fit(TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), rows.shape[1:]), config)
 
 
 def flaws(trained: Trained, rows: np.ndarray) -> list[str]:

@@ -3,9 +3,12 @@
 import json
 import os
 import resource
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,12 +69,34 @@ def test_the_metric_is_a_flag_of_embed() -> None:
 def test_wrong_usage_is_one_message_and_code_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
+    assert main(arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "a", "b", "--dim-latnt", "3"],
+        ["train", "a", "b", "--dim-latent", "0"],
+        ["ingest", "a", "b", "--nonfinite", "keep"],
+        ["ingest", "a"],
+        ["ingets", "a", "b"],
+        ["train", "a", "b", "--config", "absent.yaml"],
+    ],
+)
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_wrong_usage_is_json_too(
+    arguments: list[str], by_variable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if by_variable:
+        monkeypatch.setenv("CVAE_DIST_JSON", "true")
+    assert main(arguments if by_variable else [*arguments, "--json"]) == 2
+    printed = capsys.readouterr()
+    end = json.loads(printed.out)
+    assert (end["event"], end["kind"]) == ("error", "WrongUsage")
+    assert printed.err == f"cvae-dist: {end['message']}\n"
 
 
 def test_wrong_usage_of_a_real_process(cvae_dist: Run) -> None:
@@ -158,10 +183,158 @@ def test_a_file_may_hold_any_option_and_no_unknown_one(tmp_path: Path, capsys: p
     assert arguments["shared"].workers == 2
     assert arguments["shared"].storage_options == {"client_kwargs": {"region": "x"}}
     file.write_text("lable: folder\n")
-    with pytest.raises(SystemExit) as exit_:
-        main(["ingest", "a", "b", "--config", str(file)])
-    assert exit_.value.code == 2
+    assert main(["ingest", "a", "b", "--config", str(file)]) == 2
     assert "unknown option 'lable': did you mean 'label'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["dim-latent", "dim_latent"])
+def test_a_file_may_spell_options_as_flags_or_as_arguments_but_not_both(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(f"{option}: 3\n")
+    assert settings_of("train", "a", "b", "--config", str(file))["settings"].dim_latent == 3
+    file.write_text("dim-latent: 3\ndim_latent: 3\n")
+    assert main(["train", "a", "b", "--config", str(file)]) == 2
+    said = f"--config {file}: 'dim_latent' is given twice, also as 'dim-latent'; keep one of them"
+    assert capsys.readouterr().err == f"cvae-dist: {said}\n"
+
+
+BAD_VALUES = [
+    # command, option, bad value, what is said of it (flags, variables and files may differ)
+    ("train a b", "dim-latent", "0", "dim_latent='0' cannot be used"),
+    ("train a b", "cells-encoder", "x", "cells_encoder='x' cannot be used"),
+    ("train a b", "lr-scheduling", "2", "lr_scheduling='2' cannot be used|unable to convert \"2\" into bool"),
+    ("embed a b c", "workers", "0", "Must be >= 1"),
+    ("embed a b c", "workers", "two", 'unable to convert "two" into int'),
+    ("ingest a b", "nonfinite", "keep", 'Choose from: "raise", "drop"'),
+    ("ingest a b", "storage-options", "3", "must be a mapping|must be a JSON object"),
+]
+
+
+@pytest.mark.parametrize("given_by", ["flag", "variable", "file", "file of a variable"])
+@pytest.mark.parametrize(("command", "option", "value", "said"), BAD_VALUES)
+def test_a_bad_value_names_what_gave_it(
+    command: str,
+    option: str,
+    value: str,
+    said: str,
+    given_by: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    variable = f"CVAE_DIST_{option.upper().replace('-', '_')}"
+    file = tmp_path / "bad.yaml"
+    file.write_text(f"{option}: {value}\n")
+    arguments = command.split()
+    match given_by:
+        case "flag":
+            arguments.append(f"--{option}={value}")
+            source = f"--{option}"
+        case "variable":
+            monkeypatch.setenv(variable, value)
+            source = variable
+        case "file":
+            arguments += ["--config", str(file)]
+            source = f"--config {file}"
+        case _:
+            monkeypatch.setenv("CVAE_DIST_CONFIG", str(file))
+            source = f"CVAE_DIST_CONFIG {file}"
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert source in message
+    assert option.replace("-", "_") in message.lower().replace("-", "_")
+    assert any(part in message for part in said.split("|"))
+
+
+def test_every_bad_value_of_several_sources_names_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("kl_warmup: 2\nseed: -7\n")
+    monkeypatch.setenv("CVAE_DIST_GRAD_CLIP", "0")
+    assert main(["train", "a", "b", "--seed=-1", "--config", str(file)]) == 2
+    lines = capsys.readouterr().err.removeprefix("cvae-dist: ").splitlines()
+    assert {line.split("=")[0] for line in lines} == {
+        f"--config {file}: kl_warmup",
+        "CVAE_DIST_GRAD_CLIP: grad_clip",
+        "--seed: seed",
+    }
+    assert "seed='-7'" not in "".join(lines)
+
+
+def test_a_variable_that_no_command_knows_is_warned_about(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CVAE_DIST_DIM_LATNET", "8")
+    for of_other_commands in ("DIM_LATENT", "NO_TB_LOGGING", "GRID_SIZE", "N", "WORKERS", "PIPELINE"):
+        monkeypatch.setenv(f"CVAE_DIST_{of_other_commands}", "3")
+    settings_of("ingest", "a", "b")
+    printed = capsys.readouterr()
+    said = "CVAE_DIST_DIM_LATNET in the environment has no effect: did you mean 'CVAE_DIST_DIM_LATENT'?"
+    assert printed.err == f"cvae-dist: {said}\n"
+    assert printed.out == ""
+    monkeypatch.delenv("CVAE_DIST_DIM_LATNET")
+    settings_of("ingest", "a", "b")
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------------------------------- completion
+
+COMPLETED = [
+    # what was typed, what must be offered
+    ("", {"ingest", "train", "plot", "run"}),
+    ("plot", {"plot"}),
+    ("plot ", {"latents", "grid", "loss", "reconstructions"}),
+    ("train --dim", {"--dim-latent"}),
+    ("plot grid --grid", {"--grid-size"}),
+    ("ingest a b --nonfinite ", {"raise", "drop"}),
+    ("train ro", {"rows.zarr"}),
+]
+
+
+@pytest.fixture(scope="module")
+def completions() -> dict[str, str]:
+    """The scripts of both shells, as a process makes them that then must not have imported torch."""
+    code = (
+        "import sys\n"
+        "from cvae_dist.cli import main\n"
+        "for shell in ('bash', 'zsh'):\n"
+        "    main(['--install-completion', '--shell', shell, '--output', f'completion.{shell}'])\n"
+        f"print({HEAVY!r} & set(sys.modules))"
+    )
+    with tempfile.TemporaryDirectory() as home:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=home, env={**os.environ, "HOME": home}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "set()"
+        return {shell: (Path(home) / f"completion.{shell}").read_text() for shell in ("bash", "zsh")}
+
+
+def test_completions_name_every_command_and_flag(completions: dict[str, str]) -> None:
+    for script in completions.values():
+        for name in [*VERBS, "info", "run"]:
+            command = app
+            for word in name.split():
+                assert word in script
+                command = command[word]
+            flags = {each.name for each in command.assemble_argument_collection() if each.name.startswith("--")}
+            assert {flag for flag in flags if flag not in script} == set()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_flags_choices_and_files(completions: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "rows.zarr").mkdir()
+    lines = [completions["bash"]]
+    for typed, _ in COMPLETED:
+        words = ["cvae-dist", *typed.split(" ")]
+        quoted = " ".join(map(shlex.quote, words))
+        lines.append(f'COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _cvae_dist; echo "${{COMPREPLY[*]}}"')
+    done = subprocess.run(["bash"], input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=True)
+    offered = [set(line.split()) for line in done.stdout.splitlines()]
+    assert [wanted - found for (_, wanted), found in zip(COMPLETED, offered, strict=True)] == [set()] * len(COMPLETED)
 
 
 # ------------------------------------------------------------------------------- results and their failures
@@ -295,8 +468,11 @@ def test_a_stopped_training_says_so_and_goes_on(
             if json.loads(line)["event"] == "progress":
                 break
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert stderr.splitlines()[-1] == f"cvae-dist: {word}; the same command goes on from here"
+    end = json.loads(stdout.splitlines()[-1])
+    message = f"{word}; the same command goes on from here"
+    assert end == {"event": "error", "kind": word.capitalize(), "message": message}
     assert "Traceback" not in stderr
     assert any((tmp_path / "model" / "checkpoints").iterdir())

@@ -90,6 +90,7 @@ class TestBothVocabularies:
             "loss",
             "random_state",
             "storage_options",
+            "verbose",
         }
         defaults = TrainConfig()
         for name in own & settings - {"tb_logging"}:
@@ -406,7 +407,7 @@ class TestRefusals:
             (np.where(np.eye(64, dtype=bool), np.nan, 1.0), "NaN"),
             (np.where(np.eye(64, dtype=bool), np.inf, 1.0), "infinity"),
             (X[:5].astype(complex), "[Cc]omplex"),
-            (np.full((3, 64), "a", dtype=object), "could not convert"),
+            (np.full((3, 64), "a", dtype=object), "text or categories in columns '0', .*, such as 'a'"),
             (X[:0], "0 sample"),
             (X[:, :0], "0 feature"),
             (X[0], "1D array"),

@@ -133,7 +133,10 @@ def test_images_read_as_matrices_are_mentioned(tmp_path: Path) -> None:
         np.save(tmp_path / "tree" / f"{name}.npy", np.ones((8, 8)))
     said: list[str] = []
     ingest(tmp_path / "tree", tmp_path / "s", on_event=lambda event: said.append(event.message))
-    assert "each of 2 files of shape (8, 8) is read as 8 rows; if each is one item, say --rows-per-file one" in said
+    assert (
+        "each of 2 files of shape (8, 8) is read as 8 rows; if each is one item, say --rows-per-file one --overwrite"
+        in said
+    )
     said.clear()
     ingest(tmp_path / "tree", tmp_path / "t", rows_per_file="many", on_event=lambda event: said.append(event.message))
     assert not any("each of" in message for message in said)

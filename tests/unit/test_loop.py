@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.permutation import pick_rows
+from cvae_dist.training.prepare import TrainingData
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.verbs.ingest import ingest
@@ -40,8 +42,14 @@ def fit_digits(
 ) -> tuple[VAE, Any]:
     data = DIGITS[:rows]
     config = TrainConfig(**(QUICK | settings))
-    trained = fit(ArrayRows(data), Moments.of(data), (8, 8), config, directory and str(directory), on_event)
+    trained = fit(in_memory(data), config, directory and str(directory), on_event)
+    if trained.figures.stopped_because == "interrupted":
+        raise KeyboardInterrupt
     return trained.vae, trained.history
+
+
+def in_memory(rows: np.ndarray) -> TrainingData:
+    return TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (8, 8))
 
 
 def weights_of(vae: VAE) -> dict[str, np.ndarray]:
@@ -143,10 +151,23 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")
-def test_without_a_directory_signals_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt_after(5, monkeypatch, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit_digits()
+def test_without_a_directory_ctrl_c_leaves_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(33, monkeypatch, signal.SIGINT)
+    trained = fit(in_memory(DIGITS[:300]), TrainConfig(**QUICK))
+    assert (trained.figures.steps, trained.figures.stopped_because) == (33, "interrupted")
+    held_out = Validation.read(ArrayRows(DIGITS[:300]), pick_rows(300, 30, 0), 2, 0)
+    (record,) = trained.history
+    terms = held_out.terms(trained.vae, dict(trained.vae.named_parameters()))
+    assert terms == (record["validation_reconstruction"], record["validation_kl"])
+
+
+def test_without_a_directory_sigterm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    interrupt_after(33, monkeypatch, signal.SIGTERM)
+    trained = fit(in_memory(DIGITS[:300]), TrainConfig(**QUICK))
+    signal.signal(signal.SIGTERM, before)
+    assert (received, trained.figures.stopped_because) == ([signal.SIGTERM], "finished")
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +205,8 @@ def test_train_from_a_store_resumes_finishes_and_then_has_nothing_to_do(
     assert (result.steps, result.stopped_because, result.model) == (60, "finished", model)
     assert result.epochs == pytest.approx(60 / 9)
     assert math.isfinite(result.loss)
-    assert [event.kind for event in events if event.kind != "progress"] == ["start", "note", "note", "done"]
+    kinds = [event.kind for event in events if event.kind != "progress"]
+    assert [kind for kind in kinds if kind != "test"] == ["start", "note", "note", "done"]
     assert (events[0].done, events[0].total, events[0].unit) == (33, 60, "steps")
     description = json.loads((tmp_path / "model" / "config.json").read_text())
     assert description["lineage"]["store"] == store
@@ -205,7 +227,7 @@ def test_train_from_a_store_resumes_finishes_and_then_has_nothing_to_do(
 def test_a_store_and_memory_give_the_same_model(store: str, tmp_path: Path) -> None:
     train(store, str(tmp_path / "model"), **QUICK)
     rows = DIGITS[:300].astype(np.uint8)
-    vae = fit(ArrayRows(rows), Moments.of(rows), (8, 8), TrainConfig(**QUICK)).vae
+    vae = fit(in_memory(rows), TrainConfig(**QUICK)).vae
     loaded = load_model(str(tmp_path / "model"))
     np.testing.assert_allclose(loaded.embed_rows(rows), vae.embed_rows(rows), atol=1e-5)
 
@@ -335,7 +357,7 @@ def test_overwrite_begins_anew(undisturbed: tuple[VAE, Any], tmp_path: Path) -> 
     fit_digits(tmp_path, seed=5)
     data = DIGITS[:300]
     config = TrainConfig(**QUICK)
-    trained = fit(ArrayRows(data), Moments.of(data), (8, 8), config, str(tmp_path), overwrite=True)
+    trained = fit(in_memory(data), config, str(tmp_path), overwrite=True)
     assert_same_weights(trained.vae, undisturbed[0])
     assert len(trained.history) == 3
 
@@ -475,8 +497,8 @@ def fit_spoilt_digits(directory: Path | None, on_event: Any = ignore) -> Any:
     rows = DIGITS[:300].copy()
     rows[np.setdiff1d(np.arange(300), pick_rows(300, 30, 0))[::30]] = np.nan
     config = TrainConfig(**QUICK | {"num_steps": 2000})
-    moments = Moments.of(DIGITS[:300])
-    return fit(ArrayRows(rows), moments, (8, 8), config, str(directory) if directory else None, on_event)
+    data = TrainingData.in_memory(ArrayRows(rows), Moments.of(DIGITS[:300]), (8, 8))
+    return fit(data, config, str(directory) if directory else None, on_event)
 
 
 def test_a_training_that_diverges_for_good_keeps_the_last_good_weights(tmp_path: Path) -> None:
@@ -569,6 +591,20 @@ def test_tensorboard_shows_the_history(tmp_path: Path) -> None:
     assert points == [(record["step"], pytest.approx(record["validation_loss"])) for record in history]
 
 
+def test_missing_tensorboard_is_said_once_where_logs_were_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(place: Path | None, **settings: Any) -> list[str]:
+        events: list[Event] = []
+        fit_digits(place, events.append, **settings)
+        return [event.message for event in events if "TensorBoard" in event.message]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    missing = "no TensorBoard logs are written, as it is not installed: pip install 'cvae-dist[tensorboard]'"
+    assert said(tmp_path / "logged", tb_logging=True) == [missing]
+    assert said(tmp_path / "not_logged", tb_logging=False) == said(None, tb_logging=True) == []
+
+
 def test_the_threads_of_torch_are_put_back() -> None:
     before = torch.get_num_threads()
     fit_digits()
@@ -579,7 +615,8 @@ def test_own_validation_rows_leave_every_row_to_train_on(tmp_path: Path) -> None
     def run(validation: np.ndarray) -> list[Any]:
         data, config = DIGITS[:300], TrainConfig(**QUICK)
         rows, moments, valid = ArrayRows(data), Moments.of(data), ArrayRows(validation)
-        return fit(rows, moments, (8, 8), config, str(tmp_path), validation=valid).history
+        data = TrainingData.in_memory(rows, moments, (8, 8), valid)
+        return fit(data, config, str(tmp_path)).history
 
     history = run(DIGITS[300:400])
     assert history[0]["epoch"] == 2  # 300 rows in batches of 30

@@ -14,6 +14,7 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import multistart
 from cvae_dist.training.fit import fit
 from cvae_dist.training.multistart import choose_start, is_worthwhile
+from cvae_dist.training.prepare import TrainingData
 from cvae_dist.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {"dim_latent": 1, "cells_encoder": (32, 32), "likelihood": "gaussian"}
@@ -126,7 +127,8 @@ def test_several_starts_are_tried_where_they_pay(
 def fit_rows(directory: Path | None, on_event: Any = ignore) -> VAE:
     rows = s_curve(200, 1)[0]
     config = TrainConfig(**SMALL, num_steps=20, checkpoint_every=8, multi_start=True, tb_logging=False)
-    return fit(ArrayRows(rows), Moments.of(rows), (2,), config, str(directory) if directory else None, on_event)[0]
+    data = TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (2,))
+    return fit(data, config, str(directory) if directory else None, on_event).vae
 
 
 class Killed(Exception):

@@ -1,11 +1,17 @@
 """Importing the package, and the parts an ingest worker needs, must stay cheap."""
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from fsspec.registry import known_implementations
 
 import cvae_dist
+from cvae_dist.store.urls import _EXTRAS
 
 
 def modules_after(statement: str) -> set[str]:
@@ -32,6 +38,30 @@ def test_an_import_loads_nothing_it_does_not_need(statement: str, unwanted: set[
     loaded = modules_after(statement)
     assert "cvae_dist" in loaded
     assert not loaded & unwanted
+
+
+def extras() -> list[tuple[str, str]]:
+    """Return every extra with each package that it installs."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    needs = {name: needs for name, needs in project["optional-dependencies"].items() if name not in ("all", "dev")}
+    return [(extra, re.split(r"[<>=]", need)[0]) for extra in needs for need in needs[extra]]
+
+
+@pytest.mark.parametrize(("extra", "package"), extras())
+def test_an_extra_installs_what_is_imported(extra: str, package: str) -> None:
+    """By this package, by torch for a name that stands here as a string, or by fsspec for a URL of the extra."""
+    named = set()
+    for path in Path(cvae_dist.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {part for alias in node.names for part in alias.name.split(".")}
+            elif isinstance(node, ast.ImportFrom):
+                named |= set((node.module or "").split("."))
+            elif isinstance(node, ast.Constant):
+                named.add(node.value)
+    urls = [url for url, its_extra in _EXTRAS.items() if its_extra == extra and url in known_implementations]
+    of_urls = {known_implementations[url]["class"].split(".")[0] for url in urls}
+    assert package in (of_urls or named)
 
 
 @pytest.mark.parametrize("name", cvae_dist.__all__)

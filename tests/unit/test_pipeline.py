@@ -1,5 +1,6 @@
 """A pipeline file is checked as a whole before anything runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def written(stages: str, shared: str = "") -> str:
         ("- ingest: {source: a, store: b, nonfinite: keep}\n", "nonfinite='keep' cannot be used"),
         ("- ingest: {source: a, store: b, on_event: print}\n", "unknown option 'on_event'"),
         ("- ingest: [a, b]\n", "arguments must be a mapping"),
+        (
+            "- train: {store: a, model: b, dim-latent: 2, dim_latent: 2}\n",
+            "(train), nothing was run: 'dim_latent' is given twice, also as 'dim-latent'; keep one of them",
+        ),
         ("- {ingest: {}, train: {}}\n", "must be one `verb:"),
     ],
 )
@@ -55,6 +60,7 @@ def test_a_mistake_in_any_stage_is_named_and_nothing_runs(stages: str, message: 
         ("stages: {\n", "is not YAML"),
         (f"worker: 2\nstages:\n{INGEST}", "did you mean 'workers'"),
         (f"workers: 0\nstages:\n{INGEST}", "workers=0 cannot be used"),
+        (f"storage_options: {{}}\nstorage-options: {{}}\nstages:\n{INGEST}", "'storage_options' is given twice"),
     ],
 )
 def test_a_mistake_around_the_stages_is_named(content: str, message: str) -> None:
@@ -73,6 +79,32 @@ def test_a_missing_file_is_said_to_be_missing() -> None:
 def test_the_command_line_calls_a_mistake_in_the_file_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", written("- inget: {}\n")]) == 2
     assert "did you mean 'ingest'" in capsys.readouterr().err
+
+
+def test_options_may_be_spelled_as_flags() -> None:
+    spelled = (
+        "- ingest: {source: tree, store: rows.zarr, rows-per-file: one}\n- train: {store: a, model: b, grad-clip: 2}"
+    )
+    pipeline = read_pipeline(written(spelled, shared="storage-options: {auto_mkdir: true}\n"))
+    assert pipeline.stages[0].arguments["rows_per_file"] == "one"
+    assert pipeline.stages[1].arguments["grad_clip"] == 2
+    assert pipeline.shared.storage_options == {"auto_mkdir": True}
+
+
+def test_a_stage_that_fails_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(INGEST + "- embed: {store: rows.zarr, model: nowhere, latents: latents.zarr}\n")
+    assert main(["run", file, "--json"]) == 1
+    printed = capsys.readouterr()
+    end = json.loads(printed.out.splitlines()[-1])
+    assert (end["event"], end["kind"]) == ("error", "SourceNotFound")
+    assert end["message"].startswith("pipeline.yaml, stage 2 (embed latents.zarr): there is no model at ")
+    assert printed.err == f"cvae-dist: {end['message']}\n"
+
+
+def test_a_stage_that_fails_is_named_in_python_too() -> None:
+    with pytest.raises(SourceNotFound) as error:
+        run(written("- ingest: {source: nowhere, store: rows.zarr}\n"))
+    assert error.value.__notes__ == ["pipeline.yaml, stage 1 (ingest rows.zarr)"]
 
 
 def test_arguments_replace_the_shared_settings_of_the_file() -> None:

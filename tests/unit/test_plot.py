@@ -16,8 +16,8 @@ from cvae_dist import plot
 from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
 from cvae_dist.plot.figure import DPI
 from cvae_dist.plot.labels import Classes, classify
-from cvae_dist.plot.latents import PIXELS
 from cvae_dist.plot.palette import OTHER_COLOUR, PALETTE
+from cvae_dist.plot.points import PIXELS
 from cvae_dist.plot.tiles import as_images
 from cvae_dist.verbs import plot as verbs
 

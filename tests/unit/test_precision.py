@@ -15,6 +15,7 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import precision
 from cvae_dist.training.fit import fit
 from cvae_dist.training.precision import Decision, choose_precision
+from cvae_dist.training.prepare import TrainingData
 from cvae_dist.training.trainer import Trainer
 
 ROWS = np.random.default_rng(0).normal(size=(600, 96)).astype(np.float32)
@@ -93,7 +94,12 @@ def fit_rows(directory: Path | None, on_event: Any = ignore, **settings: Any) ->
     config = TrainConfig(
         num_steps=12, checkpoint_every=4, batch_size=256, test_every=4, tb_logging=False, cells_encoder=(512, 256)
     ).model_copy(update=settings)
-    return fit(ArrayRows(ROWS), Moments.of(ROWS), (96,), config, str(directory) if directory else None, on_event)[0]
+    return fit(
+        TrainingData.in_memory(ArrayRows(ROWS), Moments.of(ROWS), (96,)),
+        config,
+        str(directory) if directory else None,
+        on_event,
+    ).vae
 
 
 class Killed(Exception):

@@ -11,6 +11,7 @@ from cvae_dist.model import diagnosis, scoring
 from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
+from cvae_dist.training.prepare import TrainingData
 from tests.bench.model.bench_quality import trained
 from tests.bench.model.data import Images, mnist
 from tests.bench.table import Row
@@ -76,7 +77,8 @@ def _paper() -> Iterator[Row]:
         train_valid_split=1.0,
         buffer_bytes=_LESS_THAN_ALL,
     )
-    vae = fit(Binarised(data.train), Moments.of(binarise(data.train, random)), (28, 28), config).vae
+    moments = Moments.of(binarise(data.train, random))
+    vae = fit(TrainingData.in_memory(Binarised(data.train), moments, (28, 28)), config).vae
     test = binarise(data.test, np.random.default_rng(_TEST_SEED))
     draws = [random.standard_normal((len(test), 50), np.float32) for _ in range(_DRAWS)]
     with torch.inference_mode():
