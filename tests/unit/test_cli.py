@@ -39,6 +39,10 @@ def settings_of(*tokens: str) -> dict[str, object]:
     return dict(bound.arguments)
 
 
+def test_the_metric_is_a_flag_of_embed() -> None:
+    assert settings_of("embed", "rows", "model", "latents", "--metric", "data")["metric"] == "data"
+
+
 # ------------------------------------------------------------------------------------------- wrong usage
 
 
@@ -53,6 +57,7 @@ def settings_of(*tokens: str) -> dict[str, object]:
         (["ingest", "a", "b", "--nonfinite", "keep"], '"keep"'),
         (["ingest", "a"], "STORE"),
         (["embed", "a", "b", "c", "--batch-size", "0"], "Must be >= 1"),
+        (["embed", "a", "b", "c", "--metric", "cosine"], '"latent", "data"'),
         (["sample", "a", "b", "-n", "0"], "Must be >= 1"),
         (["fit-prior", "a", "b", "--n-components", "0"], "Must be >= 1"),
         (["plot", "grid", "a", "b", "--grid-size", "0"], "Must be >= 1"),
