@@ -25,6 +25,7 @@ from cvae_dist.model.diagnosis import Diagnosis, diagnose
 from cvae_dist.model.export import Direction, export_bytes
 from cvae_dist.model.files import is_finished
 from cvae_dist.model.kernels import drawback
+from cvae_dist.model.metric import Metric
 from cvae_dist.model.prior import Prior, PriorName, check_name
 from cvae_dist.model.sampling import Interpolation, posterior_draws_of_block, posterior_spread, standard_normal
 from cvae_dist.model.scoring import Score, log_likelihood
@@ -68,14 +69,26 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
 
     @overload
     def embed(
-        self, X: Any, batch_size: int = ..., *, return_std: Literal[False] = ..., precision: ComputePrecision = ...
+        self,
+        X: Any,
+        batch_size: int = ...,
+        *,
+        return_std: Literal[False] = ...,
+        precision: ComputePrecision = ...,
+        metric: Metric = ...,
     ) -> Latents: ...
     @overload
     def embed(
         self, X: Any, batch_size: int = ..., *, return_std: Literal[True], precision: ComputePrecision = ...
     ) -> tuple[Latents, Latents]: ...
     def embed(
-        self, X: Any, batch_size: int = 16_384, *, return_std: bool = False, precision: ComputePrecision = "float32"
+        self,
+        X: Any,
+        batch_size: int = 16_384,
+        *,
+        return_std: bool = False,
+        precision: ComputePrecision = "float32",
+        metric: Metric = "latent",
     ) -> Latents | tuple[Latents, Latents]:
         """Return the latents of rows, (n, dim_latent) float32: the posterior means.
 
@@ -93,21 +106,32 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         precision : {"float32", "bf16"}
             Type that matrix products are computed in. bf16 is about 1.6 times as fast on processors that have it,
             and errs by about 1 % of the latents' spread.
+        metric : {"latent", "data"}
+            What Euclidean distances mean. ``latent``: the latents as they are, where every direction weighs alike.
+            ``data``: every direction is stretched by how much it changes the rows, for searching neighbours and for
+            clustering; ``decode(z, metric="data")`` undoes it.
 
         Raises
         ------
         InvalidInput
-            The rows have other features or values that are not finite, or there is no such precision.
+            The rows have other features or values that are not finite, or there is no such precision or metric.
         """
         model = self._model()
+        model.check_metric(metric)
+        if return_std and metric == "data":
+            raise InvalidInput(
+                "return_std=True gives the standard deviations of the latents as they are, not of those that "
+                "metric='data' stretches: ask for them with metric='latent'"
+            )
         if told := drawback(precision):
             _LOGGER.warning(told)
         compute: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+        embed = partial(model.embed_rows, **compute, metric=metric)
         rows, latents = GivenRows(self, X), lazy.latents_of(model)
-        means = rows.map(partial(model.embed_rows, **compute), latents, refuses_nan=True)
+        means = rows.map(embed, latents, refuses_nan=True)
         return (means, rows.map(partial(posterior_spread, model, **compute), latents)) if return_std else means
 
-    def decode(self, z: ArrayLike) -> Floats:
+    def decode(self, z: ArrayLike, metric: Metric = "latent") -> Floats:
         """Return the items that latents stand for, (n, *item_shape_), in the data's units.
 
         So a model of images gives images, and one of rows gives rows (n, n_features). They are float32, or float64
@@ -118,12 +142,16 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         ----------
         z : (n, dim_latent) array
             Of a Dask array, DataArray or Dataset the rows are one too, and are computed only when they are needed.
+        metric : {"latent", "data"}
+            The metric that the latents were embedded with.
         """
         model = self._model()
+        model.check_metric(metric)
+        decode = partial(model.decode_rows, metric=metric)
         if lazy.is_labelled_or_lazy(z):
             items = lazy.items_of(model, self.item_shape_)
-            return cast(Floats, lazy.apply(z, model.decode_rows, lazy.latents_of(model), items))
-        return self._items(cast(Floats, model.decode_rows(checked_latents(z))), z)
+            return cast(Floats, lazy.apply(z, decode, lazy.latents_of(model), items))
+        return self._items(cast(Floats, decode(checked_latents(z))), z)
 
     def sample(
         self,
@@ -215,7 +243,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         model = self._model()
         generation.check_draws(k)
         seed = int(random_state_of(random_state).randint(2**31))
-        draws = lazy.Variable("latent", {"draw": k, "latent": model.dim_latent}, np.float32)
+        draws = lazy.Variable("latent", {"draw": k, "latent_dim": model.dim_latent}, np.float32)
         return GivenRows(self, X).map(partial(posterior_draws_of_block, model, k=k, seed=seed), draws)
 
     def interpolate(self, a: ArrayLike, b: ArrayLike, n: int = 10, kind: Interpolation = "linear") -> Floats:

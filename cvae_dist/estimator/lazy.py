@@ -50,7 +50,7 @@ def rows_of(vae: VAE) -> Variable:
 
 def latents_of(vae: VAE) -> Variable:
     """Describe the latents of a model."""
-    return Variable("latent", {"latent": vae.dim_latent}, np.float32)
+    return Variable("latent", {"latent_dim": vae.dim_latent}, np.float32)
 
 
 def is_labelled_or_lazy(X: object) -> bool:

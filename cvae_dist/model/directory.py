@@ -146,6 +146,7 @@ def _rebuild(place: Location, settings: Mapping[str, Any], weights: dict[str, Te
     try:
         scaling = Scaling(*(weights[f"scaling.{name}"] for name in ("center", "scale", "low", "high")))
         vae = VAE(make_config(ModelConfig, settings), scaling)
+        vae.stretch = weights.get("stretch")  # models of earlier releases have none
         vae.load_state_dict(weights)
     except (KeyError, RuntimeError, ValueError) as error:
         raise Corrupt(f"{CONFIG} and {WEIGHTS} of {place} do not fit together ({error}); {remedy(place)}") from None

@@ -75,6 +75,7 @@ def _without(vae: VAE, unused: tuple[str, ...]) -> VAE:
     """Return a model that shares its parts with ``vae`` but lacks those unused: they would travel in the file."""
     part = copy.copy(vae)
     part._modules = {name: module for name, module in vae._modules.items() if name not in unused}
+    part._buffers = {"stretch": None}
     return part
 
 

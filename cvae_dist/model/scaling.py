@@ -1,5 +1,6 @@
 """From data units to the standardised units the networks work in, and back."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -15,7 +16,9 @@ MAX_STANDARDISED = 10.0  # the scale of a rare feature is raised until no traini
 _CONSTANT = 2.4e-7  # relative: two units in the last place of float32, the noise of computed constants
 _COMMON_TOLERANCE = 0.25
 _COMMON_SHARE = 0.6
-_FEWEST_COMMON = 8  # fewer features than this are too few to tell common bounds from chance
+_FEWEST_COMMON = 8  # fewer features than this are too few to tell a common unit from chance
+_ALIKE = 5.0  # embeddings have a spread of 1.2 to 2.5, tables of mixed units 50 to 50,000
+_ALIKE_IN_ORDER = 100.0
 _SAFE_OFFSET = 4.0  # up to this |center| / scale, float32 arithmetic is exact to 1e-6
 _SAFE_MAGNITUDE = 1e30  # far from the ends of float32
 
@@ -45,7 +48,7 @@ def choose_normalization(
         return Choice(False, f"one scale for all features: items of shape {item_shape} share their unit")
     if _common_bounds(moments):
         return Choice(False, "one scale for all features: they share their bounds")
-    return Choice(True, "one scale per feature: the features differ in unit or range")
+    return _by_spread(moments)
 
 
 def _common_bounds(moments: Moments) -> bool:
@@ -57,6 +60,29 @@ def _common_bounds(moments: Moments) -> bool:
     margin = _COMMON_TOLERANCE * (high.max() - low.min())
     reaches_both = (low <= low.min() + margin) & (high >= high.max() - margin)
     return bool(reaches_both.mean() >= _COMMON_SHARE)
+
+
+def _by_spread(moments: Moments) -> Choice:
+    """Decide by how far apart the standard deviations lie; means do not matter, as every feature is centred.
+
+    Features of one unit, such as those of an embedding, vary about alike. Those of mixed units do not. Where the order
+    of features means something, as in spectra, they may differ more, but there is no jump from one to the next. A jump
+    is a step of more than half the way, in logarithms, from the weakest feature to the strongest.
+    """
+    std = moments.std[~is_constant(moments)]
+    if len(std) < _FEWEST_COMMON:
+        return Choice(True, f"one scale per feature: {len(std)} that vary are too few to tell a common unit")
+    with np.errstate(invalid="ignore"):  # what is not finite is refused later, by name
+        low, high = np.percentile(std, [5, 95])
+        spread, steps = high / low, np.abs(np.diff(np.log(std.clip(low, high))))
+    told = f"95th / 5th percentile of their standard deviations: {spread:.3g}"
+    if spread <= _ALIKE:
+        return Choice(False, f"one scale for all features: they vary alike ({told}, at most {_ALIKE:g})")
+    step = float(np.exp(steps.max()))
+    told += f", largest ratio of neighbours within: {step:.3g}"
+    if spread <= _ALIKE_IN_ORDER and step <= math.sqrt(spread):
+        return Choice(False, f"one scale for all features: neighbours vary alike ({told})")
+    return Choice(True, f"one scale per feature: they differ in unit or range ({told})")
 
 
 class Scaling(nn.Module):

@@ -12,8 +12,9 @@ from cvae_dist.config import ComputePrecision, Config, ModelConfig
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import posterior, tiling
 from cvae_dist.model.flow import choose_flow_length, make_flow, with_flow_widths
-from cvae_dist.model.kernels import compute_dtype, inference
+from cvae_dist.model.kernels import compute_dtype, exact, inference
 from cvae_dist.model.likelihood import choose_likelihood, make_likelihood
+from cvae_dist.model.metric import Metric, check_metric, mean_pullback, stretch_of
 from cvae_dist.model.networks import Decoder, Encoder
 from cvae_dist.model.scaling import Scaling, choose_normalization
 from cvae_dist.model.tiling import BATCH_SIZE, Floats, Rows
@@ -65,7 +66,14 @@ class VAE(nn.Module):
         Every automatic value must be decided: see :func:`decide` and ``TrainConfig.resolve``.
     scaling : Scaling
         Between data units and the networks' units.
+
+    Attributes
+    ----------
+    stretch : Tensor or None, shape (2, dim_latent, dim_latent), float32
+        What ``metric="data"`` multiplies latents by, and what undoes it; see :meth:`measure_stretch`.
     """
+
+    stretch: Tensor | None
 
     def __init__(self, config: ModelConfig, scaling: Scaling) -> None:
         super().__init__()
@@ -76,6 +84,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features, blocks)
         self.flow = make_flow(config, [scaling.n_features, *cells][-1])
         self.likelihood = make_likelihood(config.likelihood, scaling)
+        self.register_buffer("stretch", None)  # until the model is trained
 
     @classmethod
     def of(cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0) -> Self:
@@ -192,19 +201,38 @@ class VAE(nn.Module):
         pushed, log_determinant = self.flow(latent, hidden)
         return pushed, log_determinant
 
-    def embed_rows(self, rows: Rows, batch_size: int = 16_384, precision: ComputePrecision = "float32") -> Floats:
+    def measure_stretch(self, rows: Rows) -> None:
+        """Find the :attr:`stretch` of the trained model at ``rows``, (n, n_features)."""
+        latents = torch.from_numpy(self.embed_rows(rows))
+        with inference(often=True):
+            pullback = mean_pullback(lambda z: self.likelihood.mean(self.decoder(z)) * self.scaling.active, latents)
+        self.stretch = stretch_of(pullback)
+
+    def check_metric(self, metric: str) -> None:
+        """Refuse a metric that this model does not know, with InvalidInput."""
+        check_metric(metric, self.stretch)
+
+    def embed_rows(
+        self,
+        rows: Rows,
+        batch_size: int = 16_384,
+        precision: ComputePrecision = "float32",
+        metric: Metric = "latent",
+    ) -> Floats:
         """Return the latents, (n, dim_latent) float32, of ``rows``, (n, n_features), any real dtype.
 
         On one machine, a row's latent is bit for bit the same whatever the other rows, their order, ``batch_size`` and
         the number of threads. With ``precision="bf16"`` it is computed faster, and its root-mean-square error is within
-        1 % of the spread of the latents.
+        1 % of the spread of the latents. With ``metric="data"`` they are stretched, so that distances are like those
+        of the rows.
 
         Raises
         ------
         InvalidInput
-            The rows have another number of features or hold NaN or infinity, or there is no such precision.
+            The rows have another number of features or hold NaN or infinity, or there is no such precision or metric.
         """
         self._check_rows(rows)
+        matrix = self._matrix(metric, 0)
         latents = np.empty((len(rows), self.dim_latent), np.float32)
         tile_rows = tiling.cached_rows(self.n_features, batch_size)
         multiple = tiling.padded_to((*self._widths, self.dim_latent))
@@ -215,16 +243,23 @@ class VAE(nn.Module):
                 standardised = self.scaling(tile)
                 tiling.check_finite(tile, standardised)
                 hidden.append(self._hidden(standardised, in_place=True))
-            latents[part] = self._latents_of(torch.cat(hidden))[: part.stop - part.start].numpy(force=True)
+            found = _times(self._latents_of(torch.cat(hidden)), matrix)
+            latents[part] = found[: part.stop - part.start].numpy(force=True)
 
         with inference(compute_dtype(precision), often=len(rows) > _OFTEN * tile_rows):
             tiling.on_all_threads(work, len(rows), batch_size)
         return latents
 
     def decode_rows(
-        self, latents: npt.NDArray[np.floating], batch_size: int = BATCH_SIZE, dtype: npt.DTypeLike | None = None
+        self,
+        latents: npt.NDArray[np.floating],
+        batch_size: int = BATCH_SIZE,
+        dtype: npt.DTypeLike | None = None,
+        metric: Metric = "latent",
     ) -> npt.NDArray[np.generic]:
         """Return the mean rows, (n, n_features), of ``latents``, (n, dim_latent), in data units.
+
+        ``metric`` is that of the latents.
 
         They have the given ``dtype``; integers are rounded and kept within their range. By default it is float32, or
         float64 where float32 cannot hold both offset and digits of a feature.
@@ -232,8 +267,9 @@ class VAE(nn.Module):
         Raises
         ------
         InvalidInput
-            The latents have another width.
+            The latents have another width, or there is no such metric.
         """
+        matrix = self._matrix(metric, 1)
         if latents.ndim != 2 or latents.shape[1] != self.dim_latent:
             raise InvalidInput(
                 f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})"
@@ -244,7 +280,7 @@ class VAE(nn.Module):
         multiple = tiling.padded_to(self._widths)
 
         def work(part: slice) -> None:
-            tile = tiling.padded(latents[part], multiple)
+            tile = _times(tiling.padded(latents[part], multiple), matrix)
             rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
 
         with inference(often=len(latents) > _OFTEN * tile_rows):
@@ -279,9 +315,19 @@ class VAE(nn.Module):
         flow = (self.config.iaf_context, self.config.iaf_cells)
         return (self.n_features, *(self.config.cells_encoder or ()), *(width for width in flow if width))
 
+    def _matrix(self, metric: Metric, direction: int) -> Tensor | None:
+        """Return what latents are multiplied by on their way from (0) or to (1) the networks; None: nothing."""
+        self.check_metric(metric)
+        return None if metric == "latent" or self.stretch is None else self.stretch[direction]
+
     def _check_rows(self, rows: Rows) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:
             raise InvalidInput(
                 f"rows of shape {rows.shape} do not fit this model: it was trained on rows of "
                 f"{self.n_features} features"
             )
+
+
+def _times(latents: Tensor, matrix: Tensor | None) -> Tensor:
+    """Return latents (n, dim_latent) times a symmetric matrix, if there is one."""
+    return latents if matrix is None else exact(latents, matrix, torch.zeros(len(matrix)))

@@ -93,6 +93,7 @@ def run(
             stopped = steps.until_stopped(loader)
     figures = steps.end(stopped)
     trainer.use_best_weights()
+    training.measure(vae, validation)
     if place and checkpoints and stopped != "interrupted":
         if trainer.good_step is not None or not trainer.diverged:
             delete_model(place)  # first: a run killed before the new one is whole goes on from its checkpoints

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig
+from cvae_dist.model.metric import rows_to_look_at
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments, RowStore
 from cvae_dist.store.lineage import digest_bytes, versions, without_credentials
@@ -143,6 +144,14 @@ class Training:
         picked = pick_rows(reader.n_rows, MAX_LANDMARKS + len(excluded), self.config.seed)
         landmarks = read_rows(reader, np.setdiff1d(picked, excluded))
         return choose_start(vae, self.config, landmarks, validation.rows)
+
+    def measure(self, vae: VAE, validation: Validation) -> None:
+        """Let the trained ``vae`` find what ``metric="data"`` needs, at rows that validate, or else at others."""
+        rows, seed = validation.rows, self.config.seed
+        if not len(rows):
+            reader = self.data.reader
+            rows = read_rows(reader, pick_rows(reader.n_rows, rows_to_look_at(vae.dim_latent), seed))
+        vae.measure_stretch(rows[pick_rows(len(rows), rows_to_look_at(vae.dim_latent), seed)])
 
     def lineage(self, held_out: int, begun: int, figures: Figures) -> dict[str, Any]:
         """Return where the model came from, for ``config.json``.

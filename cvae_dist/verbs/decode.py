@@ -1,20 +1,21 @@
 """The verb ``decode``: latents back to rows."""
 
+import functools
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cvae_dist.cluster import StoreResult
 from cvae_dist.errors import InvalidInput
 from cvae_dist.events import OnEvent, ignore
-from cvae_dist.store import Location
+from cvae_dist.store import Location, RowStore
 from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from cvae_dist.cluster.handles import ModelHandle, StoreHandle
+    from cvae_dist.cluster.handles import ModelHandle
     from cvae_dist.model.vae import VAE
 
 
@@ -30,6 +31,8 @@ def decode(
     on_event: OnEvent = ignore,
 ) -> StoreResult:
     """Turn latents back into rows, in the units of the data. Ids and carried columns travel along.
+
+    The store of latents says which metric they were embedded with.
 
     Parameters
     ----------
@@ -51,11 +54,13 @@ def decode(
 
     handle = ModelHandle.of(Location.of(model, storage_options))
     source = StoreHandle.of(Location.of(latents, storage_options), "latents", handle.dim_latent, handle.location)
-    _require_made_by(handle, source)
+    made, _ = source.open()
+    _require_made_by(handle, made)
+    metric = made.document["settings"].get("metric", "latent")
     return map_rows(
         source,
         handle,
-        _rows,
+        functools.partial(_rows, metric=metric),
         Location.of(out, storage_options),
         stage="decode",
         kind="rows",
@@ -67,13 +72,14 @@ def decode(
     )
 
 
-def _rows(vae: "VAE", latents: Block, start: int, batch_size: int) -> Mapping[str, Block]:
-    return {"x": vae.decode_rows(latents, batch_size)}
+def _rows(
+    vae: "VAE", latents: Block, start: int, batch_size: int, metric: Literal["latent", "data"]
+) -> Mapping[str, Block]:
+    return {"x": vae.decode_rows(latents, batch_size, metric=metric)}
 
 
-def _require_made_by(model: "ModelHandle", source: "StoreHandle") -> None:
+def _require_made_by(model: "ModelHandle", latents: RowStore) -> None:
     """Refuse latents of another model: they would decode to rows that look right."""
-    latents, _ = source.open()
     made_by = latents.document["settings"].get("model")
     if made_by != model.digest:
         raise InvalidInput(

@@ -159,7 +159,7 @@ def plot_loss(
     filename : path or URL
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
     title : str, optional
-        Title of the picture. Default: the best loss and its step.
+        Title of the picture. Default: the best -ELBO and its step.
     storage_options, on_event
         As for :func:`cvae_dist.embed`.
 

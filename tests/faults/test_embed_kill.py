@@ -71,7 +71,7 @@ def test_ids_and_labels_travel(made: dict[str, Any], torch_drivers: Drivers, tmp
     torch_drivers.run("embed", made["rows"], made["model"], tmp_path / "z").require_done()
     require_same(tmp_path / "z", made["latents"])
     with xr.open_zarr(tmp_path / "z") as latents, xr.open_zarr(made["rows"]) as rows:
-        assert latents["latent"].dims == ("sample", "latent")
+        assert latents["latent"].dims == ("sample", "latent_dim")
         assert {"id", "label"} <= set(latents["latent"].coords)
         assert latents["id"].values.tolist() == rows["id"].values.tolist()
     assert verify(str(tmp_path / "z")).ok

@@ -73,12 +73,12 @@ def test_xarray(written: Written) -> None:
             for dataset in (rows, latents):
                 assert "label" in dataset.coords
                 np.testing.assert_array_equal(dataset["label"].to_numpy().tolist(), labels)
-            assert latents["latent"].dims == ("sample", "latent")
+            assert latents["latent"].dims == ("sample", "latent_dim")
             np.testing.assert_array_equal(latents["latent"].to_numpy(), written.model.embed(written.rows))
 
 
 def test_xarray_statistics(written: Written) -> None:
-    with xr.open_zarr(written.store) as rows:
+    with xr.open_zarr(written.store, group="statistics") as rows:
         np.testing.assert_allclose(rows["mean"], written.rows.mean(axis=0, dtype=np.float64), atol=1e-9)
         np.testing.assert_allclose(rows["std"], written.rows.std(axis=0, dtype=np.float64), rtol=1e-9)
         np.testing.assert_array_equal(rows["min"], written.rows.min(axis=0))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cvae_dist.__main__ import main as main_of_module
 from cvae_dist.cli import app, main
 from cvae_dist.verbs import VERBS
 
@@ -38,6 +39,10 @@ def settings_of(*tokens: str) -> dict[str, object]:
     return dict(bound.arguments)
 
 
+def test_the_metric_is_a_flag_of_embed() -> None:
+    assert settings_of("embed", "rows", "model", "latents", "--metric", "data")["metric"] == "data"
+
+
 # ------------------------------------------------------------------------------------------- wrong usage
 
 
@@ -52,6 +57,7 @@ def settings_of(*tokens: str) -> dict[str, object]:
         (["ingest", "a", "b", "--nonfinite", "keep"], '"keep"'),
         (["ingest", "a"], "STORE"),
         (["embed", "a", "b", "c", "--batch-size", "0"], "Must be >= 1"),
+        (["embed", "a", "b", "c", "--metric", "cosine"], '"latent", "data"'),
         (["sample", "a", "b", "-n", "0"], "Must be >= 1"),
         (["fit-prior", "a", "b", "--n-components", "0"], "Must be >= 1"),
         (["plot", "grid", "a", "b", "--grid-size", "0"], "Must be >= 1"),
@@ -144,6 +150,12 @@ def test_every_flag_says_what_it_is_for(name: str) -> None:
     assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []
 
 
+def test_help_and_readme_say_that_a_gpu_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+    assert "on the CPU (never a GPU)" in " ".join(capsys.readouterr().out.split())
+    assert "a GPU is not used" in (Path(__file__).parents[2] / "README.md").read_text()
+
+
 def test_flags_are_the_arguments_of_the_verb_and_the_shared_options(capsys: pytest.CaptureFixture[str]) -> None:
     main(["sample", "--help"])
     printed = capsys.readouterr().out
@@ -180,6 +192,9 @@ def test_a_file_may_hold_any_option_and_no_unknown_one(tmp_path: Path, capsys: p
     file.write_text("lable: folder\n")
     assert main(["ingest", "a", "b", "--config", str(file)]) == 2
     assert "unknown option 'lable': did you mean 'label'?" in capsys.readouterr().err
+    file.write_text("config: other.yaml\n")
+    assert main(["ingest", "a", "b", "--config", str(file)]) == 2
+    assert "unknown option 'config'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["dim-latent", "dim_latent"])
@@ -435,6 +450,21 @@ def test_a_reader_that_goes_away_is_no_error(tree: Path, tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------- being stopped
+
+
+def test_an_interruption_before_the_command_has_begun_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cvae_dist.cli.main", interrupted)
+    monkeypatch.setattr("sys.argv", ["cvae-dist", "train", "a", "b", "--json"])
+    assert main_of_module() == 130
+    printed = capsys.readouterr()
+    end = json.loads(printed.out)
+    assert (end["event"], end["kind"]) == ("error", "Interrupted")
+    assert printed.err == f"cvae-dist: {end['message']}\n"
 
 
 @pytest.mark.parametrize(

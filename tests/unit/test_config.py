@@ -37,7 +37,16 @@ def test_every_field_is_described_for_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     ("features", "cells"),
-    [(1, (256, 128)), (64, (256, 128)), (784, (512, 256)), (10_000, (1024, 512))],
+    [
+        (1, (256, 128)),
+        (64, (256, 128)),
+        (256, (256, 128)),
+        (384, (512, 256)),
+        (784, (512, 256)),
+        (1024, (512, 256)),
+        (1536, (1024, 512)),
+        (10_000, (1024, 512)),
+    ],
 )
 def test_widths_follow_the_number_of_features(features: int, cells: tuple[int, ...]) -> None:
     assert TrainConfig().resolve(60_000, features).cells_encoder == cells

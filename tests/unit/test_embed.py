@@ -69,6 +69,28 @@ def test_the_precision_is_a_setting_of_the_latents(made: Made, tmp_path: Path) -
         embed(made.rows, made.model, made.latents, precision="bf16")
 
 
+def test_the_metric_is_a_setting_of_the_latents_which_decode_undoes(made: Made, tmp_path: Path) -> None:
+    stretched, plain = embed(made.rows, made.model, tmp_path / "stretched", metric="data"), RowStore.open(made.latents)
+    latents = RowStore.open(stretched.url)
+    assert latents.document["settings"] == plain.document["settings"] | {"metric": "data"}
+    assert "metric" not in plain.document["settings"], "latents of before the choice would no longer count as done"
+    expected = CompressionVAE(logdir=made.model).embed(np.load(Path(made.rows).parent / "tree/rows.npy"), metric="data")
+    np.testing.assert_array_equal(latents.read("latent", 0, 40), expected)
+    there, same = (
+        decode(url, made.model, tmp_path / name) for url, name in ((stretched.url, "a"), (made.latents, "b"))
+    )
+    found, wanted = (RowStore.open(each.url).read("x", 0, 40) for each in (there, same))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    with pytest.raises(SettingsChanged, match="metric: 'data' there"):
+        embed(made.rows, made.model, stretched.url)
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_written(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="metric='cosine' is unknown: choose 'latent'"):
+        embed(made.rows, made.model, tmp_path / "out", metric="cosine")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_precision_is_refused_before_anything_is_written(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="'float32' and 'bf16'"):
         embed(made.rows, made.model, tmp_path / "out", precision="half")  # type: ignore[arg-type]

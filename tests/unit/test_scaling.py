@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model.scaling import Scaling, bounds, choose_normalization
@@ -83,6 +84,79 @@ def test_homogeneous_units_are_recognised() -> None:
     assert choose_normalization("auto", mixed, "|u1", (64,)).value is False
     assert choose_normalization(True, embeddings, "|u1", (8, 8)).value is True
     assert choose_normalization(False, mixed, "<f4", (64,)).value is False
+
+
+def _embedding(rng: np.random.Generator) -> np.ndarray:
+    """Return 500 unit vectors of 96 features whose spreads decrease by a factor of 4."""
+    rows = rng.normal(size=(500, 96)) * np.geomspace(1, 0.25, 96)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _large_dimensions(rng: np.random.Generator) -> np.ndarray:
+    rows = _embedding(rng)
+    rows[:, [7, 50]] *= 30
+    return rows
+
+
+def _spectra(rng: np.random.Generator) -> np.ndarray:
+    """Return mixtures of 5 bands over faint noise: weak regions vary a tenth as much as strong ones."""
+    channels = np.linspace(0, 1, 120)
+    bands = np.exp(-(((channels - rng.uniform(0, 1, (5, 1))) / 0.07) ** 2))
+    return rng.lognormal(size=(500, 5)) @ bands + rng.normal(0, 0.05, (500, 120))
+
+
+def _dead_channel(rng: np.random.Generator) -> np.ndarray:
+    """Return spectra with one channel among weak ones that hardly varies, as in the corner of an image."""
+    rows = _spectra(rng)
+    rows[:, rows.std(axis=0).argmin()] *= 1e-4
+    return rows
+
+
+SHARED_UNIT = {
+    "unit vectors": _embedding,
+    "vectors with norms of their own": lambda rng: _embedding(rng) * rng.lognormal(size=(500, 1)),
+    "vectors with an offset": lambda rng: _embedding(rng) + rng.normal(0, 5, 96),
+    "vectors with large dimensions": _large_dimensions,
+    "vectors and constants": lambda rng: np.pad(_embedding(rng), ((0, 0), (30, 0)), constant_values=2.5),
+    "spectra": _spectra,
+    "spectra with a dead channel": _dead_channel,
+    "decaying waves": lambda rng: np.sin(np.arange(64) + rng.uniform(0, 6, (500, 1))) * np.exp(-np.arange(64) / 20),
+    "images": lambda rng: np.sort(rng.uniform(size=(500, 64)), axis=1) * (rng.uniform(size=(500, 64)) < 0.3),
+    "columns of 0 and 1": lambda rng: (rng.uniform(size=(500, 40)) < np.geomspace(0.01, 0.9, 40)).astype(float),
+    "a standardised table": lambda rng: rng.normal(size=(500, 12)),
+}
+MIXED_UNITS = {
+    "wine": lambda rng: load_wine().data,
+    "breast cancer": lambda rng: load_breast_cancer().data,
+    "diabetes": lambda rng: load_diabetes(scaled=False).data,
+    "two blocks of a unit each": lambda rng: rng.normal(size=(500, 40)) * np.repeat([1, 30], 20),
+    "a table with offsets": lambda rng: rng.normal(size=(500, 12)) * np.tile([1, 40, 7], 4) + np.arange(12) * 100,
+    "numbers beside columns of 0 and 1": lambda rng: np.hstack(
+        [rng.normal(50, 20, (500, 5)), rng.uniform(size=(500, 15)) < 0.1]
+    ),
+    "7 features": lambda rng: rng.normal(size=(500, 7)),
+    "constants alone": lambda rng: np.full((500, 12), 3.0),
+}
+
+
+@pytest.mark.parametrize("name", [*SHARED_UNIT, *MIXED_UNITS])
+def test_one_scale_is_chosen_where_features_share_their_unit(name: str) -> None:
+    rows = (SHARED_UNIT | MIXED_UNITS)[name](np.random.default_rng(0))
+    choice = choose_normalization("auto", Moments.of(rows), rows.dtype, rows.shape[1:])
+    assert choice.value is (name in MIXED_UNITS), choice.reason
+
+
+def test_the_number_that_decided_is_told() -> None:
+    rows = load_wine().data
+    low, high = np.percentile(rows.std(axis=0), [5, 95])
+    reason = choose_normalization("auto", Moments.of(rows), rows.dtype, (13,)).reason
+    assert reason.startswith("one scale per feature")
+    assert f"standard deviations: {high / low:.3g}" in reason
+
+
+def test_what_is_not_finite_decides_nothing_but_breaks_nothing() -> None:
+    huge = Moments(2, np.zeros(9), np.array([1.0, *[np.inf] * 8]), -np.ones(9), np.ones(9) * np.arange(1, 10))
+    assert choose_normalization("auto", huge, "<f8", (9,)).value is True
 
 
 def test_bounds() -> None:

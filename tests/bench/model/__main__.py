@@ -8,7 +8,7 @@ import torch
 
 from tests.bench.table import Row, show
 
-_PARTS = ("speed", "reference", "small", "notebook", "outliers", "quality", "nats")
+_PARTS = ("speed", "reference", "small", "notebook", "outliers", "scale", "vectors", "widths", "quality", "nats")
 
 
 def _rows(parts: list[str]) -> Iterator[Row]:

@@ -1,0 +1,112 @@
+"""What default settings make of vectors of text, against PCA, and what `metric="data"` adds to them."""
+
+import functools
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+import cvae_dist as cvae
+from tests.bench.model.data import mnist, text
+from tests.bench.table import Row, seconds
+
+_COMPARED = 2000  # rows whose neighbourhoods are compared
+_ASKED = 1000  # rows whose neighbours are searched for
+_NEIGHBOURS, _FOUND_AMONG = 10, 100
+_TEST_SHARE = 6  # every how manieth row is held out
+
+Array = NDArray[np.float32]
+
+
+class Split(NamedTuple):
+    """Rows to train on and rows to score, with their classes."""
+
+    train: Array
+    test: Array
+    train_classes: NDArray[np.generic]
+    test_classes: NDArray[np.generic]
+
+
+class Neighbours(NamedTuple):
+    """How well latents keep neighbourhoods: 5-NN accuracy, trustworthiness, recall of the 10 nearest among 10 and 100.
+
+    Neighbours are searched for among the training rows.
+    """
+
+    accuracy: float
+    trust: float
+    recall_10: float
+    recall: float
+
+    def __str__(self) -> str:
+        return "5-NN {:.3f}, trust {:.3f}, recall {:.3f}/{:.3f}".format(*self)
+
+
+@functools.cache
+def vectors(unit: str, most: int | None = None) -> Split:
+    """Return vectors of text, at most so many to train on."""
+    rows, classes = text(unit)
+    held_out = np.arange(len(rows)) % _TEST_SHARE == 0
+    return Split(rows[~held_out][:most], rows[held_out], classes[~held_out][:most], classes[held_out])
+
+
+@functools.cache
+def images(most: int) -> Split:
+    """Return MNIST, at most so many images to train on."""
+    data = mnist()
+    return Split(data.train[:most], data.test, data.train_labels[:most], data.test_labels)
+
+
+def judged(split: Split, train: Array, test: Array) -> Neighbours:
+    """Compare latents of the rows to train on and of those to score with the rows themselves."""
+    accuracy = KNeighborsClassifier(5).fit(train, split.train_classes).score(test, split.test_classes)
+    compared = split.test[:_COMPARED].astype(np.float32)
+    trust = trustworthiness(compared, test[:_COMPARED], n_neighbors=_NEIGHBOURS)
+    true = _nearest(split.train.astype(np.float32), compared[:_ASKED], _NEIGHBOURS)
+    found = _nearest(train, test[:_ASKED], _FOUND_AMONG)
+    near, far = (np.mean([np.isin(a, b).mean() for a, b in zip(true, found[:, :k], strict=True)]) for k in (10, 100))
+    return Neighbours(accuracy, trust, float(near), float(far))
+
+
+def _nearest(rows: Array, asked: Array, count: int) -> NDArray[np.int64]:
+    return NearestNeighbors(n_neighbors=count).fit(rows).kneighbors(asked, return_distance=False)
+
+
+def of_pca(split: Split, dim_latent: int) -> Neighbours:
+    pca = PCA(dim_latent, random_state=0).fit(split.train)
+    return judged(split, pca.transform(split.train), pca.transform(split.test))
+
+
+def trained(split: Split, **settings: object) -> tuple[cvae.CompressionVAE, float]:
+    """Return a model and the CPU-seconds it took."""
+    embedder = cvae.CompressionVAE(random_state=0, precision="float32", **settings)
+    return embedder, seconds(lambda: embedder.fit(split.train), clock=time.process_time)
+
+
+def of_model(split: Split, embedder: cvae.CompressionVAE, metric: str = "latent") -> Neighbours:
+    return judged(split, embedder.embed(split.train, metric=metric), embedder.embed(split.test, metric=metric))
+
+
+def rows() -> Iterator[Row]:
+    """Measure defaults in 16 and 64 dimensions, and both metrics."""
+    for unit in ("word", "char"):
+        for dim_latent in (16, 64):
+            yield from _rows(f"vectors of {unit}s, {dim_latent}-D", vectors(unit), dim_latent)
+    yield from _rows("MNIST, 20,000 images, 16-D", images(20_000), 16)
+
+
+def _rows(name: str, split: Split, dim_latent: int) -> Iterator[Row]:
+    embedder, spent = trained(split, dim_latent=dim_latent)
+    pca, plain, data = of_pca(split, dim_latent), of_model(split, embedder), of_model(split, embedder, "data")
+    note = f"PCA {pca}; latent {plain}; data {data}; {spent:.0f} CPU-s"
+    yield Row(
+        f"{name}: recall, of what PCA leaves to find", (plain.recall - pca.recall) / (1 - pca.recall), 0, note=note
+    )
+    yield Row(f"{name}, metric data: recall / that of plain latents", data.recall / plain.recall, 0.97)
+    yield Row(f"{name}, metric data: 5-NN gained", data.accuracy - plain.accuracy, -0.005)
+    yield Row(f"{name}, metric data: trust gained", data.trust - plain.trust, -0.005)

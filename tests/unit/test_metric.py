@@ -1,0 +1,161 @@
+"""Latents stretched so that distances are like those of the rows."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cvae_dist.config import ModelConfig
+from cvae_dist.errors import InvalidInput
+from cvae_dist.estimator import CompressionVAE
+from cvae_dist.model.directory import load_model, save_model
+from cvae_dist.model.metric import mean_pullback, stretch_of
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import Moments
+
+DIM, FEATURES = 3, 7
+CONFIG = ModelConfig(
+    dim_latent=DIM, cells_encoder=(16, 8), residual_blocks=1, likelihood="gaussian",
+    feature_normalization=False, iaf_flow_length=0,
+)  # fmt: skip
+ROWS = np.random.default_rng(0).normal(size=(60, FEATURES)).astype(np.float32) * [5, 1, 1, 1, 1, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    """Return a model that has a stretch."""
+    made = VAE.of(CONFIG, Moments.of(ROWS), "<f8").requires_grad_(False).eval()
+    made.measure_stretch(ROWS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def estimator() -> CompressionVAE:
+    return CompressionVAE(dim_latent=DIM, num_steps=20, random_state=0).fit(ROWS)
+
+
+def test_the_pullback_is_that_of_finite_differences_in_float64(vae: VAE) -> None:
+    decoder = VAE.of(CONFIG, Moments.of(ROWS), "<f8").double().requires_grad_(False).decoder
+    at = torch.from_numpy(np.random.default_rng(1).normal(size=(40, DIM)))
+
+    def decoded(latents: torch.Tensor) -> np.ndarray:
+        return decoder.output(decoder.body(latents)).numpy()
+
+    step = 1e-5
+    slopes = [(decoded(at + step * axis) - decoded(at - step * axis)) / (2 * step) for axis in torch.eye(DIM).double()]
+    expected = np.einsum("inf,jnf->ij", slopes, slopes) / len(at)
+    np.testing.assert_allclose(mean_pullback(vae.decoder, at.float()), expected, rtol=0, atol=2e-3 * expected.max())
+
+
+def test_it_is_the_same_whether_jacobians_are_held_together_or_one_by_one(
+    vae: VAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = torch.from_numpy(vae.embed_rows(ROWS))
+    together = mean_pullback(vae.decoder, at)
+    monkeypatch.setattr("cvae_dist.model.metric._VALUES", 1)
+    torch.testing.assert_close(mean_pullback(vae.decoder, at), together, rtol=1e-5, atol=1e-8)
+
+
+def test_directions_are_stretched_by_the_root_of_what_they_do_to_the_rows() -> None:
+    there, back = stretch_of(mean_pullback(lambda z: z * torch.tensor([9.0, 1.0]), torch.randn(20, 2)))
+    assert there[0, 0] / there[1, 1] == pytest.approx(3)
+    assert there[0, 1] == pytest.approx(0)
+    torch.testing.assert_close(there @ back, torch.eye(2))
+    assert (there @ there).square().trace() == pytest.approx(2), "on average, what the decoder does is left as it was"
+
+
+def test_a_direction_that_changes_nothing_can_be_turned_back() -> None:
+    for gains in ([1.0, 0.0], [0.0, 0.0]):
+        there, back = stretch_of(mean_pullback(lambda z, gains=gains: z * torch.tensor(gains), torch.randn(20, 2)))
+        torch.testing.assert_close(there @ back, torch.eye(2), rtol=0, atol=1e-4)
+
+
+def test_a_decoder_without_finite_slopes_breaks_nothing() -> None:
+    assert stretch_of(mean_pullback(lambda z: z * torch.nan, torch.randn(20, 2))).isfinite().all()
+
+
+def test_constant_features_do_not_count() -> None:
+    vae = VAE.of(CONFIG, Moments.of(ROWS), "<f8").requires_grad_(False).eval()
+    vae.measure_stretch(ROWS)
+    before = vae.stretch
+    vae.decoder.output.weight[-1] = 100.0
+    vae.measure_stretch(ROWS)
+    torch.testing.assert_close(vae.stretch, before)
+
+
+def test_stretched_latents_are_the_latents_times_the_matrix_and_decode_to_the_same_rows(vae: VAE) -> None:
+    latents, stretched = vae.embed_rows(ROWS), vae.embed_rows(ROWS, metric="data")
+    np.testing.assert_allclose(stretched, latents @ vae.stretch[0].numpy(), rtol=0, atol=1e-5)
+    assert np.abs(stretched - latents).max() > 0.01
+    decoded = vae.decode_rows(stretched, metric="data")
+    np.testing.assert_allclose(decoded, vae.decode_rows(latents), rtol=0, atol=1e-4)
+
+
+def test_stretched_latents_do_not_depend_on_the_rows_beside_them(vae: VAE) -> None:
+    whole = vae.embed_rows(ROWS, metric="data")
+    np.testing.assert_array_equal(vae.embed_rows(ROWS[::-1], 16, metric="data")[::-1], whole)
+    np.testing.assert_array_equal(vae.embed_rows(ROWS[5:6], metric="data")[0], whole[5])
+
+
+def test_distances_are_more_like_those_of_the_rows() -> None:
+    """Three directions of unlike weight: one latent each, all of unit spread."""
+    factors = np.random.default_rng(0).normal(size=(300, 3))
+    rows = (factors * [10, 3, 1]) @ np.linalg.qr(np.random.default_rng(1).normal(size=(9, 3)))[0].T
+    quick = {"num_steps": 200, "learning_rate": 0.02, "cells_encoder": (32,), "feature_normalization": False}
+    model = CompressionVAE(dim_latent=3, random_state=0, **quick).fit(rows)
+
+    def agreement(latents: np.ndarray) -> float:
+        pairs = np.array(list(itertools.combinations(range(0, 300, 5), 2)))
+        apart = [np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1) for x in (rows, latents)]
+        return float(np.corrcoef(*apart)[0, 1])
+
+    assert agreement(model.embed(rows, metric="data")) > agreement(model.embed(rows)) + 0.05
+
+
+def test_the_estimator_stretches_and_undoes_it(estimator: CompressionVAE) -> None:
+    stretched = estimator.embed(ROWS, metric="data")
+    assert np.abs(stretched - estimator.embed(ROWS)).max() > 1e-3
+    restored = estimator.decode(stretched, metric="data")
+    np.testing.assert_allclose(restored, estimator.decode(estimator.embed(ROWS)), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(estimator.transform(ROWS), estimator.embed(ROWS, metric="latent"))
+
+
+def test_lazy_rows_are_stretched_too(estimator: CompressionVAE) -> None:
+    dask_array = pytest.importorskip("dask.array")
+    lazy = estimator.embed(dask_array.from_array(ROWS, chunks=(20, -1)), metric="data")
+    np.testing.assert_array_equal(lazy.compute(), estimator.embed(ROWS, metric="data"))
+    decoded = estimator.decode(lazy, metric="data").compute()
+    np.testing.assert_allclose(decoded, estimator.decode(estimator.embed(ROWS)), rtol=0, atol=1e-4)
+
+
+def test_an_unknown_metric_is_refused(estimator: CompressionVAE) -> None:
+    for use in (estimator.embed, lambda x, metric: estimator.decode(x[:, :DIM], metric)):
+        with pytest.raises(InvalidInput, match="metric='cosine' is unknown: choose 'latent'.*'data'"):
+            use(ROWS, metric="cosine")
+
+
+def test_standard_deviations_are_those_of_the_latents_as_they_are(estimator: CompressionVAE) -> None:
+    with pytest.raises(InvalidInput, match="ask for them with metric='latent'"):
+        estimator.embed(ROWS, return_std=True, metric="data")
+
+
+def test_a_model_keeps_its_matrix_and_one_of_before_says_what_to_do(vae: VAE, tmp_path: Path) -> None:
+    save_model(str(tmp_path / "model"), vae, {})
+    loaded = load_model(str(tmp_path / "model"))
+    np.testing.assert_array_equal(loaded.embed_rows(ROWS, metric="data"), vae.embed_rows(ROWS, metric="data"))
+    save_model(str(tmp_path / "before"), VAE.of(CONFIG, Moments.of(ROWS), "<f8"), {})
+    before = load_model(str(tmp_path / "before"))
+    assert before.embed_rows(ROWS).shape == (60, DIM)
+    for use in (before.embed_rows, before.decode_rows):
+        with pytest.raises(InvalidInput, match="lacks the matrix.*Use metric='latent', or train the model again"):
+            use(ROWS, metric="data")
+
+
+@pytest.mark.parametrize("share", [0.9, 1.0])
+def test_a_training_measures_at_the_same_rows_every_time(share: float) -> None:
+    first, second = (
+        CompressionVAE(dim_latent=2, num_steps=5, train_valid_split=share, random_state=0).fit(ROWS) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.model_.stretch, second.model_.stretch)
