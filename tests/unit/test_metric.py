@@ -55,21 +55,21 @@ def test_it_is_the_same_whether_jacobians_are_held_together_or_one_by_one(
     at = torch.from_numpy(vae.embed_rows(ROWS))
     together = mean_pullback(vae.decoder, at)
     monkeypatch.setattr("cvae_dist.model.metric._VALUES", 1)
-    torch.testing.assert_close(mean_pullback(vae.decoder, at), together, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(mean_pullback(vae.decoder, at), together, rtol=1e-5, atol=1e-8)
 
 
 def test_directions_are_stretched_by_the_root_of_what_they_do_to_the_rows() -> None:
     there, back = stretch_of(mean_pullback(lambda z: z * torch.tensor([9.0, 1.0]), torch.randn(20, 2)))
     assert there[0, 0] / there[1, 1] == pytest.approx(3)
     assert there[0, 1] == pytest.approx(0)
-    torch.testing.assert_close(there @ back, torch.eye(2))
+    np.testing.assert_allclose(there @ back, np.eye(2), rtol=0, atol=1e-6)
     assert (there @ there).square().trace() == pytest.approx(2), "on average, what the decoder does is left as it was"
 
 
 def test_a_direction_that_changes_nothing_can_be_turned_back() -> None:
     for gains in ([1.0, 0.0], [0.0, 0.0]):
         there, back = stretch_of(mean_pullback(lambda z, gains=gains: z * torch.tensor(gains), torch.randn(20, 2)))
-        torch.testing.assert_close(there @ back, torch.eye(2), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(there @ back, np.eye(2), rtol=0, atol=1e-4)
 
 
 def test_a_decoder_without_finite_slopes_breaks_nothing() -> None:
@@ -82,7 +82,7 @@ def test_constant_features_do_not_count() -> None:
     before = vae.stretch
     vae.decoder.output.weight[-1] = 100.0
     vae.measure_stretch(ROWS)
-    torch.testing.assert_close(vae.stretch, before)
+    np.testing.assert_allclose(vae.stretch, before, rtol=1e-5, atol=1e-6)
 
 
 def test_stretched_latents_are_the_latents_times_the_matrix_and_decode_to_the_same_rows(vae: VAE) -> None:
@@ -103,7 +103,7 @@ def test_distances_are_more_like_those_of_the_rows() -> None:
     """Three directions of unlike weight: one latent each, all of unit spread."""
     factors = np.random.default_rng(0).normal(size=(300, 3))
     rows = (factors * [10, 3, 1]) @ np.linalg.qr(np.random.default_rng(1).normal(size=(9, 3)))[0].T
-    quick = {"num_steps": 200, "learning_rate": 0.02, "cells_encoder": (32,), "feature_normalization": False}
+    quick = {"num_steps": 100, "learning_rate": 0.03, "cells_encoder": (32,), "feature_normalization": False}
     model = CompressionVAE(dim_latent=3, random_state=0, **quick).fit(rows)
 
     def agreement(latents: np.ndarray) -> float:

@@ -15,6 +15,7 @@ import cvae_dist as cvae
 from tests.bench.model.data import mnist, text
 from tests.bench.table import Row, seconds
 
+LONG, SHORT = 1000, 100  # characters of a text
 _COMPARED = 2000  # rows whose neighbourhoods are compared
 _ASKED = 1000  # rows whose neighbours are searched for
 _NEIGHBOURS, _FOUND_AMONG = 10, 100
@@ -48,9 +49,9 @@ class Neighbours(NamedTuple):
 
 
 @functools.cache
-def vectors(unit: str, most: int | None = None) -> Split:
-    """Return vectors of text, at most so many to train on."""
-    rows, classes = text(unit)
+def vectors(longest: int, most: int | None = None) -> Split:
+    """Return vectors of texts of ``longest`` characters, at most so many to train on."""
+    rows, classes = text(longest)
     held_out = np.arange(len(rows)) % _TEST_SHARE == 0
     return Split(rows[~held_out][:most], rows[held_out], classes[~held_out][:most], classes[held_out])
 
@@ -94,9 +95,9 @@ def of_model(split: Split, embedder: cvae.CompressionVAE, metric: str = "latent"
 
 def rows() -> Iterator[Row]:
     """Measure defaults in 16 and 64 dimensions, and both metrics."""
-    for unit in ("word", "char"):
+    for longest in (LONG, SHORT):
         for dim_latent in (16, 64):
-            yield from _rows(f"vectors of {unit}s, {dim_latent}-D", vectors(unit), dim_latent)
+            yield from _rows(f"texts of {longest} characters, {dim_latent}-D", vectors(longest), dim_latent)
     yield from _rows("MNIST, 20,000 images, 16-D", images(20_000), 16)
 
 

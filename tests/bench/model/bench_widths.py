@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tests.bench.model.bench_vectors import Split, images, of_model, trained, vectors
+from tests.bench.model.bench_vectors import LONG, SHORT, Split, images, of_model, trained, vectors
 from tests.bench.table import Row
 
 _ROWS = 10_000
@@ -23,9 +23,9 @@ _SIZES: tuple[tuple[tuple[int, ...] | None, int | None], ...] = (
 def rows() -> Iterator[Row]:
     """Measure every size on vectors, in 16 and 64 dimensions, and on images."""
     for name, split, dim_latent in (
-        ("words, 64-D", vectors("word", _ROWS), 64),
-        ("characters, 64-D", vectors("char", _ROWS), 64),
-        ("characters, 16-D", vectors("char", _ROWS), 16),
+        ("long texts, 64-D", vectors(LONG, _ROWS), 64),
+        ("short texts, 64-D", vectors(SHORT, _ROWS), 64),
+        ("short texts, 16-D", vectors(SHORT, _ROWS), 16),
         ("MNIST, 16-D", images(_ROWS), 16),
     ):
         for cells, blocks in _SIZES:

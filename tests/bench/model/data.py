@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ _IDX_IMAGES_HEADER = 16  # bytes: magic number, count, height, width
 
 _PACKAGES = ("torch", "sympy", "scipy", "sklearn", "networkx", "matplotlib")  # of which the texts are the docstrings
 _QUOTED = re.compile(r'"""(.+?)"""', re.DOTALL)
-_SHORTEST, _LONGEST = 60, 1000  # characters
+_SHORTEST = 60  # characters
 _CLASSES, _TEXTS, _FEATURES = 20, 20_000, 384
 
 Images = NDArray[np.uint8]
@@ -63,17 +63,19 @@ class Text(NamedTuple):
 
 
 @functools.cache
-def text(unit: Literal["word", "char"] = "word") -> Text:
-    """Return latent semantic analysis (Deerwester et al. 1990) of the docstrings of installed packages.
+def text(longest: int = 1000) -> Text:
+    """Return latent semantic analysis (Deerwester et al. 1990) of docstrings of installed packages.
 
-    Those of characters, in twos and threes, have a steeper spectrum than those of words. The class of a docstring is
-    the subpackage where it was found, which is noisy.
+    No more than the ``longest`` first characters are read. Short texts have fewer words, so that a nonlinear embedding
+    finds more in them that PCA does not. The class is the subpackage of a docstring, which is noisy.
     """
     texts, classes = _docstrings()
-    counted = {"word": {"min_df": 3, "max_features": 30_000}, "char": {"ngram_range": (2, 3), "max_features": 4000}}
-    weighted = TfidfVectorizer(analyzer=unit, sublinear_tf=True, **counted[unit]).fit_transform(texts)
-    vectors = TruncatedSVD(_FEATURES, random_state=0).fit_transform(weighted.astype(np.float32))
-    return Text(normalize(vectors), classes)
+    weighted = TfidfVectorizer(sublinear_tf=True, min_df=3, max_features=30_000).fit_transform(
+        words[:longest] for words in texts
+    )
+    known = np.diff(weighted.indptr) > 0  # texts of rare words alone have no direction
+    vectors = TruncatedSVD(_FEATURES, random_state=0).fit_transform(weighted[known].astype(np.float32))
+    return Text(normalize(vectors), classes[known])
 
 
 def _docstrings() -> tuple[list[str], NDArray[np.int64]]:
@@ -85,7 +87,7 @@ def _docstrings() -> tuple[list[str], NDArray[np.int64]]:
             subpackage = "/".join(path.relative_to(root.parent).parts[:2])
             for quoted in _QUOTED.findall(path.read_text(errors="ignore")):
                 if len(quoted) > _SHORTEST:
-                    found.setdefault(quoted[:_LONGEST], subpackage)
+                    found.setdefault(quoted.strip(), subpackage)
     largest = {name: index for index, (name, _) in enumerate(Counter(found.values()).most_common(_CLASSES))}
     kept = [(words, largest[name]) for words, name in found.items() if name in largest]
     order = np.random.default_rng(0).permutation(len(kept))[:_TEXTS]
