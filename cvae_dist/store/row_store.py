@@ -20,6 +20,13 @@ from cvae_dist.store.urls import Location, StorageOptions
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
 _MARKER = "zarr.json"
 _PIECES_PER_CHUNK = 4096
+_VERSION = 2  # of the format: what lies where in the group
+STATISTICS = (
+    "statistics/mean",
+    "statistics/std",
+    "statistics/min",
+    "statistics/max",
+)  # arrays of one value for each feature
 _MAKERS = {"rows": "cvae-dist ingest SOURCE STORE", "latents": "cvae-dist embed STORE MODEL LATENTS"}  # by kind
 
 
@@ -48,18 +55,26 @@ class RowStore:
         Raises
         ------
         InvalidInput
-            Something else is there.
+            Something else is there, or a store in the format of another release.
         """
         location = Location.of(url, storage_options)
         try:
             attributes = json.loads((location / _MARKER).read())["attributes"]
-            return cls(location, attributes[_KEY], attributes.get("history", ""))
-        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
+            document, history = attributes[_KEY], attributes.get("history", "")
+            version = document.get("version", 1)
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError, AttributeError):
             if location.is_blank():
                 return None
-        raise InvalidInput(
-            f"{location} is not a store made by cvae-dist, so it is neither read nor replaced: it {describe(location)}"
-        )
+            raise InvalidInput(
+                f"{location} is not a store made by cvae-dist, so it is neither read nor replaced: "
+                f"it {describe(location)}"
+            ) from None
+        if version != _VERSION:
+            raise InvalidInput(
+                f"{location} is a store in format {version}, but this release of cvae-dist reads and writes format "
+                f"{_VERSION}. Nothing was changed; make it anew at another location, from what it was made of"
+            )
+        return cls(location, document, history)
 
     @classmethod
     def open(cls, url: "str | Location", storage_options: StorageOptions | None = None) -> Self:
@@ -88,7 +103,7 @@ class RowStore:
     def create(cls, location: Location, kind: str, layout: Layout, settings: Mapping[str, Any]) -> Self:
         """Begin a store: arrays without rows, which any reader opens as an empty data set."""
         document = {
-            "kind": kind, "published": False, "rows": 0, "dropped": 0, "layout": layout.to_json(),
+            "version": _VERSION, "kind": kind, "published": False, "rows": 0, "dropped": 0, "layout": layout.to_json(),
             "settings": dict(settings), "fingerprint": digest_json({}), "lineage": {},
         }  # fmt: skip
         store = cls(location, document)
@@ -151,7 +166,7 @@ class RowStore:
 
     @property
     def main(self) -> str:
-        """Name of the array the statistics describe: ``x``, ``latent``, ..."""
+        """Name of the array the statistics describe: ``x``, ``z``, ..."""
         return self.layout.arrays[0].name
 
     @property
@@ -168,14 +183,6 @@ class RowStore:
     def item_shape(self) -> tuple[int, ...]:
         """Shape of one item before it was flattened to a row."""
         return tuple(self.layout.arrays[0].attributes.get("item_shape", self.layout.arrays[0].shape))
-
-    @property
-    def statistics_names(self) -> tuple[str, ...]:
-        """Names of the arrays of mean, standard deviation, minimum and maximum.
-
-        A store that was published before they had a group of their own has them beside the rows.
-        """
-        return tuple(f"{self.document.get('statistics', '')}{name}" for name in ("mean", "std", "min", "max"))
 
     @property
     def ledger(self) -> Ledger:
@@ -228,7 +235,7 @@ class RowStore:
 
     def statistics(self) -> Moments:
         """Return the moments of the main array over all published rows; ``Corrupt`` when they cannot be read."""
-        mean, std, minimum, maximum = (self.read(name, 0, self.n_features) for name in self.statistics_names)
+        mean, std, minimum, maximum = (self.read(name, 0, self.n_features) for name in STATISTICS)
         return Moments(self.rows, mean, std * std * self.rows, minimum, maximum)
 
     def manifest(self) -> dict[str, Block]:
@@ -259,7 +266,6 @@ class RowStore:
             write_small_array(self.location, f"statistics/{name}", values, dim, long_name=told)
         document = {
             **self.document, "published": True, "rows": rows, "dropped": sum(record.dropped for record in records),
-            "statistics": "statistics/",
             "fingerprint": digest_json({"records": [record.to_array().tolist() for record in records]}),
             "lineage": {**lineage, "versions": versions()},
             "pieces": {name: len(values) for name, values in manifest.items()},
@@ -267,7 +273,7 @@ class RowStore:
         pieces = self._write_manifest(manifest) if manifest else []
         history = "\n".join(filter(None, [self.history, history_line(command)]))
         store = type(self)(self.location, document, history)
-        groups = ["statistics", *store.statistics_names, "ledger", "ledger/record", "ledger/moments"]
+        groups = ["statistics", *STATISTICS, "ledger", "ledger/record", "ledger/moments"]
         store._write_metadata([*groups, *pieces])
         return store
 

@@ -14,6 +14,7 @@ from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.files import PRIORS, WEIGHTS, is_model, prior_files, read_description
 from cvae_dist.store import Digest, Layout, Location, Record, RowStore
 from cvae_dist.store.lineage import digest_bytes, digest_json
+from cvae_dist.store.row_store import STATISTICS
 from cvae_dist.store.urls import StorageOptions
 
 _THREADS = 4
@@ -223,7 +224,7 @@ def _statistics_problems(store: RowStore, records: list[Record]) -> Iterator[Pro
     except Corrupt:
         return  # named with its shard already
     expected = total.mean, total.std, total.minimum, total.maximum
-    for name, values in zip(store.statistics_names, expected, strict=True):
+    for name, values in zip(STATISTICS, expected, strict=True):
         try:
             found = store.read(name, 0, len(values))
         except Corrupt as error:

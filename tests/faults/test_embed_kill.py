@@ -163,9 +163,7 @@ def test_growth_under_way_changes_nothing_for_embed(
     ingest(tree, rows, label="folder")
     assert embed(rows, made["model"], out).rows_written == 11
     embed(rows, made["model"], tmp_path / "whole")
-    np.testing.assert_array_equal(
-        RowStore.open(str(out)).read("z"), RowStore.open(str(tmp_path / "whole")).read("z")
-    )
+    np.testing.assert_array_equal(RowStore.open(str(out)).read("z"), RowStore.open(str(tmp_path / "whole")).read("z"))
 
 
 def test_source_made_anew_is_refused(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """RowStore: what is found, opened, begun, published and read."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import xarray as xr
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
 from cvae_dist.verbs.ingest import ingest
-from cvae_dist.verbs.verify import verify
 
 LAYOUT = Layout(
     4,
@@ -69,26 +67,20 @@ def test_xarray_opens_it_with_coordinates(store: RowStore) -> None:
         assert dataset["x"].attrs["item_shape"] == [2, 2]
 
 
-def test_a_store_with_statistics_beside_its_rows_still_opens_and_grows(store: RowStore, tmp_path: Path) -> None:
-    """As they were written before they had a group of their own."""
-    root, mean = tmp_path / "store", store.statistics().mean
-    group = json.loads((root / "zarr.json").read_text())
-    members = group["consolidated_metadata"]["metadata"]
-    del group["attributes"]["cvae_dist"]["statistics"], members["statistics"]
-    for name in ("mean", "std", "min", "max"):
-        (root / "statistics" / name).rename(root / name)
-        members[name] = members.pop(f"statistics/{name}")
-    shutil.rmtree(root / "statistics")
-    (root / "zarr.json").write_text(json.dumps(group))
-    former = RowStore.open(str(root))
-    np.testing.assert_array_equal(former.statistics().mean, mean)
-    assert verify(str(root)).ok
-    np.save(tmp_path / "tree" / "99.npy", np.full((2, 2), 99, np.float32))
-    assert ingest(tmp_path / "tree", root, rows_per_file="one").rows == 11
-    assert verify(str(root)).ok
-    assert RowStore.open(str(root)).statistics().maximum.tolist() == [99] * 4
-    with xr.open_zarr(root) as dataset:
-        assert set(dataset.data_vars) == {"x"}
+@pytest.mark.parametrize("version", [None, 1, 3])
+def test_a_store_in_the_format_of_another_release_is_refused_by_name(
+    store: RowStore, tmp_path: Path, version: int | None
+) -> None:
+    file = tmp_path / "store" / "zarr.json"
+    group = json.loads(file.read_text())
+    group["attributes"]["cvae_dist"] |= {"version": version}
+    if version is None:
+        del group["attributes"]["cvae_dist"]["version"]
+    file.write_text(json.dumps(group))
+    for use in (lambda: RowStore.open(store.url), lambda: ingest(tmp_path / "tree", store.url, overwrite=True)):
+        with pytest.raises(InvalidInput, match=rf"in format {version or 1}, but .* format 2"):
+            use()
+    assert json.loads(file.read_text()) == group
 
 
 def test_fingerprint_follows_the_rows_alone(store: RowStore, tmp_path: Path) -> None:
