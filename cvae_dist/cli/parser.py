@@ -53,7 +53,8 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
     token = named[0].tokens[0]
     where = f"{token.keyword} {token.value}"
     options = _read_options(token.value, where)
-    known = {name[2:].replace("-", "_") for each in arguments for name in each.names if name.startswith("--")}
+    flags = {name for each in arguments for name in each.names if name.startswith("--")} - {"--config"}
+    known = {flag[2:].replace("-", "_") for flag in flags}
     for name in options.keys() - known:
         raise CycloptsError(msg=f"{where}: unknown option {name!r}: {suggestion(name, known)}")
     storage_options = options.get("storage_options", {})

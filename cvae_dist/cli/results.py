@@ -79,7 +79,9 @@ def verified(display: Display, url: str, result: "VerifyResult") -> int:
     problems = [asdict(problem) for problem in result.problems]
     found = [str(problem) for problem in result.problems]
     places = "1 place" if len(found) == 1 else f"{len(found)} places"
-    verdict = f"{url} is damaged in {places}" if found else f"{url}: every byte is as written"
+    verdict = f"{url}: every byte is as written"
+    if found:
+        verdict = f"{url} is damaged in {places}; put it back from a copy, or make it anew with --overwrite"
     display.result("\n".join([*found, verdict]), {"stage": "verify", "url": url, "problems": problems})
     return DONE if result.ok else FAILED
 

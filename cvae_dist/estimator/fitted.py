@@ -243,7 +243,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         model = self._model()
         generation.check_draws(k)
         seed = int(random_state_of(random_state).randint(2**31))
-        draws = lazy.Variable("latent", {"draw": k, "latent": model.dim_latent}, np.float32)
+        draws = lazy.Variable("z", {"draw": k, "latent": model.dim_latent}, np.float32)
         return GivenRows(self, X).map(partial(posterior_draws_of_block, model, k=k, seed=seed), draws)
 
     def interpolate(self, a: ArrayLike, b: ArrayLike, n: int = 10, kind: Interpolation = "linear") -> Floats:
@@ -347,7 +347,7 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
         cmap : str or matplotlib Colormap, optional
             Default: viridis; for classes colours that colour-blind readers can tell apart.
         """
-        with lazy.computed(z, "latent") as latents:
+        with lazy.computed(z, "z") as latents:
             figure = plot.scatter_latents(
                 np.asarray(latents),
                 labels,

@@ -50,7 +50,7 @@ def rows_of(vae: VAE) -> Variable:
 
 def latents_of(vae: VAE) -> Variable:
     """Describe the latents of a model."""
-    return Variable("latent", {"latent": vae.dim_latent}, np.float32)
+    return Variable("z", {"latent": vae.dim_latent}, np.float32)
 
 
 def is_labelled_or_lazy(X: object) -> bool:
@@ -151,7 +151,7 @@ def _sample(X: Any) -> Any:
 
 
 def _variable(X: Any, name: str) -> Any:
-    if name in X.variables:  # xarray takes a variable with the name of its dimension for a coordinate
+    if name in X.data_vars:
         return name
     names = list(X.data_vars)
     if len(names) == 1:

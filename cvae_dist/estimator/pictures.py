@@ -15,6 +15,7 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.estimator.inputs import GivenRows
 from cvae_dist.model.diagnosis import ACTIVE_VARIANCE, Diagnosis
 from cvae_dist.model.vae import VAE
+from cvae_dist.plot.labels import as_labels, is_missing, shortened
 from cvae_dist.store.ranges import RowNumbers
 
 if TYPE_CHECKING:
@@ -48,14 +49,18 @@ def reconstructions(
     ``look`` is title, cmap and ax of :func:`cvae_dist.plot.compare_rows`.
     """
     originals, numbers, total = rows.chosen(lambda total: _evenly(total, n))
-    names = np.arange(total) if labels is None else np.asarray(labels)
+    names = np.arange(total) if labels is None else as_labels(labels)
     if names.shape != (total,):
         raise InvalidInput(f"{total:,} rows, but labels of shape {names.shape}: give exactly one label for each row")
+    shown = names[numbers]
     return plot.compare_rows(
         originals.astype(np.float64),
         np.asarray(model.decode_rows(model.embed_rows(originals))),
         shape,
-        names=[str(name) for name in names[numbers]],
+        names=[
+            "no label" if gone else shortened(str(name), 12)
+            for name, gone in zip(shown, is_missing(shown), strict=True)
+        ],
         names_are="row" if labels is None else "label",
         total=total,
         **look,

@@ -16,7 +16,14 @@ from cvae_dist.plot.palette import NO_LABEL_COLOUR, OTHER_COLOUR, PALETTE
 MAX_CLASSES = len(PALETTE)
 NO_LABEL = -1
 
-_UNITS = {"days": 86_400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0, "milliseconds": 1e-3}  # in seconds
+_UNITS = {  # in seconds
+    "days": 86_400.0,
+    "hours": 3600.0,
+    "minutes": 60.0,
+    "seconds": 1.0,
+    "milliseconds": 1e-3,
+    "microseconds": 1e-6,
+}
 _LONGEST = 24  # characters of a name; more would take the map's place
 
 
@@ -71,7 +78,9 @@ def is_missing(labels: NDArray[Any]) -> NDArray[np.bool_]:
     import pandas  # here, as most of what imports this package draws nothing
 
     missing: NDArray[np.bool_] = pandas.isna(labels)
-    return missing | (labels == "") if labels.dtype.kind in "OTU" else missing
+    if labels.dtype.kind in "OTU":
+        missing[~missing] = labels[~missing] == ""
+    return missing
 
 
 def shortened(name: str, longest: int = _LONGEST) -> str:
@@ -126,9 +135,11 @@ def _classify_numbers(numbers: Floats) -> Classes | Quantity:
     known = ~np.isnan(numbers)
     values, codes = np.unique(numbers[known], return_inverse=True)
     if len(values) <= MAX_CLASSES and np.all(values == np.round(values)):
-        return Classes(tuple(f"{value:.0f}" for value in values), _spread(codes, known, NO_LABEL))
+        names = (f"{value:.0f}" if isinstance(value, np.floating) else str(value) for value in values)
+        return Classes(tuple(names), _spread(codes, known, NO_LABEL))
     finite = values[np.isfinite(values)]
-    return Quantity(np.clip(numbers, finite[0], finite[-1]))  # the infinite have the colours of the ends
+    clipped = np.clip(numbers, finite[0], finite[-1])  # the infinite have the colours of the ends
+    return Quantity(clipped.astype(np.float64))
 
 
 def _named_indices(numbers: Floats, categories: Sequence[str]) -> Classes:
@@ -176,6 +187,8 @@ def _durations(labels: NDArray[Any]) -> Quantity:
 
 def _as_numbers(labels: NDArray[Any]) -> Floats | None:
     """Return the labels as numbers, strings such as "7" included, or None where one of them is no number."""
+    if labels.dtype.kind in "iu":  # large ones would not all differ as floats
+        return labels
     try:
         return np.asarray(labels, np.float64)
     except (TypeError, ValueError):

@@ -128,7 +128,7 @@ def draw_density(axes: Axes, xy: Floats, groups: Groups, look: Look, window: Win
         counts = canvas.points(frame, "x", "y", datashader.count()).to_numpy()
         return axes.imshow(np.ma.masked_equal(counts, 0), cmap=look.cmap, norm=colours.LogNorm(), **place)
     if groups.missing.any():
-        behind = canvas.points(frame[groups.missing], "x", "y", datashader.any()).to_numpy()
+        behind = canvas.points(frame[groups.missing], "x", "y", datashader.count()).to_numpy()
         axes.imshow(np.ma.masked_equal(behind, 0), cmap=colours.ListedColormap([NO_LABEL_COLOUR]), **place)
     if isinstance(groups, Quantity):
         means = canvas.points(frame.assign(value=groups.values), "x", "y", datashader.mean("value"))
@@ -150,5 +150,6 @@ def _mix_of_classes(canvas: Any, frame: Any, groups: Classes, colours: Sequence[
 
 def _colour_scale(groups: Quantity, look: Look) -> dict[str, Any]:
     """Return a colour scale from the 1st to the 99th percentile, so that few extreme values cannot flatten it."""
-    low, high = np.nanpercentile(groups.values, [1, 99])
-    return {"vmin": float(low), "vmax": float(high), "cmap": look.cmap}
+    low, high = np.nanpercentile(groups.values, [1, 99]).tolist()
+    wider = 0.5 * (low == high)  # a scale without length would have no middle
+    return {"vmin": low - wider, "vmax": high + wider, "cmap": look.cmap}

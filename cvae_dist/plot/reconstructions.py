@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-_BESIDE, _ABOVE_AND_BELOW = 2.3, 1.0  # inches for names and colour bar, for title and labels
+_BESIDE, _ABOVE_AND_BELOW = 2.3, 1.2  # inches for names and colour bar, for title and labels
 
 
 def evenly_spread(total: int, n: int) -> RowNumbers:
@@ -66,8 +66,8 @@ def compare_rows(
     axes.set_xticks(np.arange(len(above)) + 0.5, [str(i) for i in range(len(above))] if names is None else names)
     axes.set_xlabel(names_are)
     error = float(np.sqrt(np.mean((above.astype(np.float64) - below) ** 2)))
-    shown = f"{len(above):,} of {len(above) if total is None else total:,} rows and their reconstructions"
-    axes.set_title(f"{shown} (root mean square error of these rows {error:.3g})" if title is None else title)
+    shown = f"{len(above):,} of {len(above) if total is None else total:,} rows and their reconstructions\n"
+    axes.set_title(f"{shown}(root mean square error of these rows {error:.3g})" if title is None else title)
     if mappable is not None:
         axes.figure.colorbar(mappable, ax=axes, label="value", shrink=0.7, aspect=12)
     return figure_of(axes)

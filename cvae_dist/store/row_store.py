@@ -170,6 +170,14 @@ class RowStore:
         return tuple(self.layout.arrays[0].attributes.get("item_shape", self.layout.arrays[0].shape))
 
     @property
+    def statistics_names(self) -> tuple[str, ...]:
+        """Names of the arrays of mean, standard deviation, minimum and maximum.
+
+        A store that was published before they had a group of their own has them beside the rows.
+        """
+        return tuple(f"{self.document.get('statistics', '')}{name}" for name in ("mean", "std", "min", "max"))
+
+    @property
     def ledger(self) -> Ledger:
         """The record of every shard."""
         return Ledger(self.location, self.layout)
@@ -220,8 +228,7 @@ class RowStore:
 
     def statistics(self) -> Moments:
         """Return the moments of the main array over all published rows; ``Corrupt`` when they cannot be read."""
-        width = self.n_features
-        mean, std, minimum, maximum = (self.read(name, 0, width) for name in ("mean", "std", "min", "max"))
+        mean, std, minimum, maximum = (self.read(name, 0, self.n_features) for name in self.statistics_names)
         return Moments(self.rows, mean, std * std * self.rows, minimum, maximum)
 
     def manifest(self) -> dict[str, Block]:
@@ -245,11 +252,14 @@ class RowStore:
         moments = self.ledger.total_moments(records)
         self.ledger.publish(len(records))
         dim = self.layout.arrays[0].dims[-1:] if self.layout.arrays[0].shape else ("statistic",)
+        (self.location / "statistics" / _MARKER).write(group_metadata())
         statistics = {"mean": moments.mean, "std": moments.std, "min": moments.minimum, "max": moments.maximum}
         for name, values in statistics.items():
-            write_small_array(self.location, name, values, dim, long_name=f"{name} of {self.main} over sample")
+            told = f"{name} of {self.main} over sample"
+            write_small_array(self.location, f"statistics/{name}", values, dim, long_name=told)
         document = {
             **self.document, "published": True, "rows": rows, "dropped": sum(record.dropped for record in records),
+            "statistics": "statistics/",
             "fingerprint": digest_json({"records": [record.to_array().tolist() for record in records]}),
             "lineage": {**lineage, "versions": versions()},
             "pieces": {name: len(values) for name, values in manifest.items()},
@@ -257,7 +267,8 @@ class RowStore:
         pieces = self._write_manifest(manifest) if manifest else []
         history = "\n".join(filter(None, [self.history, history_line(command)]))
         store = type(self)(self.location, document, history)
-        store._write_metadata([*statistics, "ledger", "ledger/record", "ledger/moments", *pieces])
+        groups = ["statistics", *store.statistics_names, "ledger", "ledger/record", "ledger/moments"]
+        store._write_metadata([*groups, *pieces])
         return store
 
     def _write_manifest(self, manifest: Mapping[str, Block]) -> list[str]:

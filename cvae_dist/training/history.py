@@ -84,7 +84,7 @@ class History:
 
 
 class Scalars:
-    """TensorBoard scalars below ``logs``; none without a local directory. ``notes`` say it where TensorBoard lacks."""
+    """TensorBoard scalars below ``logs``, if that is a local directory; ``notes`` tell of a missing TensorBoard."""
 
     def __init__(self, logs: Location | None, first_step: int) -> None:
         self.notes: tuple[str, ...] = ()

@@ -33,7 +33,8 @@ def embed(
 ) -> StoreResult:
     """Compute the latents of every row. Ids and carried columns travel along.
 
-    A latent is the mean of the row's posterior. The output is a Zarr group with ``latent (sample, latent)``, float32.
+    A latent is the mean of the row's posterior. The output is a Zarr group with ``z (sample, latent)``,
+    float32.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def embed(
         Location.of(latents, storage_options),
         stage="embed",
         kind="latents",
-        arrays=[ArrayLayout("latent", "<f4", ("sample", "latent"), (handle.dim_latent,))],
+        arrays=[ArrayLayout("z", "<f4", ("sample", "latent"), (handle.dim_latent,))],
         batch_size=batch_size,
         settings={name: value for name, (value, default) in asked.items() if value != default},
         overwrite=overwrite,
@@ -104,4 +105,4 @@ def _latents(
     precision: ComputePrecision,
     metric: Literal["latent", "data"],
 ) -> Mapping[str, Block]:
-    return {"latent": vae.embed_rows(rows, batch_size, precision, metric)}
+    return {"z": vae.embed_rows(rows, batch_size, precision, metric)}

@@ -158,6 +158,8 @@ def plot_loss(
         Directory of the model.
     filename : path or URL
         Picture to write; the suffix (.png, .svg, .pdf) chooses the format.
+    title : str, optional
+        Title of the picture. Default: the best -ELBO and its step.
     storage_options, on_event
         As for :func:`cvae_dist.embed`.
 
@@ -255,10 +257,9 @@ def plot_reconstructions(
 def _require_reconstructions(originals: RowStore, decoded: RowStore) -> None:
     """Refuse other stores than rows and what a model made of rows."""
     originals.require_kind("rows")
-    decoded.require_kind("rows")
-    if "model" not in decoded.document["settings"]:
+    if decoded.kind != "rows" or "model" not in decoded.document["settings"]:
         raise InvalidInput(
-            f"no model made the rows of {decoded.url}, so they are no reconstructions: "
+            f"{decoded.url} holds {decoded.kind} that were not decoded, so they are no reconstructions: "
             "name the store of rows first, and then one that `cvae-dist decode LATENTS MODEL RECONSTRUCTIONS` wrote"
         )
 

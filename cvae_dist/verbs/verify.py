@@ -222,8 +222,8 @@ def _statistics_problems(store: RowStore, records: list[Record]) -> Iterator[Pro
         total = store.ledger.total_moments(records)
     except Corrupt:
         return  # named with its shard already
-    expected = {"mean": total.mean, "std": total.std, "min": total.minimum, "max": total.maximum}
-    for name, values in expected.items():
+    expected = total.mean, total.std, total.minimum, total.maximum
+    for name, values in zip(store.statistics_names, expected, strict=True):
         try:
             found = store.read(name, 0, len(values))
         except Corrupt as error:

@@ -21,7 +21,7 @@ import numpy as np
 
 ROWS_PER_SHARD = 4
 _CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir")
-_OVER_SAMPLE = ("x", "id", "label", "latent", "ledger/record", "ledger/moments")
+_OVER_SAMPLE = ("x", "id", "label", "z", "ledger/record", "ledger/moments")
 _DELAY = "TEST_SECONDS_PER_SHARD"
 
 

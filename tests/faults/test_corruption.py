@@ -136,7 +136,7 @@ def test_moments_with_a_new_checksum(store: Path) -> None:
     assert problems(store) == [("ledger/moments", 2)]
 
 
-@pytest.mark.parametrize("name", ["mean", "std", "min", "max"])
+@pytest.mark.parametrize("name", [f"statistics/{name}" for name in ("mean", "std", "min", "max")])
 @pytest.mark.parametrize("how", ["flipped", "rewritten", "deleted", "metadata deleted", "metadata garbage"])
 def test_statistics_changed(store: Path, name: str, how: str) -> None:
     if how == "flipped":
@@ -203,11 +203,11 @@ def test_command_exits_1_and_names_the_shard(store: Path) -> None:
 
     assert run().returncode == 0
     (store / "x/c/1/0").write_bytes(b"")
-    (store / "mean/c/0").unlink()
+    (store / "statistics/mean/c/0").unlink()
     ended = run()
     assert ended.returncode == 1
     assert "x shard 1: empty" in ended.stdout
-    assert "mean: " in ended.stdout
+    assert "statistics/mean: " in ended.stdout
     assert "Traceback" not in ended.stderr
 
 

@@ -71,8 +71,8 @@ def test_ids_and_labels_travel(made: dict[str, Any], torch_drivers: Drivers, tmp
     torch_drivers.run("embed", made["rows"], made["model"], tmp_path / "z").require_done()
     require_same(tmp_path / "z", made["latents"])
     with xr.open_zarr(tmp_path / "z") as latents, xr.open_zarr(made["rows"]) as rows:
-        assert latents["latent"].dims == ("sample", "latent")
-        assert {"id", "label"} <= set(latents["latent"].coords)
+        assert latents["z"].dims == ("sample", "latent")
+        assert {"id", "label"} <= set(latents["z"].coords)
         assert latents["id"].values.tolist() == rows["id"].values.tolist()
     assert verify(str(tmp_path / "z")).ok
 
@@ -164,7 +164,7 @@ def test_growth_under_way_changes_nothing_for_embed(
     assert embed(rows, made["model"], out).rows_written == 11
     embed(rows, made["model"], tmp_path / "whole")
     np.testing.assert_array_equal(
-        RowStore.open(str(out)).read("latent"), RowStore.open(str(tmp_path / "whole")).read("latent")
+        RowStore.open(str(out)).read("z"), RowStore.open(str(tmp_path / "whole")).read("z")
     )
 
 

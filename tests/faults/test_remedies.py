@@ -189,6 +189,8 @@ TYPED = {
     "embed: other rows": Case(EMBED, before=[other_rows, ANEW]),
     "embed: fewer rows": Case(EMBED, before=[fewer_rows, ANEW]),
     "embed: a model of other width": Case(EMBED, before=[f"{TRAIN} --dim-latent 3 --overwrite"]),
+    "verify: a damaged shard": Case("verify rows.zarr", before=[damage(A_SHARD)], flags_of=INGEST),
+    "verify: a damaged model": Case("verify model", before=[damage("model/model.safetensors")], flags_of=TRAIN),
     "plot: a damaged column": Case(
         "plot latents latents.zarr new.png", before=[damage("latents.zarr/label/c/*")], flags_of=EMBED
     ),

@@ -78,7 +78,7 @@ def test_rows_latents_and_reconstructions_are_of_the_same_images(demo: tuple[Pat
     assert ids[0][0] == "0/0000.npy"
     labels = stores[1].read("label", 0, 1797)
     assert [str(label) for label in labels] == [name.split("/")[0] for name in ids[0]]
-    assert stores[1].read("latent", 0, 5).shape == (5, 2)
+    assert stores[1].read("z", 0, 5).shape == (5, 2)
 
 
 def test_the_quality_is_measured_on_held_out_rows(demo: tuple[Path, PipelineResult]) -> None:

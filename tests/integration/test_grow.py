@@ -143,14 +143,14 @@ def test_a_nightly_pipeline_goes_on_when_files_come(tmp_path: Path) -> None:
     pipeline.write_text(json.dumps({"stages": stages}))
     run(str(pipeline))
     weights = (tmp_path / "model/model.safetensors").read_bytes()
-    before = RowStore.open(latents).read("latent")
+    before = RowStore.open(latents).read("z")
     for number in range(50, 60):
         np.save(tmp_path / f"tree/{number:02}.npy", rows[number])
     notes: list[str] = []
     run(str(pipeline), on_event=lambda event: notes.append(event.message))
     assert "already trained, on 50 of what are now 60 rows; --overwrite trains anew on all of them" in notes
     assert (tmp_path / "model/model.safetensors").read_bytes() == weights
-    after = RowStore.open(latents).read("latent")
+    after = RowStore.open(latents).read("z")
     assert len(after) == 60
     np.testing.assert_array_equal(after[:50], before)
     with pytest.raises(SettingsChanged, match="dim_latent: 2 there, 3 asked for"):

@@ -47,7 +47,7 @@ def test_mnist_from_files_to_latents(tmp_path: Path) -> None:
     embedded = xr.open_zarr(latents)
     assert (embedded.label.values == stored.label.values).all()
     test = cvae.CompressionVAE(logdir=str(model)).embed(images["x_test"].reshape(10_000, -1))
-    neighbours = KNeighborsClassifier(5).fit(embedded.latent.values, embedded.label.values.astype(object))
+    neighbours = KNeighborsClassifier(5).fit(embedded.z.values, embedded.label.values.astype(object))
     assert neighbours.score(test, images["y_test"].astype(str).astype(object)) > 0.93
 
 

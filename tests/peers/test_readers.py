@@ -73,12 +73,12 @@ def test_xarray(written: Written) -> None:
             for dataset in (rows, latents):
                 assert "label" in dataset.coords
                 np.testing.assert_array_equal(dataset["label"].to_numpy().tolist(), labels)
-            assert latents["latent"].dims == ("sample", "latent")
-            np.testing.assert_array_equal(latents["latent"].to_numpy(), written.model.embed(written.rows))
+            assert latents["z"].dims == ("sample", "latent")
+            np.testing.assert_array_equal(latents["z"].to_numpy(), written.model.embed(written.rows))
 
 
 def test_xarray_statistics(written: Written) -> None:
-    with xr.open_zarr(written.store) as rows:
+    with xr.open_zarr(written.store, group="statistics") as rows:
         np.testing.assert_allclose(rows["mean"], written.rows.mean(axis=0, dtype=np.float64), atol=1e-9)
         np.testing.assert_allclose(rows["std"], written.rows.std(axis=0, dtype=np.float64), rtol=1e-9)
         np.testing.assert_array_equal(rows["min"], written.rows.min(axis=0))
@@ -88,7 +88,7 @@ def test_xarray_statistics(written: Written) -> None:
 def test_tensorstore(written: Written) -> None:
     for url, name, expected in (
         (written.store, "x", written.rows),
-        (written.latents, "latent", written.model.embed(written.rows)),
+        (written.latents, "z", written.model.embed(written.rows)),
     ):
         kvstore = {"driver": "file", "path": f"{url}/{name}/"}
         array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
@@ -110,7 +110,7 @@ np.save(sys.argv[3], array[-7:])
 def test_zarrs(written: Written, tmp_path: Path) -> None:
     for url, name, expected in (
         (written.store, "x", written.rows),
-        (written.latents, "latent", written.model.embed(written.rows)),
+        (written.latents, "z", written.model.embed(written.rows)),
     ):
         whole, end = tmp_path / f"{name}.npy", tmp_path / f"{name}-end.npy"
         done = subprocess.run(

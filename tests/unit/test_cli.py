@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cvae_dist.__main__ import main as main_of_module
 from cvae_dist.cli import app, main
 from cvae_dist.verbs import VERBS
 
@@ -149,6 +150,12 @@ def test_every_flag_says_what_it_is_for(name: str) -> None:
     assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []
 
 
+def test_help_and_readme_say_that_a_gpu_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+    assert "on the CPU (never a GPU)" in " ".join(capsys.readouterr().out.split())
+    assert "a GPU is not used" in (Path(__file__).parents[2] / "README.md").read_text()
+
+
 def test_flags_are_the_arguments_of_the_verb_and_the_shared_options(capsys: pytest.CaptureFixture[str]) -> None:
     main(["sample", "--help"])
     printed = capsys.readouterr().out
@@ -185,6 +192,9 @@ def test_a_file_may_hold_any_option_and_no_unknown_one(tmp_path: Path, capsys: p
     file.write_text("lable: folder\n")
     assert main(["ingest", "a", "b", "--config", str(file)]) == 2
     assert "unknown option 'lable': did you mean 'label'?" in capsys.readouterr().err
+    file.write_text("config: other.yaml\n")
+    assert main(["ingest", "a", "b", "--config", str(file)]) == 2
+    assert "unknown option 'config'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["dim-latent", "dim_latent"])
@@ -440,6 +450,21 @@ def test_a_reader_that_goes_away_is_no_error(tree: Path, tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------- being stopped
+
+
+def test_an_interruption_before_the_command_has_begun_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cvae_dist.cli.main", interrupted)
+    monkeypatch.setattr("sys.argv", ["cvae-dist", "train", "a", "b", "--json"])
+    assert main_of_module() == 130
+    printed = capsys.readouterr()
+    end = json.loads(printed.out)
+    assert (end["event"], end["kind"]) == ("error", "Interrupted")
+    assert printed.err == f"cvae-dist: {end['message']}\n"
 
 
 @pytest.mark.parametrize(

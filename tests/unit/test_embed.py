@@ -59,7 +59,7 @@ def test_the_precision_is_a_setting_of_the_latents(made: Made, tmp_path: Path) -
     latents = RowStore.open(short.url)
     assert latents.document["settings"] == exact.document["settings"] | {"precision": "bf16"}
     assert "precision" not in exact.document["settings"], "latents of before the choice would no longer count as done"
-    difference = latents.read("latent", 0, 40) - exact.read("latent", 0, 40)
+    difference = latents.read("z", 0, 40) - exact.read("z", 0, 40)
     assert 0 < np.abs(difference).max() < 0.05
     assert embed(made.rows, made.model, short.url, precision="bf16").nothing_to_do
     assert embed(made.rows, made.model, made.latents, precision="float32").nothing_to_do
@@ -75,7 +75,7 @@ def test_the_metric_is_a_setting_of_the_latents_which_decode_undoes(made: Made, 
     assert latents.document["settings"] == plain.document["settings"] | {"metric": "data"}
     assert "metric" not in plain.document["settings"], "latents of before the choice would no longer count as done"
     expected = CompressionVAE(logdir=made.model).embed(np.load(Path(made.rows).parent / "tree/rows.npy"), metric="data")
-    np.testing.assert_array_equal(latents.read("latent", 0, 40), expected)
+    np.testing.assert_array_equal(latents.read("z", 0, 40), expected)
     there, same = (
         decode(url, made.model, tmp_path / name) for url, name in ((stretched.url, "a"), (made.latents, "b"))
     )

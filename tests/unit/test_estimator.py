@@ -497,5 +497,5 @@ class TestPictures:
         model = CompressionVAE(DIGITS.images[:100], **QUICK).train()
         rows = model.interpolate(DIGITS.images[0], DIGITS.images[1], n=6)
         figure = model.visualize_rows(rows, n_columns=3, filename=str(tmp_path / "rows.png"))
-        np.testing.assert_allclose(figure.axes[0].images[0].get_array()[8:, 16:].ravel(), rows[5])
+        np.testing.assert_allclose(figure.axes[0].images[0].get_array()[8:, 16:].ravel(), rows[5].ravel())
         assert np.ptp(plt.imread(tmp_path / "rows.png")) > 0.9, "black and white, and not blank"

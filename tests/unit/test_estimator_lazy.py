@@ -71,7 +71,7 @@ def test_data_arrays_keep_their_coordinates(model: CompressionVAE) -> None:
         spread = model.embed(labelled(counted.rows), return_std=True)[1]
     assert counted.blocks == 0
     assert isinstance(z, xr.DataArray)
-    assert (z.name, z.dims, back.name, back.dims) == ("latent", ("sample", "latent"), "x", ("sample", "feature"))
+    assert (z.name, z.dims, back.name, back.dims) == ("z", ("sample", "latent"), "x", ("sample", "feature"))
     xr.testing.assert_equal(back.coords.to_dataset(), labelled(X).coords.to_dataset())
     np.testing.assert_array_equal(z.values, model.embed(X))
     np.testing.assert_array_equal(back.values, model.decode(model.embed(X)))
@@ -91,11 +91,11 @@ def test_datasets(model: CompressionVAE) -> None:
     with dask.config.set(scheduler=refuse):
         z = model.embed(xr.Dataset({"x": rows, "weight": ("sample", np.ones(100))}))
         back = model.decode(z)
-    assert list(z.data_vars) == ["latent"]
+    assert list(z.data_vars) == ["z"]
     assert list(back.data_vars) == ["x"]
     assert set(z.coords) == {"id", "label"}
-    np.testing.assert_array_equal(z.latent.values, model.embed(X))
-    np.testing.assert_array_equal(model.embed(xr.Dataset({"pixels": rows})).latent.values, model.embed(X))
+    np.testing.assert_array_equal(z.z.values, model.embed(X))
+    np.testing.assert_array_equal(model.embed(xr.Dataset({"pixels": rows})).z.values, model.embed(X))
     with pytest.raises(InvalidInput, match="name one of them 'x'"):
         model.embed(xr.Dataset({"a": rows, "b": rows}))
 
@@ -109,17 +109,18 @@ def test_stores_of_latents_as_xarray_opens_them(model: CompressionVAE, tmp_path:
     CompressionVAE(X, logdir=places[1], **QUICK).train()
     embed(*places)
     stored = xr.open_zarr(places[2])
-    assert "latent" in stored.coords, "as it is called like one of its dimensions"
+    assert set(stored.data_vars) == {"z"}
+    np.testing.assert_array_equal(stored.z.sel(latent=0), stored.z.values[:, 0])
     back = CompressionVAE(logdir=places[1]).decode(stored)
-    np.testing.assert_array_equal(back.x.values, CompressionVAE(logdir=places[1]).decode(stored.latent.values))
+    np.testing.assert_array_equal(back.x.values, CompressionVAE(logdir=places[1]).decode(stored.z.values))
     assert set(back.coords) == {"id"}
 
 
 SCORES: dict[str, Any] = {
     "elbo": (lambda model, rows: model.score_samples(rows), "score", ()),
     "iwae": (lambda model, rows: model.score_samples(rows, "iwae", k=3), "score", ()),
-    "spread": (lambda model, rows: model.embed(rows, return_std=True)[1], "latent", ("latent",)),
-    "draws": (lambda model, rows: model.posterior_sample(rows, 3, random_state=0), "latent", ("draw", "latent")),
+    "spread": (lambda model, rows: model.embed(rows, return_std=True)[1], "z", ("latent",)),
+    "draws": (lambda model, rows: model.posterior_sample(rows, 3, random_state=0), "z", ("draw", "latent")),
 }
 
 

@@ -9,19 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from cvae_dist import plot
+from cvae_dist.cli import main
 from cvae_dist.errors import InvalidInput, MissingExtra, SourceNotFound
 from cvae_dist.plot.figure import DPI
-from cvae_dist.plot.labels import Classes, classify
-from cvae_dist.plot.palette import OTHER_COLOUR, PALETTE
+from cvae_dist.plot.labels import Classes, Quantity, classify
+from cvae_dist.plot.palette import NO_LABEL_COLOUR, OTHER_COLOUR, PALETTE
 from cvae_dist.plot.points import PIXELS
 from cvae_dist.plot.tiles import as_images
 from cvae_dist.verbs import plot as verbs
 
 RNG = np.random.default_rng(0)
+Z = np.random.default_rng(1).normal(size=(200, 2))
 
 
 def texts(axes: Any) -> set[str]:
@@ -49,10 +53,11 @@ class TestClassify:
         assert isinstance(classes, Classes)
         assert classes.names == ("2", "10")
 
-    @pytest.mark.parametrize("labels", [np.arange(21), np.array([0.5, 1.0]), np.array([1.0, np.nan])])
+    @pytest.mark.parametrize("labels", [np.arange(21), np.array([0.5, 1.0]), np.array([0.5, np.nan])])
     def test_other_numbers_are_a_quantity(self, labels: np.ndarray) -> None:
-        values = classify(labels)
-        np.testing.assert_array_equal(values, labels)
+        quantity = classify(labels)
+        assert isinstance(quantity, Quantity)
+        np.testing.assert_array_equal(quantity.values, labels)
 
     def test_rare_classes_are_put_together(self) -> None:
         labels = np.repeat([f"c{i:02}" for i in range(30)], np.arange(1, 31))
@@ -103,15 +108,32 @@ SIGHTS = {
     "protanopia": np.array(
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
+    ),
 }
 
 
-@pytest.mark.parametrize(("n_classes", "least"), [(10, 0.10), (20, 0.05)])
+@pytest.mark.parametrize(("n_classes", "least"), [(10, 0.14), (20, 0.07)])
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_palette_is_distinct_to_every_sight(sight: str, n_classes: int, least: float) -> None:
     lab = _oklab(PALETTE[:n_classes], SIGHTS[sight])
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(n_classes, 1)]
     assert distance.min() > least
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_palette_is_distinct_from_the_greys_and_from_the_paper(sight: str) -> None:
+    lab = _oklab((*PALETTE, OTHER_COLOUR, NO_LABEL_COLOUR, "#ffffff"), SIGHTS[sight])
+    distance = np.linalg.norm(lab[:20, None] - lab[None, 20:], axis=2)
+    assert distance.min() > 0.06
+
+
+def test_palette_has_neither_pure_nor_too_pale_colours() -> None:
+    assert len(set(PALETTE)) == 20
+    lightness = _oklab(PALETTE, SIGHTS["normal"])[:, 0]
+    assert 0.3 < lightness.min() < lightness.max() < 0.9
+    assert not {"#0000ff", "#00ff00", "#ff0000"} & set(PALETTE)
 
 
 class TestScatter:
@@ -188,6 +210,20 @@ class TestScatter:
             assert 0.5 < (drawn[:, 2] > drawn[:, 0]).mean() + 0.25 < 1.0  # both brown and blue are there
         else:
             assert len(figure.axes) == 2
+
+    @pytest.mark.parametrize("labels", ["classes", "quantity"])
+    def test_rows_without_a_label_lie_behind_a_density(self, labels: str) -> None:
+        pytest.importorskip("datashader")
+        z = np.repeat([[0.0, 0.0], [1.0, 1.0]], 50_001, axis=0)
+        known = np.zeros(50_001) if labels == "classes" else np.linspace(0, 1, 50_001)
+        figure = plot.scatter_latents(z, np.concatenate([known, np.full(50_001, np.nan)]))
+        behind, above = figure.axes[0].images
+        unlabelled, shown = behind.get_array(), above.get_array()
+        assert behind.get_cmap()(0) == to_rgba(NO_LABEL_COLOUR)
+        assert unlabelled.count() == 1, "one pixel"
+        drawn = shown[..., 3] > 0 if labels == "classes" else ~np.ma.getmaskarray(shown)
+        assert drawn.any()
+        assert not (drawn & ~np.ma.getmaskarray(unlabelled)).any()
 
     @pytest.mark.parametrize(
         ("z", "labels", "message"),
@@ -481,8 +517,11 @@ class TestVerbs:
         assert len(ranges) == 5
         assert ranges[0] == (0, 10)
         assert ranges[-1] == (990, 1000)
+        monkeypatch.setattr(verbs, "_spread", lambda *_: [(0, 20), (60, 90)])
         verbs.plot_latents(str(made / "latents.zarr"), str(made / "some.png"))
-        assert figures
+        title = figures[0].axes[0].get_title()
+        assert title.splitlines()[0] == "50 of 120 rows in 2 latent dimensions"
+        assert title.splitlines()[1] == "(70 left out to draw fewer)"
 
     def test_grid(self, made: Path, figures: list[Any]) -> None:
         verbs.plot_grid(str(made / "model"), str(made / "grid.png"), grid_size=4)
@@ -522,6 +561,136 @@ def test_strings_of_variable_width_are_classes() -> None:
 def test_no_history_is_said(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="train the model first"):
         verbs.plot_loss(str(tmp_path), str(tmp_path / "loss.png"))
+
+
+@pytest.fixture(scope="module")
+def kinds(made: Path) -> dict[str, str]:
+    from cvae_dist.verbs.score import score
+
+    names = {"rows": "rows.zarr", "latents": "latents.zarr", "model": "model", "decoded": "reconstructions.zarr"}
+    kinds = {kind: str(made / name) for kind, name in names.items()}
+    return {**kinds, "scores": score(kinds["rows"], kinds["model"], made / "scores.zarr").url}
+
+
+@pytest.fixture(scope="module")
+def model(made: Path) -> Any:
+    from cvae_dist.estimator import CompressionVAE
+
+    return CompressionVAE(logdir=made / "model")
+
+
+class TestFlags:
+    """The look of pictures from the command line."""
+
+    @pytest.mark.parametrize(
+        ("words", "flags"),
+        [
+            (["latents", "latents.zarr"], ["--size", "7", "--alpha", "0.5", "--cmap", "tab10"]),
+            (["grid", "model"], ["--cmap", "magma"]),
+            (["loss", "model"], []),
+            (["reconstructions", "rows.zarr", "reconstructions.zarr"], ["--cmap", "magma"]),
+        ],
+    )
+    def test_reach_the_picture(
+        self, made: Path, figures: list[Any], monkeypatch: pytest.MonkeyPatch, words: list[str], flags: list[str]
+    ) -> None:
+        monkeypatch.chdir(made)
+        assert main(["plot", *words, "flags.png", "--title", "Mine", *flags]) == 0
+        axes = figures[0].axes[0]
+        assert "Mine" in (axes.get_title(), figures[0].get_suptitle())
+        if words[0] == "latents":
+            points = axes.collections[0]
+            assert (points.get_sizes().tolist(), points.get_alpha()) == ([7], 0.5)
+        elif flags:
+            assert axes.images[0].get_cmap().name == "magma"
+
+    def test_a_bad_value_is_one_clear_error(
+        self, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(made)
+        assert main(["plot", "latents", "latents.zarr", "bad.png", "--alpha", "2"]) == 1
+        assert (
+            capsys.readouterr().err == "cvae-dist: alpha=2.0 cannot be drawn: give one number above 0 and at most 1\n"
+        )
+        assert not (made / "bad.png").exists()
+
+
+class TestKinds:
+    """Stores and models that a picture is not made of."""
+
+    @pytest.mark.parametrize(
+        ("verb", "given", "message"),
+        [
+            (verbs.plot_latents, ["rows"], "rows.zarr holds rows, but latents are needed.*cvae-dist embed STORE MODEL"),
+            (verbs.plot_latents, ["scores"], "holds scores, but latents are needed.*cvae-dist embed STORE MODEL"),
+            (verbs.plot_latents, ["model"], "is the directory of a model.*embed STORE MODEL LATENTS"),
+            (verbs.plot_loss, ["rows"], "is a store, not the directory of a model.*cvae-dist train STORE MODEL"),
+            (verbs.plot_reconstructions, ["latents", "decoded"], "holds latents, but rows are needed.*ingest SOURCE"),
+            (verbs.plot_reconstructions, ["rows", "latents"], "holds latents that were not decoded.*decode LATENTS"),
+            (verbs.plot_reconstructions, ["rows", "scores"], "holds scores that were not decoded.*decode LATENTS"),
+            (verbs.plot_reconstructions, ["decoded", "rows"], "holds rows that were not decoded.*rows first"),
+            (verbs.plot_reconstructions, ["rows", "model"], "is the directory of a model"),
+        ],
+    )
+    def test_are_refused(
+        self, kinds: dict[str, str], tmp_path: Path, verb: Any, given: list[str], message: str
+    ) -> None:
+        with pytest.raises(InvalidInput, match=message):
+            verb(*(kinds[kind] for kind in given), str(tmp_path / "picture.png"))
+        assert not any(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("kind", ["rows", "latents"])
+    def test_the_grid_of_a_store_is_refused(self, kinds: dict[str, str], tmp_path: Path, kind: str) -> None:
+        with pytest.raises(SourceNotFound, match="is a store, not a model.*train STORE MODEL"):
+            verbs.plot_grid(kinds[kind], str(tmp_path / "picture.png"))
+
+
+class TestEstimator:
+    """The look of an estimator's pictures, and the shapes of what it draws."""
+
+    @pytest.mark.parametrize(
+        "name", ["visualize", "visualize_latent_grid", "visualize_reconstructions", "visualize_rows"]
+    )
+    def test_axes_title_and_colours(self, model: Any, name: str) -> None:
+        figure = Figure(layout="constrained")
+        _, axes = figure.subplots(1, 2)
+        images = load_digits().images[:30]
+        given = {"visualize": [Z, Z[:, 0]], "visualize_latent_grid": []}.get(name, [images])
+        assert getattr(model, name)(*given, ax=axes, title="Mine", cmap="magma") is figure
+        assert axes.get_title() == "Mine"
+        assert [*axes.images, *axes.collections][0].get_cmap().name == "magma"
+
+    def test_size_and_alpha(self, model: Any) -> None:
+        points = model.visualize(Z, size=7, alpha=0.25).axes[0].collections[0]
+        assert (points.get_sizes().tolist(), points.get_alpha()) == ([7], 0.25)
+        with pytest.raises(InvalidInput, match="alpha=2 cannot be drawn"):
+            model.visualize(Z, alpha=2)
+
+    @pytest.mark.parametrize(
+        ("shape", "canvas"),
+        [
+            ((64,), (16, 80)),
+            ((8, 8), (16, 80)),
+            ((8, 8, 1), (16, 80)),
+            ((4, 5), (8, 50)),
+            ((4, 5, 3), (8, 50, 3)),
+        ],
+    )
+    def test_rows_have_their_own_shape_or_that_of_the_model(
+        self, model: Any, shape: tuple[int, ...], canvas: tuple[int, ...]
+    ) -> None:
+        items = RNG.random((20, *shape))
+        assert model.visualize_rows(items).axes[0].images[0].get_array().shape == canvas
+
+    def test_vectors_of_another_length_are_refused(self, model: Any) -> None:
+        with pytest.raises(InvalidInput, match=r"63 features cannot be drawn in the shape \(8, 8\)"):
+            model.visualize_rows(np.zeros((3, 63)))
+
+    def test_reconstructions_without_a_label_say_so(self, model: Any) -> None:
+        labels = [None, *"abcdefghij"[:9], *[np.nan] * 10]
+        axes = model.visualize_reconstructions(load_digits().images[:20], labels, n=2).axes[0]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["no label", "no label"]
+        assert axes.get_title().startswith("2 of 20 rows")
 
 
 class TestLoss:

@@ -1,5 +1,7 @@
 """RowStore: what is found, opened, begun, published and read."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import xarray as xr
 from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
 from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.verify import verify
 
 LAYOUT = Layout(
     4,
@@ -62,8 +65,30 @@ def test_xarray_opens_it_with_coordinates(store: RowStore) -> None:
     with xr.open_zarr(store.url) as dataset:
         assert dict(dataset.sizes) == {"sample": 10, "feature": 4}
         assert set(dataset.coords) == {"id"}
-        assert set(dataset.data_vars) == {"x", "mean", "std", "min", "max"}
+        assert set(dataset.data_vars) == {"x"}
         assert dataset["x"].attrs["item_shape"] == [2, 2]
+
+
+def test_a_store_with_statistics_beside_its_rows_still_opens_and_grows(store: RowStore, tmp_path: Path) -> None:
+    """As they were written before they had a group of their own."""
+    root, mean = tmp_path / "store", store.statistics().mean
+    group = json.loads((root / "zarr.json").read_text())
+    members = group["consolidated_metadata"]["metadata"]
+    del group["attributes"]["cvae_dist"]["statistics"], members["statistics"]
+    for name in ("mean", "std", "min", "max"):
+        (root / "statistics" / name).rename(root / name)
+        members[name] = members.pop(f"statistics/{name}")
+    shutil.rmtree(root / "statistics")
+    (root / "zarr.json").write_text(json.dumps(group))
+    former = RowStore.open(str(root))
+    np.testing.assert_array_equal(former.statistics().mean, mean)
+    assert verify(str(root)).ok
+    np.save(tmp_path / "tree" / "99.npy", np.full((2, 2), 99, np.float32))
+    assert ingest(tmp_path / "tree", root, rows_per_file="one").rows == 11
+    assert verify(str(root)).ok
+    assert RowStore.open(str(root)).statistics().maximum.tolist() == [99] * 4
+    with xr.open_zarr(root) as dataset:
+        assert set(dataset.data_vars) == {"x"}
 
 
 def test_fingerprint_follows_the_rows_alone(store: RowStore, tmp_path: Path) -> None:
