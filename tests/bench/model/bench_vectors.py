@@ -1,4 +1,8 @@
-"""What default settings make of vectors of text, against PCA, and what `metric="data"` adds to them."""
+"""What default settings make of vectors of text, against PCA, and what `metric="data"` adds to them.
+
+The texts are docstrings. Of short ones, about 10 words each, a model finds far more neighbours than PCA does. Long ones
+have more words than a latent has dimensions, so that there is less that a nonlinear embedding could know better.
+"""
 
 import functools
 import time
@@ -19,6 +23,7 @@ LONG, SHORT = 1000, 100  # characters of a text
 _COMPARED = 2000  # rows whose neighbourhoods are compared
 _ASKED = 1000  # rows whose neighbours are searched for
 _NEIGHBOURS, _FOUND_AMONG = 10, 100
+_TIE = 0.01  # the standard error of 5-NN accuracy on 2,000 to 3,000 rows
 _TEST_SHARE = 6  # every how manieth row is held out
 
 Array = NDArray[np.float32]
@@ -95,19 +100,17 @@ def of_model(split: Split, embedder: cvae.CompressionVAE, metric: str = "latent"
 
 def rows() -> Iterator[Row]:
     """Measure defaults in 16 and 64 dimensions, and both metrics."""
-    for longest in (LONG, SHORT):
+    for longest, bar in ((SHORT, 1.7), (LONG, 1.2)):
         for dim_latent in (16, 64):
-            yield from _rows(f"texts of {longest} characters, {dim_latent}-D", vectors(longest), dim_latent)
-    yield from _rows("MNIST, 20,000 images, 16-D", images(20_000), 16)
+            yield from _rows(f"texts of {longest} characters, {dim_latent}-D", vectors(longest), dim_latent, bar)
+    yield from _rows("MNIST, 20,000 images, 16-D", images(20_000), 16, 1.0)
 
 
-def _rows(name: str, split: Split, dim_latent: int) -> Iterator[Row]:
+def _rows(name: str, split: Split, dim_latent: int, bar: float) -> Iterator[Row]:
     embedder, spent = trained(split, dim_latent=dim_latent)
     pca, plain, data = of_pca(split, dim_latent), of_model(split, embedder), of_model(split, embedder, "data")
     note = f"PCA {pca}; latent {plain}; data {data}; {spent:.0f} CPU-s"
-    yield Row(
-        f"{name}: recall, of what PCA leaves to find", (plain.recall - pca.recall) / (1 - pca.recall), 0, note=note
-    )
+    yield Row(f"{name}: recall / that of PCA", plain.recall / pca.recall, bar, note=note)
     yield Row(f"{name}, metric data: recall / that of plain latents", data.recall / plain.recall, 0.97)
-    yield Row(f"{name}, metric data: 5-NN gained", data.accuracy - plain.accuracy, -0.005)
-    yield Row(f"{name}, metric data: trust gained", data.trust - plain.trust, -0.005)
+    yield Row(f"{name}, metric data: 5-NN gained", data.accuracy - plain.accuracy, -_TIE)
+    yield Row(f"{name}, metric data: trust gained", data.trust - plain.trust, -_TIE)
