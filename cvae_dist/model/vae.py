@@ -202,8 +202,8 @@ class VAE(nn.Module):
         return pushed, log_determinant
 
     def measure_stretch(self, rows: Rows) -> None:
-        """Find the :attr:`stretch` of the trained model at ``rows``, (n, n_features)."""
-        latents = torch.from_numpy(self.embed_rows(rows))
+        """Find the :attr:`stretch` of the trained model at ``rows``, (n, n_features), but for those not finite."""
+        latents = torch.from_numpy(self.embed_rows(rows[np.isfinite(rows).all(axis=1)]))
         with inference(often=True):
             pullback = mean_pullback(lambda z: self.likelihood.mean(self.decoder(z)) * self.scaling.active, latents)
         self.stretch = stretch_of(pullback)

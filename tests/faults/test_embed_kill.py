@@ -182,7 +182,7 @@ def test_source_made_anew_is_refused(made: dict[str, Any], tmp_path: Path, monke
     with pytest.raises(SettingsChanged, match="holds 10 rows, but is now to have 3"):
         embed_of()
     ingest(tmp_path / "tree010", tmp_path / "rows", overwrite=True)
-    with pytest.raises(SettingsChanged, match=r"has latent \(2,\) <f4, id \(\) string, label"):
+    with pytest.raises(SettingsChanged, match=r"has z \(2,\) <f4, id \(\) string, label"):
         embed_of()
     assert snapshot(tmp_path / "z") == before
 
