@@ -7,8 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 # A process for every core, and one more because some tests wait; each computes with one thread.
-# Files stay whole: their tests share fixtures.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile \
+# Files stay whole: their tests share fixtures. Bytecode is kept, as tests start many processes.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile \
 	-n "$$($(BIN)/python -c 'import os; print(1 + os.cpu_count())')"
 
 .DEFAULT_GOAL := help

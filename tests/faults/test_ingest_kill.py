@@ -141,7 +141,7 @@ def test_killed_before_changes_of_an_append(
     assert seen == {FIRST, ALL}
 
 
-@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.heavy)])
 def test_killed_before_changes_of_an_overwrite(
     drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, step: int
 ) -> None:

@@ -59,7 +59,7 @@ for line in sys.stdin:
 """
 
 STEPS = 90
-LONG = 400
+LONG = 300
 STOPPED_CLEANLY = 5
 
 

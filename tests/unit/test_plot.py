@@ -211,7 +211,7 @@ class TestScatter:
         else:
             assert len(figure.axes) == 2
 
-    @pytest.mark.parametrize("labels", ["classes", "quantity"])
+    @pytest.mark.parametrize("labels", [pytest.param("classes", marks=pytest.mark.heavy), "quantity"])
     def test_rows_without_a_label_lie_behind_a_density(self, labels: str) -> None:
         pytest.importorskip("datashader")
         z = np.repeat([[0.0, 0.0], [1.0, 1.0]], 50_001, axis=0)

@@ -258,6 +258,7 @@ class TestVerbs:
         with pytest.raises(InvalidInput, match="seed=-1"):
             fit_prior_of_rows(place / "rows.zarr", place / "model", seed=-1)
 
+    @pytest.mark.heavy
     def test_command_line(self, place: Path, cvae_dist: Any) -> None:
         done = cvae_dist("fit-prior", str(place / "rows.zarr"), str(place / "model"), "--n-components", "2")
         assert "fit-prior: fitted 'mixture' to the latents of 200 rows" in done.stdout
