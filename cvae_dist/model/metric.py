@@ -18,7 +18,7 @@ _MOST_ROWS = 2000
 _DERIVATIVES = 2**14  # of rows by latent dimensions, in all: their number decides the time that it takes
 _VALUES = 2**22  # of Jacobians that are held at once
 _STEP = 1e-2  # of latents whose spread is 1: slopes are right to about 1e-4
-_POWER = 0.5  # 1 would weigh directions as the rows do, and lose neighbours: tests/bench/model/bench_vectors.py
+_POWER = 0.75  # 1 would weigh directions as the rows do, and lose neighbours: tests/bench/model/bench_vectors.py
 _FLOOR = 1e-6  # of the largest eigenvalue: a direction that changes nothing can be turned back too
 _NOTHING = 1e-12  # eigenvalue of a decoder whose rows are all the same
 
