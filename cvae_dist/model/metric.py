@@ -55,7 +55,8 @@ def stretch_of(pullback: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(pullback.nan_to_num())
     values = values.clamp_min(max(float(values[-1]) * _FLOOR, _NOTHING))
-    powers = (values / values.mean()).pow(_POWER / 2)
+    powers = values.pow(_POWER / 2)
+    powers = powers / powers.square().mean().sqrt()
     return torch.stack([vectors * powers @ vectors.T, vectors / powers @ vectors.T]).float()
 
 
