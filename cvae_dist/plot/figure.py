@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.floating[Any]]
 DPI = 150
+_NEED_LATEX = {"pgf"}  # which may not be there
 
 
 def required(module: str) -> Any:
@@ -96,7 +97,7 @@ def write_figure(
         The storage refused.
     """
     suffix = PurePosixPath(str(filename)).suffix.lstrip(".").lower()
-    known = sorted(figure.canvas.get_supported_filetypes())
+    known = sorted(figure.canvas.get_supported_filetypes().keys() - _NEED_LATEX)
     if suffix not in known:
         raise InvalidInput(f"no picture was written to {filename}: its name must end in one of {', '.join(known)}")
     picture = io.BytesIO()

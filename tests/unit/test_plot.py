@@ -432,9 +432,12 @@ def test_picture_is_reproducible(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["picture.docx", "picture"])
 def test_unknown_suffix_names_the_known(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidInput, match=r"must end in one of .*png"):
-        plot.write_figure(plot.scatter_latents(np.zeros((2, 2))), str(tmp_path / name))
+    figure = plot.scatter_latents(np.zeros((2, 2)))
+    with pytest.raises(InvalidInput, match=r"must end in one of .*png") as refusal:
+        plot.write_figure(figure, str(tmp_path / name))
     assert not any(tmp_path.iterdir())
+    for suffix in str(refusal.value).partition("one of ")[2].split(", "):
+        plot.write_figure(figure, str(tmp_path / f"picture.{suffix}"))
 
 
 def test_missing_library_ends_in_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
