@@ -33,11 +33,11 @@ figure.savefig(out / "walkthrough-latents.png", dpi=90)
 embedder.visualize_reconstructions(x_test, labels=y_test, filename=out / "walkthrough-reconstructions.png")
 embedder.visualize_latent_grid(grid_size=10, figsize=(5.5, 4.8), filename=out / "walkthrough-grid.png")
 
-# What lies between two latents is a row as well. First and last in each line: the images themselves.
+# What lies between two latents is an image as well. First and last in each line: the images themselves.
 lines = []
 for first, last in [(0, 6), (4, 9), (1, 7)]:
     a, b = (x_test[y_test == digit][0] for digit in (first, last))
-    lines += [a.reshape(1, -1), embedder.interpolate(a, b, n=8), b.reshape(1, -1)]
+    lines += [a[None], embedder.interpolate(a, b, n=8), b[None]]
 embedder.visualize_rows(np.concatenate(lines), n_columns=10, filename=out / "walkthrough-interpolation.png")
 
 # Later, elsewhere, without the data: the folder of the model is all it takes.
