@@ -77,7 +77,7 @@ def test_ids_and_labels_travel(made: dict[str, Any], torch_drivers: Drivers, tmp
     assert verify(str(tmp_path / "z")).ok
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(24, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("kills", [4, pytest.param(24, marks=pytest.mark.heavy)])
 def test_driver_killed_before_chosen_changes(
     made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path, kills: int
 ) -> None:

@@ -27,7 +27,7 @@ FIRST, ALL = 10, 15  # rows before and after the append: a shard boundary lies b
 
 
 # by default some of the changes that a run makes; all of them where time allows
-some_and_every = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.heavy)])
+some_and_every = pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.heavy)])
 
 
 def _has_recorded(store: Path, count: int) -> bool:
@@ -141,7 +141,7 @@ def test_killed_before_changes_of_an_append(
     assert seen == {FIRST, ALL}
 
 
-@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("step", [30, pytest.param(1, marks=pytest.mark.heavy)])
 def test_killed_before_changes_of_an_overwrite(
     drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, step: int
 ) -> None:

@@ -467,12 +467,9 @@ def test_an_interruption_before_the_command_has_begun_is_told_too(
     assert printed.err == f"cvae-dist: {end['message']}\n"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [
-        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.heavy),
-        (signal.SIGTERM, 143, "terminated"),
-    ],
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_stopped_training_says_so_and_goes_on(
     digits_tree: Path, tmp_path: Path, cvae_dist: Run, number: int, code: int, word: str

@@ -83,6 +83,7 @@ class TestScores:
         model = CompressionVAE(MIXED, kl_weight=0, **QUICK).train()
         np.testing.assert_array_equal(model.score_samples(MIXED), model.score_samples(MIXED, "reconstruction", k=8))
 
+    @pytest.mark.heavy
     def test_importance_weights_against_quadrature(self) -> None:
         model = linear_model()
         rows = model.X[:8]

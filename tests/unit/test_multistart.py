@@ -31,6 +31,7 @@ def build(rows: np.ndarray, **settings: Any) -> tuple[VAE, TrainConfig]:
     return VAE.of(config, Moments.of(rows), rows.dtype, config.seed), config
 
 
+@pytest.mark.heavy
 def test_the_chosen_start_of_an_s_curve_is_unfolded() -> None:
     rows, position = s_curve(300, 0)
     vae, config = build(rows[:270])
@@ -138,6 +139,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.heavy) for step in (0, 12))])
 def test_a_resumed_training_keeps_its_start(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multistart, "_ELBO_STEPS", 20)
+    monkeypatch.setattr(multistart, "_REGRESSION_STEPS", 20)
     undisturbed = fit_rows(None)
     advance = Trainer.advance
 

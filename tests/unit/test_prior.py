@@ -103,7 +103,8 @@ def test_mixture_is_scikit_learns(latents: np.ndarray) -> None:
     assert all(np.isclose(row, mixture.means, atol=1e-6).all(axis=1).any() for row in still)
 
 
-@pytest.mark.parametrize("dim", [1, pytest.param(3, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("dim", [1, 3])
 def test_flow_of_other_widths(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prior, "_MAX_STEPS", 400)
     random = np.random.RandomState(0)
