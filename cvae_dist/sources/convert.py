@@ -29,10 +29,13 @@ def how_to_convert(path: str) -> str:
     if suffix is None:
         return "mend the path, or convert the data: numpy.save('rows.npy', rows) writes an array (n, ...) of numbers"
     module, array = _READERS[suffix]
-    joined = "numpy.stack" if module == _IMAGE[0] else "numpy.concatenate"
-    paths = f"sorted(pathlib.Path({path!r}).rglob('*{suffix}'))" if folder else f"[{path!r}]"
+    if folder:
+        paths = f"sorted(pathlib.Path({path!r}).rglob('*{suffix}'))"
+        join = "stack" if module == _IMAGE[0] else "concatenate"
+        rows = f"numpy.{join}([{array.format(path='path')} for path in {paths}])"
+    else:
+        rows = array.format(path=repr(path)) + ("[None]" if module == _IMAGE[0] else "")
     modules = ", ".join(filter(None, ["numpy", module, "pathlib" if folder else ""]))
-    rows = f"{joined}([{array.format(path='path')} for path in {paths}])"
     target = os.path.splitext(path.rstrip("/"))[0] + ".npy"
     return f"convert it with Python: import {modules}; numpy.save({target!r}, {rows})"
 

@@ -153,6 +153,7 @@ def write_files(folder: Path) -> dict[str, Path]:
     zarr.create_group(folder / "group.zarr").create_array("data", data=NUMBERS)
     (folder / "photos" / "cats").mkdir(parents=True)
     (folder / "tables").mkdir()
+    Image.fromarray((IMAGES[3] * 255).astype(np.uint8)).save(folder / "photo.png")
     for number in range(3):
         Image.fromarray((IMAGES[number] * 255).astype(np.uint8)).save(folder / "photos" / "cats" / f"{number}.png")
         TABLE.to_csv(folder / "tables" / f"{number}.csv", index=False)
@@ -167,6 +168,7 @@ def write_files(folder: Path) -> dict[str, Path]:
         ("arrays.npz", (40, 3)),
         ("grid.nc", (40, 3)),
         ("photos", (3, 12)),
+        ("photo.png", (1, 12)),
         ("tables", (120, 2)),
         ("array.zarr", (40, 3)),
         ("group.zarr", (40, 3)),
