@@ -87,7 +87,8 @@ class Training:
         decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
         n_rows = data.reader.n_rows
         if n_rows < _FEW_ROWS:
-            reasons += (f"only {n_rows} row(s): a model learns so few by heart, and nothing tells what else it knows",)
+            rows = "1 row" if n_rows == 1 else f"{n_rows} rows"
+            reasons += (f"only {rows}: a model learns so few by heart, and nothing tells what else it knows",)
         return cls(data, asked, config.model_copy(update=decided.model_dump()), reasons)
 
     @property
