@@ -1,10 +1,12 @@
 """What a verb wants written, and what that takes, before anything is done."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store import Layout, Moments
@@ -21,11 +23,12 @@ _WORKER_BYTES = 300_000_000  # an interpreter with NumPy, Zarr and torch importe
 
 @dataclass(frozen=True)
 class Span:
-    """The rows ``start:stop`` that one shard of the output holds."""
+    """The rows ``start:stop`` that one shard of the output holds, those before ``new`` published already."""
 
     shard: int
     start: int
     stop: int
+    new: int
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -35,7 +38,7 @@ class Span:
 class Made:
     """The rows of one shard, by array name; how many rows of the source were left out of it (``dropped``).
 
-    ``moments`` are those of the main array, where they are known already.
+    ``moments`` are those of the new rows of the main array, where they are known already.
     """
 
     blocks: Mapping[str, Block]
@@ -45,10 +48,6 @@ class Made:
 
 class Task(Protocol):
     """Makes the rows of one shard: picklable, small and pure, as it may run 0, 1 or 5 times."""
-
-    @property
-    def identity(self) -> str:
-        """Digest of what the rows are made from, beside the settings."""
 
     def __call__(self) -> Made:
         """Return the rows."""
@@ -65,11 +64,16 @@ class Job:
     settings : Mapping
         What made it, as JSON: a later run with other settings is refused.
     task : callable
-        ``task(span)`` is what makes the rows of a shard. Called in the driver, at most once for a shard and run.
+        ``task(span)`` is what makes the rows of a shard. Called in the driver, for shards that are to be written.
+    identity : callable
+        ``identity(span)`` is what the rows of a shard are made from, beside the settings. Called once for a shard and
+        run, in the driver, and cheap: there may be hundreds of thousands.
+    confirm : callable
+        Called before anything is published. It raises when what the rows were made from was replaced meanwhile.
     lineage : Mapping
         What is recorded with it, as JSON, and not compared.
     task_bytes : int
-        Memory a task needs beside the blocks it returns.
+        Memory a task needs beside the blocks it returns and their moments.
     first_shard : int
         Shards before it are published already and stay as they are.
     threads : int
@@ -83,6 +87,8 @@ class Job:
     rows: int
     settings: Mapping[str, Any]
     task: Callable[[Span], Task]
+    identity: Callable[[Span], bytes] = lambda span: b""
+    confirm: Callable[[], None] = lambda: None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     task_bytes: int = 0
     first_shard: int = 0
@@ -94,25 +100,27 @@ class Job:
         """Shards of the whole output."""
         return self.layout.shards(self.rows)
 
-    def spans(self) -> Iterator[Span]:
-        """Yield the span of every shard that may have to be written, in order."""
+    def span(self, shard: int, published: int) -> Span:
+        """Return the rows of a shard, of an output whose first rows are published."""
         size = self.layout.rows_per_shard
-        for shard in range(self.first_shard, self.shards):
-            yield Span(shard, shard * size, min((shard + 1) * size, self.rows))
+        start, stop = shard * size, min((shard + 1) * size, self.rows)
+        return Span(shard, start, stop, min(max(start, published), stop))
 
-    def fingerprint(self, span: Span, task: Task) -> int:
-        """Return the 64-bit digest of everything the shard is made from."""
-        text = f"{self._settings_digest} {span.shard} {span.start} {span.stop} {task.identity}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    def fingerprints(self, shards: Iterable[int], published: int) -> npt.NDArray[np.uint64]:
+        """Return 64-bit digests of everything that shards are made from, shape (n_shards,)."""
+        settings = digest_json(self.settings)
+        digests = (self._fingerprint(settings, self.span(shard, published)) for shard in shards)
+        return np.frombuffer(b"".join(digests), "<u8")
 
-    @cached_property
-    def _settings_digest(self) -> str:
-        return digest_json(self.settings)
+    def _fingerprint(self, settings: str, span: Span) -> bytes:
+        text = f"{settings} {span.shard} {span.start} {span.stop} "
+        return hashlib.blake2b(text.encode() + self.identity(span), digest_size=8).digest()
 
     @property
     def memory(self) -> int:
         """Bytes that one task is projected to need; it holds one shard at a time."""
-        return self.layout.shard_bytes + self.task_bytes
+        sums = 3 * self.layout.moments_bytes  # while they are added up
+        return self.layout.shard_bytes + sums + self.task_bytes
 
     def require_memory(self, client: "Client | None") -> None:
         """Refuse, with the figures, when a worker is too small for its tasks."""
@@ -130,37 +138,52 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, known before it starts: write the ``pending`` shards, as the others are recorded.
+    """What a run will do, known before it starts: write the shards of ``pending``, as the others are recorded.
 
-    ``slots`` is the number of threads of the cluster, 0 without one.
+    Each range of ``pending`` lies in one pack of the ledger. The first ``published`` rows are. ``slots`` is the number
+    of threads of the cluster, 0 without one.
     """
 
     job: Job
-    pending: tuple[Span, ...]
+    pending: tuple[range, ...]
+    published: int
     slots: int
+
+    @property
+    def shards(self) -> int:
+        """Shards to write."""
+        return sum(map(len, self.pending))
 
     @property
     def rows(self) -> int:
         """Rows to write."""
-        return sum(map(len, self.pending))
+        size = self.job.layout.rows_per_shard
+        return sum(min(part.stop * size, self.job.rows) - part.start * size for part in self.pending)
 
     @property
     def shards_per_region(self) -> int:
         """Whole shards of one region: enough work for a scheduler, few enough that every slot has some regions."""
+        tile = self.job.layout.shards_per_tile
         if not self.slots:
-            return 1
-        return max(1, min(_MOST_SHARDS_PER_REGION, len(self.pending) // (_REGIONS_PER_SLOT * self.slots)))
+            return tile
+        fair = max(1, min(_MOST_SHARDS_PER_REGION, self.shards // (_REGIONS_PER_SLOT * self.slots)))
+        return -(-fair // tile) * tile
 
-    def regions(self) -> Iterator[tuple[Span, ...]]:
-        """Yield the pending shards of every region."""
-        for first in range(0, len(self.pending), self.shards_per_region):
-            yield self.pending[first : first + self.shards_per_region]
+    def regions(self) -> Iterator[range]:
+        """Yield the pending shards of every region. A region keeps to one pack, and cuts no tile."""
+        size = self.shards_per_region
+        for part in self.pending:
+            first = part.start
+            while first < part.stop:
+                stop = min(part.stop, (first // size + 1) * size)
+                yield range(first, stop)
+                first = stop
 
     def __str__(self) -> str:
         if not self.pending:
             return ""
         row_bytes = sum(array.row_bytes for array in self.job.layout.arrays)
         return (
-            f"{len(self.pending):,} of {self.job.shards:,} shards to write, "
+            f"{self.shards:,} of {self.job.shards:,} shards to write, "
             f"about {self.rows * row_bytes / 1e6:,.1f} MB, {self.job.memory / 1e6:,.0f} MB of memory a task"
         )

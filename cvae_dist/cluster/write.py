@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from cvae_dist.cluster.plan import Job, Plan, Span, Task
 from cvae_dist.cluster.regions import map_regions, slots
 from cvae_dist.errors import Corrupt, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, EventKind, OnEvent
-from cvae_dist.store import Digest, Layout, Lease, Ledger, Location, Moments, Record, RowStore
+from cvae_dist.store import Digest, Layout, Lease, LeaseToken, Location, Moments, Pack, Records, RowStore
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -60,8 +61,8 @@ class Output:
         self._output, self._lease, self._stage = output, lease, stage
         self._client, self._on_event = client, on_event
         self._found = RowStore.find(output)
-        begun = self._found is not None and not self._found.published and not self._found.has_records
-        self.existing = None if overwrite or begun else self._found  # what records nothing has no settings to defend
+        recorded = self._found is not None and (self._found.published or bool(self._found.journal.numbers()))
+        self.existing = self._found if recorded and not overwrite else None  # others have no settings to defend
 
     @classmethod
     @contextlib.contextmanager
@@ -77,8 +78,10 @@ class Output:
         ------
         OutputLocked, InvalidInput
             Another driver holds it; something else is there.
+        StorageFailed
+            The storage cannot keep it exclusive.
         """
-        with Lease.held(output) as lease:
+        with Lease.held(output, lambda message: on_event(Event(stage, "note", message=message))) as lease:
             yield cls(output, lease, stage, overwrite, client, on_event)
 
     def write(self, job: Job) -> StoreResult:
@@ -90,17 +93,20 @@ class Output:
             It was made otherwise; a worker is too small; the storage refused; the lease was lost.
         """
         store = self._begin(job)
-        shards = _Shards(store, job)
-        written = self._write_shards(job, shards)
-        finished = store.published and not written and store.rows == job.rows
-        if not finished:
-            self._lease.check()
-            command = f"{self._stage} {self._output.name}"
-            store = store.publish(job.rows, shards.finished(), job.lineage, command, job.manifest)
+        packs = _Packs(store, job)
+        plan = Plan(job, packs.pending, store.rows, slots(self._client))
+        self._tell("start", job.rows - plan.rows, job.rows, str(plan))
+        finished = store.published and store.rows == job.rows
+        if finished and store.interrupted:
+            _withdraw(store.claimed(self._lease.token.token))
+        elif not finished:
+            store = store.claimed(self._lease.token.token) if store is self.existing else store
+            self._write_shards(store, plan, packs)
+            store = self._publish(store, job, packs)
         dropped, seconds = int(store.document["dropped"]), time.monotonic() - self._began
         message = "nothing to do, all rows were there" if finished else ""
         self._tell("done", store.rows, store.rows, message, seconds=seconds)
-        return StoreResult(str(self._output), store.rows, written, dropped, seconds)
+        return StoreResult(str(self._output), store.rows, plan.rows, dropped, seconds)
 
     def _begin(self, job: Job) -> RowStore:
         """Return the store to write, begun or fit to go on with; what can be refused is refused before any change."""
@@ -111,29 +117,40 @@ class Output:
             return self.existing
         job.require_memory(self._client)
         self._output.sweep_partial()
+        token = self._lease.token.token
         if self._found is not None:
-            self._found.retract()
-        return RowStore.create(self._output, job.kind, job.layout, job.settings)
+            return self._found.retract(job.layout, job.kind, job.settings, token)
+        return RowStore.create(self._output, job.kind, job.layout, job.settings, token)
 
-    def _write_shards(self, job: Job, shards: "_Shards") -> int:
-        """Write every shard that has no matching record; return the number of rows written."""
-        plan = Plan(job, shards.pending(), slots(self._client))
-        done = job.rows - plan.rows
-        self._tell("start", done, job.rows, str(plan))
-        if not plan.pending:
-            return 0
-        job.require_memory(self._client)
+    def _write_shards(self, store: RowStore, plan: Plan, packs: "_Packs") -> None:
+        """Write every shard that has no matching record."""
+        job = plan.job
+        if plan.pending:
+            job.require_memory(self._client)
         began, written = time.monotonic(), 0
-        regions = (_Region(self._output, job.layout, shards.of(spans)) for spans in plan.regions())
+        regions = (
+            _Region(self._output, job.layout, self._lease.token, packs.shards(shards)) for shards in plan.regions()
+        )
         results = map_regions(_write_region, regions, client=self._client, threads=job.threads)
         # closed at once, whatever ends the loop: nothing may be written after the lease is released
         with contextlib.closing(results):
-            for rows in results:
-                written += rows
-                self._lease.require()
-                rate = written / max(time.monotonic() - began, 1e-9)
-                self._tell("progress", done + written, job.rows, rows_per_second=rate)
-        return written
+            try:
+                for region in results:
+                    written += region.records.rows
+                    self._lease.require()
+                    packs.add(region)
+                    rate = written / max(time.monotonic() - began, 1e-9)
+                    self._tell("progress", job.rows - plan.rows + written, job.rows, rows_per_second=rate)
+            except BaseException:
+                self._lease.ending()  # tasks stop before their next shard
+                raise
+
+    def _publish(self, store: RowStore, job: Job, packs: "_Packs") -> RowStore:
+        job.confirm()
+        packs.require_written()
+        self._lease.check()
+        command = f"{self._stage} {self._output.name}"
+        return store.publish(job.rows, packs.records(), packs.moments, job.lineage, command, job.manifest)
 
     def _tell(self, kind: EventKind, done: int, total: int, message: str = "", **values: float) -> None:
         self._on_event(Event(self._stage, kind, done, total, message=message, values=values))
@@ -167,109 +184,204 @@ class _Shard:
     fingerprint: int
 
 
-class _Shards:
-    """The shards of a job. The task of each, with its fingerprint, is asked for once a run."""
-
-    def __init__(self, store: RowStore, job: Job) -> None:
-        self._store, self._job = store, job
-        self._fingerprints: dict[int, int] = {}
-        self._compared: dict[int, _Shard] = {}  # pending, though there is a record
-
-    def pending(self) -> tuple[Span, ...]:
-        """Return the spans whose shards are not recorded as they should be."""
-        records = self._records()
-        for shard, record in enumerate(records[: self._job.first_shard]):
-            _require_record(self._store, shard, record)
-        return tuple(span for span in self._job.spans() if self._is_pending(span, records[span.shard]))
-
-    def of(self, spans: tuple[Span, ...]) -> tuple[_Shard, ...]:
-        """Return what makes the shards of pending spans."""
-        return tuple(
-            self._compared.pop(span.shard) if span.shard in self._compared else self._shard(span) for span in spans
-        )
-
-    def finished(self) -> list[Record]:
-        """Return the records of all shards, each made from what this run was asked for."""
-        records = self._records()
-        for shard, record in enumerate(records):
-            if record is None or self._fingerprints.get(shard, record.fingerprint) != record.fingerprint:
-                raise StorageFailed(
-                    f"shard {shard} of {self._store.location} was changed by another writer while this run wrote it, "
-                    "perhaps by a worker of a driver that was killed. Nothing was published; run the same command again"
-                )
-        return [record for record in records if record is not None]
-
-    def _is_pending(self, span: Span, record: Record | None) -> bool:
-        """Whether a shard is to be written. Where it has no record, its fingerprint is found only when it is sent."""
-        if record is not None:
-            shard = self._shard(span)
-            if record.fingerprint == shard.fingerprint:
-                return False
-            self._compared[span.shard] = shard
-        _refuse_published(self._store, self._job, span, record)
-        return True
-
-    def _shard(self, span: Span) -> _Shard:
-        task = self._job.task(span)
-        fingerprint = self._fingerprints[span.shard] = self._job.fingerprint(span, task)
-        return _Shard(span, task, fingerprint)
-
-    def _records(self) -> list[Record | None]:
-        return self._store.ledger.read_all(self._job.shards)
-
-
-def _refuse_published(store: RowStore, job: Job, span: Span, record: Record | None) -> None:
-    """Refuse to rewrite published rows, but for the last shard of a store that grows."""
-    is_partial = span.start + store.layout.rows_per_shard > store.rows
-    if not store.published or (is_partial and job.rows > store.rows):
-        return
-    _require_record(store, span.shard, record)
-    raise SettingsChanged(
-        f"rows {span.start} to {span.stop} of {store.location} are published, but what they are made from "
-        "has changed since. Nothing was changed; write to another output, or use --overwrite to make it anew"
-    )
-
-
-def _require_record(store: RowStore, shard: int, record: Record | None) -> None:
-    if record is None:
-        raise Corrupt(
-            f"the record of shard {shard} is missing from {store.location}/ledger, or damaged, so nobody knows what "
-            "its published rows are. Nothing was changed; restore it from a copy, or use --overwrite to make the "
-            "store anew"
-        )
-
-
 @dataclass(frozen=True)
 class _Region:
     """What one worker is sent: whole shards of every array of one output."""
 
     output: Location
     layout: Layout
+    lease: LeaseToken
     shards: tuple[_Shard, ...]
 
 
-def _write_region(region: _Region) -> int:
-    """Write the shards of a region that are not recorded yet; return its number of rows."""
-    ledger = Ledger(region.output, region.layout)
-    for shard in region.shards:
-        record = ledger.read(shard.span.shard)
-        if record is None or record.fingerprint != shard.fingerprint:
-            _write_shard(region, shard, ledger)
-    return sum(len(shard.span) for shard in region.shards)
+@dataclass(frozen=True)
+class _Written:
+    """What a worker made of a region: the moments of the new rows of each tile, and the objects' versions by key."""
+
+    first: int
+    records: Records
+    moments: tuple[Moments, ...]
+    versions: dict[str, str]
 
 
-def _write_shard(region: _Region, shard: _Shard, ledger: Ledger) -> None:
-    """Write one shard of every array and then its ledger row. The one place where rows reach the disk."""
+class _Packs:
+    """The packs of the ledger: those that are recorded, and those that this run records.
+
+    Only what the driver of the store has to know of shards that are written by others is kept in its memory.
+    """
+
+    def __init__(self, store: RowStore, job: Job) -> None:
+        self._store, self._job = store, job
+        self._published = store.records()
+        self._fingerprints = job.fingerprints(range(job.first_shard, job.shards), store.rows)
+        self._require_published()
+        grows = job.rows > store.rows
+        self._first = store.rows // job.layout.rows_per_shard if grows else job.shards
+        self._recorded = self._read_journal()
+        self._parts: dict[int, dict[int, _Written]] = {}
+        self._versions: dict[str, str] = {}
+        self.pending = tuple(
+            self._shards(number) for number in self._numbers() if number not in self._recorded
+        )  # fmt: skip
+
+    def shards(self, shards: range) -> tuple[_Shard, ...]:
+        """Return what makes some shards."""
+        spans = (self._job.span(shard, self._store.rows) for shard in shards)
+        return tuple(
+            _Shard(span, self._job.task(span), int(self._fingerprints[span.shard - self._job.first_shard]))
+            for span in spans
+        )
+
+    def add(self, written: _Written) -> None:
+        """Take in a finished region. With the last one of its pack the pack is recorded."""
+        number = written.first // self._job.layout.shards_per_pack
+        parts = self._parts.setdefault(number, {})
+        parts[written.first] = written
+        self._versions |= written.versions
+        if sum(len(part.records) for part in parts.values()) == len(self._shards(number)):
+            in_order = [part for _, part in sorted(self._parts.pop(number).items())]
+            moments = Moments.empty(self._job.layout.n_features)
+            for part in in_order:
+                for tile in part.moments:
+                    moments = moments.merge(tile)
+            records = Records.joined(part.records for part in in_order)
+            self._store.journal.write(number, Pack(records, moments))
+            self._recorded[number] = records
+
+    def records(self) -> Records:
+        """Return the records of all shards."""
+        return Records.joined([self._published[: self._first], *(self._recorded[n] for n in self._numbers())])
+
+    def moments(self, number: int) -> Moments:
+        """Return the moments of all rows of a pack, those that were published before first."""
+        size = self._job.layout.shards_per_pack * self._job.layout.rows_per_shard
+        known = number * size < self._store.rows
+        before = self._store.pack_moments(number) if known else Moments.empty(self._job.layout.n_features)
+        if number not in self._recorded:
+            return before
+        pack = self._store.journal.read(number)
+        if pack is None or not np.array_equal(pack.records.table, self._recorded[number].table):
+            raise StorageFailed(
+                f"pack {number} of the journal of {self._store.location} was changed by another writer while this run "
+                "wrote it. Nothing was published; run the same command again"
+            )
+        return before.merge(pack.moments)
+
+    def require_written(self) -> None:
+        """Refuse to publish shards that are not as they were written, and delete what an interrupted run left beside.
+
+        The storage says of each object how long it is, and whether somebody wrote it after this run did.
+        """
+        records = self.records()[self._first :]
+        for place, array in enumerate(self._job.layout.arrays):
+            keys = [array.key(shard) for shard in range(self._first, self._job.shards)]
+            found = self._store.location.look(array.name, keys)
+            for shard, (key, size) in enumerate(zip(keys, records.sizes(place).tolist(), strict=True), self._first):
+                entry = found.pop(key, None)
+                if entry is None or entry.size != size or self._versions.get(key, entry.version) != entry.version:
+                    raise StorageFailed(
+                        f"shard {shard} of {self._store.location}/{array.name} is not as this run wrote it. Another "
+                        "writer changed or deleted it, perhaps a worker of a driver that was killed. Nothing was "
+                        "published; run the same command again"
+                    )
+
+    def _numbers(self) -> range:
+        """Return the packs that hold the shards which are not published for good."""
+        size = self._job.layout.shards_per_pack
+        return range(self._first // size, -(-self._job.shards // size)) if self._first < self._job.shards else range(0)
+
+    def _shards(self, number: int) -> range:
+        size = self._job.layout.shards_per_pack
+        return range(max(self._first, number * size), min(self._job.shards, (number + 1) * size))
+
+    def _read_journal(self) -> dict[int, Records]:
+        """Return the records of packs that an interrupted run finished, if they are made from what is asked for."""
+        asked, recorded = set(self._numbers()), {}
+        for number in asked.intersection(self._store.journal.numbers()) if asked else ():
+            pack, shards = self._store.journal.read(number), self._shards(number)
+            first = shards.start - self._job.first_shard
+            expected = self._fingerprints[first : first + len(shards)]
+            new = min(shards.stop * self._job.layout.rows_per_shard, self._job.rows)
+            new -= max(shards.start * self._job.layout.rows_per_shard, self._store.rows)
+            if pack and np.array_equal(pack.records.fingerprints, expected) and pack.moments.count == new:
+                recorded[number] = pack.records
+        return recorded
+
+    def _require_published(self) -> None:
+        """Refuse to go on where published rows would now be made from something else."""
+        job, store = self._job, self._store
+        full = store.rows // job.layout.rows_per_shard
+        stop = full if job.rows > store.rows else len(self._published)  # a partial last shard grows
+        there = self._published.fingerprints[job.first_shard : stop]
+        changed = np.flatnonzero(there != self._fingerprints[: len(there)])
+        if len(changed):
+            span = job.span(job.first_shard + int(changed[0]), store.rows)
+            raise SettingsChanged(
+                f"rows {span.start} to {span.stop} of {store.location} are published, but what they are made from "
+                "has changed since. Nothing was changed; write to another output, or use --overwrite to make it anew"
+            )
+
+
+def _write_region(region: _Region) -> _Written:
+    """Write the shards of a region."""
+    records: list[Records] = []
+    moments: list[Moments] = []
+    versions: dict[str, str] = {}
+    for _, tile in groupby(region.shards, lambda shard: shard.span.shard // region.layout.shards_per_tile):
+        total = Moments.empty(region.layout.n_features)
+        for shard in tile:
+            record, new = _write_shard(region, shard, versions)
+            records.append(record)
+            total = total.merge(new)
+        moments.append(total)
+    return _Written(region.shards[0].span.shard, Records.joined(records), tuple(moments), versions)
+
+
+def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tuple[Records, Moments]:
+    """Write one shard of every array. The one place where rows reach the storage."""
     made = shard.task()
     number, rows = shard.span.shard, len(shard.span)
-    digests = []
+    encoded = {}
     for array in region.layout.arrays:
         block = made.blocks[array.name]
         if block.shape != (rows, *array.shape):
             raise AssertionError(f"shard {number} of {array.name}: {block.shape} is not the whole shard")
-        buffers = region.layout.encode(array.name, block)
-        (region.output / array.key(number)).write(*buffers)
-        digests.append(Digest.of_shard(buffers))
-    main = made.blocks[region.layout.arrays[0].name]
-    moments = made.moments or Moments.of(main.reshape(rows, int(np.prod(main.shape[1:]))))
-    ledger.write(number, Record(shard.fingerprint, rows, made.dropped, tuple(digests)), moments)
+        encoded[array.key(number)] = region.layout.encode(array.name, block)
+    main = made.blocks[region.layout.arrays[0].name][shard.span.new - shard.span.start :]
+    moments = made.moments or Moments.of(main.reshape(len(main), region.layout.n_features))
+    region.lease.require()  # right before: the driver of this task may have died, and another one begun
+    for key, buffers in encoded.items():
+        versions[key] = (region.output / key).write(*buffers)
+    digests = [Digest.of_shard(buffers) for buffers in encoded.values()]
+    return Records.one(shard.fingerprint, rows, made.dropped, digests), moments
+
+
+def _withdraw(store: RowStore) -> None:
+    """Take back an append that was interrupted, and whose rows are not asked for any more.
+
+    The partial last shard may hold new rows after the published ones. It is made anew from these.
+    """
+    shards, size = store.layout.shards(store.rows), store.layout.rows_per_shard
+    start = store.rows // size * size
+    records = store.records()
+    for place, array in enumerate(store.layout.arrays):
+        if start < store.rows:
+            buffers = store.layout.encode(array.name, np.ascontiguousarray(store.read(array.name, start, store.rows)))
+            if Digest.of_shard(buffers) != records.digest(shards - 1, place):
+                raise Corrupt(
+                    f"shard {shards - 1} of {store.location}/{array.name} does not begin with its published rows. "
+                    "Nothing was changed; put it back from a copy, or use --overwrite to make the store anew"
+                )
+            (store.location / array.key(shards - 1)).write(*buffers)
+    _delete_beyond(store, shards)
+    store.withdrawn()
+
+
+def _delete_beyond(store: RowStore, shards: int) -> None:
+    """Delete the objects of shards that the store does not have."""
+    for array in store.layout.arrays:
+        place = store.location / array.name / "c"
+        for entry in place.list():
+            number = entry.name.partition("/")[0]
+            if number.isdecimal() and int(number) >= shards:
+                (place / entry.name).delete()

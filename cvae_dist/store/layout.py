@@ -1,10 +1,13 @@
-"""How rows lie on disk: Zarr v3 arrays on one shard grid, and the bytes of one shard.
+"""How rows lie on disk: Zarr v3 arrays on one shard grid, and the bytes of one shard or chunk.
 
-Zarr itself writes every metadata document; shards are assembled here because that is where the time goes: one
-``writev`` of the caller's block, no copy.
+Zarr itself writes every metadata document. Shards are assembled here because that is where the time goes: one
+``writev`` of the caller's block, no copy. They are also taken apart here, so that what a store says of its codecs is
+never run.
 """
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -14,6 +17,7 @@ import crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
+from numcodecs import zstd
 from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -27,6 +31,15 @@ Objects = dict[str, ZarrBuffer]  # the content of a Zarr MemoryStore
 
 STRING = "string"
 _SHARD_BYTES = 16_000_000  # larger shards leave the allocator's and the cache's comfortable range
+_REMOTE_SHARD_BYTES = 64_000_000  # a request costs as much as some megabytes
+_PACK_BYTES = 1_000_000_000  # what a killed driver may have to repeat
+_PACK_SHARE = 0.02  # of a pack's data: as much may its moments take in the ledger
+_MOMENT_BYTES = 32  # of one feature: mean, m2, minimum and maximum
+_TILE_SHARDS = 16  # whose moments are merged before they travel, where they are large
+_LARGE_MOMENTS = 1_000_000
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_DTYPES = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
+_MOST_STRING_BYTES = 2**31  # that a chunk of strings may claim to hold
 _CHUNK_BYTES = 1_000_000
 _COMPRESSED_CHUNK_BYTES = 65_536  # a shuffled read decodes a whole chunk, so it must be small
 _ABSENT = np.uint64(2**64 - 1)
@@ -80,14 +93,16 @@ class Layout:
     arrays: tuple[ArrayLayout, ...]
 
     @classmethod
-    def of(cls, arrays: tuple[ArrayLayout, ...], rows_per_shard: int | None = None) -> Self:
-        """Choose chunks of about 1 MB (64 kB compressed) and shards of at most 16 MB for the widest array."""
+    def of(
+        cls, arrays: tuple[ArrayLayout, ...], rows_per_shard: int | None = None, shard_bytes: int = _SHARD_BYTES
+    ) -> Self:
+        """Choose chunks of about 1 MB (64 kB compressed) and shards of at most ``shard_bytes`` for the widest array."""
         numeric = max((array for array in arrays if array.dtype != STRING), key=lambda array: array.row_bytes)
         target = _COMPRESSED_CHUNK_BYTES if numeric.compressed else _CHUNK_BYTES
         chunk = max(1, target // numeric.row_bytes)
         if rows_per_shard is None:
             widest = max(array.row_bytes for array in arrays)
-            rows_per_shard = max(1, _SHARD_BYTES // (chunk * widest)) * chunk
+            rows_per_shard = max(1, shard_bytes // (chunk * widest)) * chunk
         elif rows_per_shard <= chunk:
             chunk = rows_per_shard
         else:
@@ -103,6 +118,28 @@ class Layout:
         """Bytes of one full shard of every array together, before compression."""
         return sum(array.row_bytes for array in self.arrays) * self.rows_per_shard
 
+    @property
+    def n_features(self) -> int:
+        """Values of one row of the first array, which the moments describe."""
+        return math.prod(self.arrays[0].shape)
+
+    @property
+    def moments_bytes(self) -> int:
+        """Bytes of the moments of the first array."""
+        return _MOMENT_BYTES * self.n_features
+
+    @property
+    def shards_per_pack(self) -> int:
+        """Shards that the ledger records together: about 1 GB, and enough for their moments to weigh little."""
+        light = math.ceil(self.moments_bytes / (_PACK_SHARE * self.shard_bytes))
+        tiles = math.ceil(max(light, _PACK_BYTES // self.shard_bytes, 1) / self.shards_per_tile)
+        return tiles * self.shards_per_tile
+
+    @property
+    def shards_per_tile(self) -> int:
+        """Shards whose moments are merged where the shards are made. The sums' order is fixed, and so their bits."""
+        return _TILE_SHARDS if self.moments_bytes > _LARGE_MOMENTS else 1
+
     def shards(self, rows: int) -> int:
         """Return how many shards hold ``rows`` rows."""
         return -(-rows // self.rows_per_shard)
@@ -114,12 +151,34 @@ class Layout:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            It is something else, such as a name that leads out of the group or a type that is no number.
+        """
         arrays = tuple(
-            ArrayLayout(a["name"], a["dtype"], tuple(a["dims"]), tuple(a["shape"]), a["attributes"])
+            ArrayLayout(a["name"], a["dtype"], tuple(a["dims"]), tuple(a["shape"]), dict(a["attributes"]))
             for a in document["arrays"]
         )
-        return cls(document["rows_per_shard"], document["rows_per_chunk"], arrays)
+        layout = cls(document["rows_per_shard"], document["rows_per_chunk"], arrays)
+        layout._require_sane()
+        return layout
+
+    def _require_sane(self) -> None:
+        """Refuse what no writer of ours makes; the text names it."""
+        for array in self.arrays:
+            if not _NAME.fullmatch(array.name):
+                raise ValueError(f"an array is named {array.name!r}")
+            if array.dtype not in (STRING, *_DTYPES):
+                raise ValueError(f"the array {array.name!r} has dtype {array.dtype!r}")
+            if not _are_positive(*array.shape) or len(array.dims) != 1 + len(array.shape):
+                raise ValueError(f"the array {array.name!r} has shape {array.shape} and dimensions {array.dims}")
+        if len({array.name for array in self.arrays}) < len(self.arrays) or self.arrays[0].dtype == STRING:
+            raise ValueError(f"the arrays are {[array.name for array in self.arrays]}")
+        if not _are_positive(self.rows_per_shard, self.rows_per_chunk) or self.rows_per_shard % self.rows_per_chunk:
+            raise ValueError(f"shards of {self.rows_per_shard!r} rows are cut into chunks of {self.rows_per_chunk!r}")
 
     def metadata(self, name: str, rows: int) -> bytes:
         """Return the ``zarr.json`` of an array holding ``rows`` rows."""
@@ -139,7 +198,7 @@ class Layout:
         """
         array = self.array(name)
         if array.dtype == STRING:
-            return checksummed(self._encode_strings(block))
+            return encode_chunk(block, self.rows_per_shard)
         return list(self._encode_chunks(array, block))
 
     def split(self, name: str, data: bytes) -> list[Buffer]:
@@ -168,11 +227,6 @@ class Layout:
         if offset != len(body):
             raise ValueError("there are bytes between the chunks and the index")
         return buffers + last
-
-    def _encode_strings(self, block: Block) -> bytes:
-        padded = np.full(self.rows_per_shard, "", dtype=object)  # Zarr pads the last chunk to its full shape
-        padded[: len(block)] = block
-        return bytes(Zstd(level=1).encode(VLenUTF8().encode(padded)))
 
     def _encode_chunks(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
         chunks = self.rows_per_shard // self.rows_per_chunk
@@ -230,16 +284,49 @@ def create_array(
     )
 
 
-def write_small_array(group: Location, name: str, values: Block, dims: tuple[str, ...], **attributes: Any) -> None:
-    """Write a whole array that fits in memory: one checksummed chunk, its metadata last."""
-    objects: Objects = {}
-    dtype = STRING if values.dtype.kind in "OUT" else values.dtype.newbyteorder("<").str
-    array = ArrayLayout(name, dtype, dims, values.shape[1:], attributes)
-    create_array(objects, array, len(values), max(1, len(values)), compressed=True)[...] = values
-    metadata = f"{name}/zarr.json"
-    for key in sorted(objects, key=lambda key: key == metadata):
-        if key.startswith(f"{name}/"):
-            (group / key).write(objects[key].to_bytes())
+def encode_chunk(block: Block, rows: int) -> list[Buffer]:
+    """Return the bytes of one compressed chunk of ``rows`` rows, and their CRC32C; a shorter block is padded."""
+    if block.dtype.kind in "OUT":
+        padded = np.full(rows, "", dtype=object)  # Zarr pads the last chunk to its full shape
+        padded[: len(block)] = block
+        raw = VLenUTF8().encode(padded)
+    else:
+        raw = np.concatenate([block, np.zeros((rows - len(block), *block.shape[1:]), block.dtype)])
+    return checksummed(Zstd(level=1).encode(np.ascontiguousarray(raw)))
+
+
+def decode_chunk(data: bytes, dtype: str, shape: tuple[int, ...]) -> Block:
+    """Return the block of ``shape`` that :func:`encode_chunk` padded and encoded.
+
+    Raises
+    ------
+    ValueError
+        The bytes are not whole, or hold something else.
+    """
+    payload, _ = _checked(memoryview(data)[:-4], memoryview(data)[-4:], "the chunk")
+    if dtype != STRING:
+        block = np.empty(shape, dtype)
+        zstd.decompress(payload, block.data.cast("B"))
+        return block
+    if _claimed_bytes(memoryview(payload)) > _MOST_STRING_BYTES:  # memory for them would be taken before they are seen
+        raise ValueError("the chunk claims to hold more than 2 GB of strings")
+    strings = VLenUTF8().decode(zstd.decompress(payload))
+    if strings.shape != shape:
+        raise ValueError(f"the chunk holds {len(strings)} strings, not {shape[0]}")
+    return strings.astype(object)
+
+
+def _claimed_bytes(frame: memoryview) -> int:
+    """Return how many bytes a zstd frame says that it holds (RFC 8878, section 3.1.1); 0 when it does not say."""
+    if len(frame) < 5:
+        return 0
+    single = bool(frame[4] & 0x20)
+    start = 5 + (not single) + (0, 1, 2, 4)[frame[4] & 3]
+    return int.from_bytes(frame[start : start + (int(single), 2, 4, 8)[frame[4] >> 6]], "little")
+
+
+def _are_positive(*numbers: object) -> bool:
+    return all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers)
 
 
 @cache
@@ -248,6 +335,11 @@ def group_metadata() -> bytes:
     objects: Objects = {}
     zarr.create_group(MemoryStore(objects))
     return objects["zarr.json"].to_bytes()
+
+
+def shard_bytes_at(place: Location) -> int:
+    """Return how large shards should be at a location: larger in object stores."""
+    return _SHARD_BYTES if place.is_local else _REMOTE_SHARD_BYTES
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -1,26 +1,24 @@
 """The ledger: what is known of every finished shard. Resume, statistics and ``verify`` all read it.
 
-It is two Zarr arrays in the subgroup ``ledger``, with one chunk per shard. After a shard itself its ``moments`` are
-written, and last its ``record``, which marks it as finished. Only a rewrite of the shard changes them.
+A shard has a record: one row of unsigned integers. Records are kept in packs of neighbouring shards, with the moments
+of all rows of the pack. While a store is written, each finished pack is one object of its ``journal``. A publication
+then holds all records as one array.
 """
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import crc32c
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.storage import MemoryStore
 
-from cvae_dist.errors import Corrupt
-from cvae_dist.store.layout import ArrayLayout, Layout, Objects, checksummed, create_array, shard_key
-from cvae_dist.store.moments import Moments
+from cvae_dist.store.layout import Layout, checksummed
+from cvae_dist.store.moments import STATISTICS, Moments
 from cvae_dist.store.urls import Buffer, Location
 
-_READERS = 16  # threads
-_STATISTICS = ("mean", "m2", "minimum", "maximum")
+Table = npt.NDArray[np.uint64]
+
+JOURNAL = "journal"
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,6 @@ class Digest:
 
     size: int
     checksum: int
-
-    @classmethod
-    def of(cls, data: bytes) -> "Digest":
-        """Digest a whole object."""
-        return cls(len(data), crc32c.crc32c(data))
 
     @classmethod
     def of_shard(cls, buffers: Sequence[Buffer]) -> "Digest":
@@ -46,113 +39,118 @@ class Digest:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one finished shard is.
+class Records:
+    """What some neighbouring shards are.
 
     Attributes
     ----------
-    fingerprint : int
-        64-bit digest of everything the shard was made from.
-    rows, dropped : int
-        Rows stored, and rows of the source left out before them.
-    digests : tuple of Digest
-        One per array in the order of the layout, then one of the moments.
+    table : numpy.ndarray, shape (n_shards, 3 + 2 * n_arrays), uint64
+        Of each shard: the fingerprint of what it was made from; rows stored, and rows of the source left out before
+        them; length in bytes and digest of its object in each array.
     """
 
-    fingerprint: int
-    rows: int
-    dropped: int
-    digests: tuple[Digest, ...]
-
-    def to_array(self) -> npt.NDArray[np.uint64]:
-        """Return the record as one row of the ``record`` array."""
-        digests = [number for digest in self.digests for number in (digest.size, digest.checksum)]
-        return np.array([self.fingerprint, self.rows, self.dropped, *digests], dtype="<u8")
+    table: Table
 
     @classmethod
-    def from_array(cls, row: npt.NDArray[np.uint64]) -> "Record":
-        """Read what :meth:`to_array` wrote."""
-        fingerprint, rows, dropped, *digests = (int(number) for number in row)
-        pairs = zip(digests[::2], digests[1::2], strict=True)
-        return cls(fingerprint, rows, dropped, tuple(Digest(*pair) for pair in pairs))
+    def one(cls, fingerprint: int, rows: int, dropped: int, digests: Iterable[Digest]) -> "Records":
+        """Return the record of one shard."""
+        numbers = [number for digest in digests for number in (digest.size, digest.checksum)]
+        return cls(np.array([[fingerprint, rows, dropped, *numbers]], dtype=np.uint64))
+
+    @classmethod
+    def none(cls, layout: Layout) -> "Records":
+        """Return the records of no shards."""
+        return cls(np.zeros((0, record_width(layout)), np.uint64))
+
+    @classmethod
+    def joined(cls, parts: Iterable["Records"]) -> "Records":
+        """Return the records of some parts, one part after the other."""
+        return cls(np.concatenate([part.table for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, part: slice) -> "Records":
+        return Records(self.table[part])
+
+    @property
+    def fingerprints(self) -> Table:
+        """What each shard was made from, shape (n_shards,)."""
+        return self.table[:, 0]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return int(self.table[:, 1].sum())
+
+    @property
+    def dropped(self) -> int:
+        """Rows of the source that all shards left out."""
+        return int(self.table[:, 2].sum())
+
+    def sizes(self, array: int) -> Table:
+        """Return the bytes of each shard's object in an array, given by its place in the layout."""
+        return self.table[:, 3 + 2 * array]
+
+    def digest(self, shard: int, array: int) -> Digest:
+        """Return the digest of one shard's object in an array, both given by their place."""
+        size, checksum = self.table[shard, 3 + 2 * array : 5 + 2 * array].tolist()
+        return Digest(size, checksum)
 
 
-class Ledger:
-    """The ledger of the store at ``group``; the moments are those of the first array of its layout."""
+def record_width(layout: Layout) -> int:
+    """Return the numbers in a record."""
+    return 3 + 2 * len(layout.arrays)
+
+
+def record_fields(layout: Layout) -> list[str]:
+    """Name the numbers of a record."""
+    digests = [f"{array.name}_{what}" for array in layout.arrays for what in ("bytes", "digest")]
+    return ["fingerprint", "rows", "dropped", *digests]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Neighbouring shards that were finished together: their records, and the moments of the rows that are new."""
+
+    records: Records
+    moments: Moments
+
+
+class Journal:
+    """The packs that were finished since the last publication of the store at ``group``."""
 
     def __init__(self, group: Location, layout: Layout) -> None:
-        self._group = group
-        self._fields = ["fingerprint", "rows", "dropped"]
-        for name in [*(array.name for array in layout.arrays), "moments"]:
-            self._fields += [f"{name}_bytes", f"{name}_digest"]
-        self._n_features = int(np.prod(layout.arrays[0].shape))
+        self._place, self._layout = group / JOURNAL, layout
 
-    def write(self, shard: int, record: Record, moments: Moments) -> None:
-        """Record a shard whose objects are all written. ``record`` gains the digest of the moments."""
-        table = np.stack([getattr(moments, name) for name in _STATISTICS]).astype("<f8")
-        complete = replace(record, digests=(*record.digests, Digest.of(table.tobytes())))
-        self._moments(shard).write(*checksummed(table.tobytes()))
-        self._record(shard).write(*checksummed(complete.to_array().tobytes()))
+    def write(self, number: int, pack: Pack) -> None:
+        """Record a pack whose shards are all written."""
+        table = np.stack([getattr(pack.moments, name) for name in STATISTICS])
+        count = np.array([pack.moments.count, len(pack.records)], "<u8")
+        body = count.tobytes() + pack.records.table.astype("<u8").tobytes() + table.astype("<f8").tobytes()
+        (self._place / str(number)).write(*checksummed(body))
 
-    def read(self, shard: int) -> Record | None:
-        """Return the record of a shard, or None when it has none that is whole."""
+    def read(self, number: int) -> Pack | None:
+        """Return a pack, or None when there is none that is whole."""
         try:
-            row = np.frombuffer(_verified(self._record(shard).read()), dtype="<u8")
-        except (FileNotFoundError, Corrupt):
+            data = (self._place / str(number)).read()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return Record.from_array(row) if len(row) == len(self._fields) else None
+        body = memoryview(data)[:-4]
+        width, features = record_width(self._layout), self._layout.n_features
+        if len(data) < 20 or crc32c.crc32c(body) != int.from_bytes(data[-4:], "little"):
+            return None
+        count, shards = np.frombuffer(body[:16], "<u8").tolist()
+        if len(body) != 16 + 8 * (shards * width + 4 * features):
+            return None
+        table = np.frombuffer(body[16:], "<u8", shards * width).reshape(shards, width)
+        values = np.frombuffer(body[16 + table.nbytes :], "<f8").reshape(len(STATISTICS), features)
+        return Pack(Records(table), Moments(count, *values))
 
-    def read_all(self, shards: int) -> list[Record | None]:
-        """Return the records of the first ``shards`` shards, many read at a time; see :meth:`read`."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self.read, range(shards)))
+    def numbers(self) -> list[int]:
+        """Return the numbers of the packs that are there, by one listing."""
+        return sorted(int(entry.name) for entry in self._place.list() if entry.name.isdecimal())
 
-    def read_moments(self, shard: int, record: Record) -> Moments:
-        """Return the moments of a recorded shard.
-
-        Raises
-        ------
-        Corrupt
-            They are missing or do not match the record.
-        """
-        try:
-            data = _verified(self._moments(shard).read())
-        except FileNotFoundError:
-            raise Corrupt(f"the moments of shard {shard} are missing from {self._group}/ledger") from None
-        if Digest.of(data) != record.digests[-1]:
-            raise Corrupt(f"the moments of shard {shard} in {self._group}/ledger do not match its record")
-        table = np.frombuffer(data, dtype="<f8").reshape(len(_STATISTICS), self._n_features)
-        return Moments(record.rows, *table)
-
-    def total_moments(self, records: Iterable[Record]) -> Moments:
-        """Merge the moments of all shards, in shard order: the same bits whoever wrote them, and when."""
-        total = Moments.empty(self._n_features)
-        for shard, record in enumerate(records):
-            total = total.merge(self.read_moments(shard, record))
-        return total
-
-    def publish(self, shards: int) -> None:
-        """Write the metadata of the ledger's arrays for ``shards`` shards."""
-        objects: Objects = {}
-        zarr.create_group(MemoryStore(objects), path="ledger")
-        record = ArrayLayout("ledger/record", "<u8", ("shard", "field"), (len(self._fields),), {"fields": self._fields})
-        dims, shape = ("shard", "statistic", "feature"), (len(_STATISTICS), self._n_features)
-        moments = ArrayLayout("ledger/moments", "<f8", dims, shape, {"statistics": _STATISTICS})
-        for array in (record, moments):
-            create_array(objects, array, shards, chunk=1)
-        for key, value in objects.items():
-            if key.startswith("ledger/"):
-                (self._group / key).write(value.to_bytes())
-
-    def _record(self, shard: int) -> Location:
-        return self._group / "ledger/record" / shard_key(shard, 2)
-
-    def _moments(self, shard: int) -> Location:
-        return self._group / "ledger/moments" / shard_key(shard, 3)
-
-
-def _verified(data: bytes) -> bytes:
-    body, checksum = data[:-4], data[-4:]
-    if len(data) < 4 or crc32c.crc32c(body).to_bytes(4, "little") != checksum:
-        raise Corrupt(f"{len(data)} bytes do not match their CRC32C")
-    return body
+    def delete(self) -> None:
+        """Forget all packs."""
+        self._place.delete()

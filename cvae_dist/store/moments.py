@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
+STATISTICS = ("mean", "m2", "minimum", "maximum")  # of every feature
+
 _TILE_VALUES = 131_072  # 1 MB of float64: large enough to forget the calls, small enough to stay in the cache
 _VECTOR_VALUES = 512  # narrow rows are folded to this width: reductions then run over long contiguous vectors
 _SIGN_AND_HALF = np.int32(-0x70002000)  # 0x8FFFE000: sign, and exponent and fraction of a half in their new place

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import crc32c
 import numpy as np
@@ -23,8 +23,10 @@ from numcodecs import zstd
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
 from cvae_dist.store.layout import Block, shard_key
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
-from cvae_dist.store.row_store import RowStore
 from cvae_dist.store.urls import Location
+
+if TYPE_CHECKING:
+    from cvae_dist.store.row_store import RowStore
 
 _CHECKSUM_BYTES = 4
 _OPEN_SHARDS = 128  # file descriptors kept per reader
@@ -94,7 +96,7 @@ class ShardedArray:
     compressed: bool = False
 
     @classmethod
-    def of(cls, store: RowStore, name: str | None = None) -> Self:
+    def of(cls, store: "RowStore", name: str | None = None) -> Self:
         """Describe one numeric array of a store; by default the main one."""
         array = store.layout.array(name or store.main)
         sizes = store.rows, store.layout.rows_per_shard, store.layout.rows_per_chunk
@@ -131,7 +133,7 @@ class RowReader:
     Safe to use from several threads. Keeps some files open, and some megabytes of chunks that were read in part.
     """
 
-    def __init__(self, source: RowStore | ShardedArray, name: str | None = None) -> None:
+    def __init__(self, source: "RowStore | ShardedArray", name: str | None = None) -> None:
         array = source if isinstance(source, ShardedArray) else ShardedArray.of(source, name)
         self.n_rows, self.n_features = array.rows, array.n_features
         self.dtype = np.dtype(array.dtype)
@@ -159,11 +161,12 @@ class RowReader:
         """
         _check_request(self, out, starts, counts)
         if out.size:
+            extents = _Extents.of(starts, counts, self._array.rows_per_chunk)
             try:
-                self._fill(_Extents.of(starts, counts, self._array.rows_per_chunk), out.data.cast("B"), verify)
+                self._fill(extents, out.data.cast("B"), verify)
             except (Corrupt, StorageFailed):
-                self._shards.close()  # a shard that is then put back is another file
-                raise
+                self._shards.close()  # a shard that was rewritten, as the last one of a store that grows, is another object
+                self._fill(extents, out.data.cast("B"), verify)
 
     def read(self, start: int, stop: int) -> Block:
         """Return rows ``start:stop`` in a new array, checked against CRC32C; see :meth:`read_into`."""

@@ -1,32 +1,28 @@
 """A Zarr group of rows: opening one, creating one, and publishing what was written."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-import zarr
 
-from cvae_dist.errors import Corrupt, InvalidInput, SettingsChanged, SourceNotFound
+from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, SettingsChanged, SourceNotFound
 from cvae_dist.store.foreign import describe
-from cvae_dist.store.layout import STRING, ArrayLayout, Block, Layout, group_metadata, shard_key, write_small_array
-from cvae_dist.store.ledger import Ledger, Record
-from cvae_dist.store.lineage import digest_json, history_line, versions
-from cvae_dist.store.moments import Moments
-from cvae_dist.store.urls import Location, StorageOptions
+from cvae_dist.store.layout import STRING, Block, Layout, decode_chunk, group_metadata
+from cvae_dist.store.ledger import Journal, Records, record_fields, record_width
+from cvae_dist.store.lineage import digest_bytes, digest_json, history_line, versions
+from cvae_dist.store.moments import STATISTICS, Moments
+from cvae_dist.store.publication import METADATA, PUBLICATIONS, Publication, Stored, mapped
+from cvae_dist.store.reader import RowReader
+from cvae_dist.store.urls import Changed, Location, StorageOptions
 
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
-_MARKER = "zarr.json"
-_PIECES_PER_CHUNK = 4096
-_VERSION = 2  # of the format: what lies where in the group
-STATISTICS = (
-    "statistics/mean",
-    "statistics/std",
-    "statistics/min",
-    "statistics/max",
-)  # arrays of one value for each feature
+_VERSION = 3  # of the format: what lies where in the group
+_SHOWN = ("mean", "std", "min", "max")  # statistics of every feature, as a publication holds them
+_MANIFEST = "manifest_"  # how the names of the manifest's arrays begin
 _MAKERS = {"rows": "cvae-dist ingest SOURCE STORE", "latents": "cvae-dist embed STORE MODEL LATENTS"}  # by kind
 
 
@@ -39,14 +35,18 @@ class RowStore:
     location : Location
         The Zarr group.
     document : Mapping
-        The group attribute ``cvae_dist``: kind, layout, rows, settings, lineage, fingerprint.
+        The group attribute ``cvae_dist``: kind, layout, rows, settings, lineage, fingerprint; the arrays of the
+        publication; and, while rows are being written, the ``driver`` that does.
     history : str
         CF history of the group, one line per publication.
+    version : str
+        That of the group's metadata when it was read or written; it is only replaced where it is still this one.
     """
 
     location: Location
     document: Mapping[str, Any]
     history: str = ""
+    version: str = ""
 
     @classmethod
     def find(cls, url: "str | Location", storage_options: StorageOptions | None = None) -> Self | None:
@@ -55,26 +55,29 @@ class RowStore:
         Raises
         ------
         InvalidInput
-            Something else is there, or a store in the format of another release.
+            Something else is there, a store in the format of another release, or one that is damaged or forged.
         """
         location = Location.of(url, storage_options)
         try:
-            attributes = json.loads((location / _MARKER).read())["attributes"]
+            data, version = (location / METADATA).read_versioned()
+            attributes = json.loads(data)["attributes"]
             document, history = attributes[_KEY], attributes.get("history", "")
-            version = document.get("version", 1)
-        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError, AttributeError):
+            form = document.get("version", 1)
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             if location.is_blank():
                 return None
             raise InvalidInput(
                 f"{location} is not a store made by cvae-dist, so it is neither read nor replaced: "
                 f"it {describe(location)}"
             ) from None
-        if version != _VERSION:
+        if form != _VERSION:
             raise InvalidInput(
-                f"{location} is a store in format {version}, but this release of cvae-dist reads and writes format "
+                f"{location} is a store in format {form}, but this release of cvae-dist reads and writes format "
                 f"{_VERSION}. Nothing was changed; make it anew at another location, from what it was made of"
             )
-        return cls(location, document, history)
+        store = cls(location, document, str(history), version)
+        store._require_sane()
+        return store
 
     @classmethod
     def open(cls, url: "str | Location", storage_options: StorageOptions | None = None) -> Self:
@@ -100,25 +103,60 @@ class RowStore:
         return store
 
     @classmethod
-    def create(cls, location: Location, kind: str, layout: Layout, settings: Mapping[str, Any]) -> Self:
-        """Begin a store: arrays without rows, which any reader opens as an empty data set."""
+    def create(
+        cls, location: Location, kind: str, layout: Layout, settings: Mapping[str, Any], driver: str = ""
+    ) -> Self:
+        """Begin a store: arrays without rows, which any reader opens as an empty data set.
+
+        ``driver`` is the token of the lease it is made under.
+        """
         document = {
             "version": _VERSION, "kind": kind, "published": False, "rows": 0, "dropped": 0, "layout": layout.to_json(),
-            "settings": dict(settings), "fingerprint": digest_json({}), "lineage": {},
+            "settings": dict(settings), "fingerprint": digest_json({}), "lineage": {}, "driver": driver,
         }  # fmt: skip
-        store = cls(location, document)
-        store._write_metadata(begin=True)
-        return store
+        return cls(location, document)._begun()
 
-    def retract(self) -> None:
-        """Delete all rows, so that the store can be made anew.
+    def retract(self, layout: Layout, kind: str, settings: Mapping[str, Any], driver: str) -> Self:
+        """Delete all rows, and begin the store anew.
 
         Readers see an empty store from the first write on. An interruption leaves a begun store, which the next run
         recognises as ours.
         """
-        document = {**self.document, "published": False, "rows": 0}
-        type(self)(self.location, document, self.history)._write_metadata(begin=True)
-        self.location.clear(keep=_MARKER)
+        document = {**self.document, "published": False, "rows": 0, "driver": driver}
+        empty = type(self)(self.location, document, self.history, self.version)._replaced()
+        self.location.clear(keep=METADATA)
+        anew = {"kind": kind, "layout": layout.to_json(), "settings": dict(settings), "dropped": 0, "lineage": {}}
+        document = {**document, **anew, "fingerprint": digest_json({}), "publication": "", "arrays": {}}
+        return type(self)(self.location, document, "", empty.version)._begun()
+
+    def claimed(self, driver: str) -> Self:
+        """Let the driver with this token write; what an earlier driver still wants to publish is refused then.
+
+        Raises
+        ------
+        OutputLocked
+            Another driver changed the store since it was read.
+        """
+        return type(self)(self.location, {**self.document, "driver": driver}, self.history, self.version)._replaced()
+
+    def require_unchanged(self) -> None:
+        """Refuse to trust what was read, when the rows were replaced meanwhile. Growth changes no row.
+
+        Raises
+        ------
+        Corrupt
+            They were.
+        """
+        now = type(self).find(self.location)
+        if now is not None and now.fingerprint == self.fingerprint:
+            return
+        full = self.rows // self.layout.rows_per_shard
+        grown = now is not None and now.published and now.rows >= self.rows
+        if not grown or now is None or not np.array_equal(now.records()[:full].table, self.records()[:full].table):
+            raise Corrupt(
+                f"the rows of {self.location} were replaced while they were read. Nothing was published; run the same "
+                "command again, with --overwrite if an earlier run had published"
+            )
 
     def require_settings(self, kind: str, settings: Mapping[str, Any]) -> None:
         """Refuse to go on with a store that was made otherwise, naming every difference."""
@@ -155,6 +193,11 @@ class RowStore:
         return bool(self.document["published"])
 
     @property
+    def interrupted(self) -> bool:
+        """Whether a driver began to write, and has not published."""
+        return bool(self.document.get("driver"))
+
+    @property
     def rows(self) -> int:
         """Number of published rows."""
         return int(self.document["rows"])
@@ -177,7 +220,7 @@ class RowStore:
     @property
     def n_features(self) -> int:
         """Width of the main array."""
-        return int(np.prod(self.layout.arrays[0].shape))
+        return self.layout.n_features
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -185,25 +228,20 @@ class RowStore:
         return tuple(self.layout.arrays[0].attributes.get("item_shape", self.layout.arrays[0].shape))
 
     @property
-    def ledger(self) -> Ledger:
-        """The record of every shard."""
-        return Ledger(self.location, self.layout)
-
-    @property
-    def has_records(self) -> bool:
-        """Whether any shard was finished."""
-        return (self.location / "ledger/record/c").exists()
+    def journal(self) -> Journal:
+        """The packs of shards that are written and not published."""
+        return Journal(self.location, self.layout)
 
     @property
     def fingerprint(self) -> str:
         """Hex digest of the published rows, from the ledger."""
         return str(self.document["fingerprint"])
 
-    def array(self, name: str) -> "zarr.Array[Any]":
-        """Open one array read-only through Zarr, which checks every CRC32C it reads."""
-        location = self.location / name
-        options = getattr(location.filesystem, "storage_options", None)
-        return zarr.open_array(str(location), mode="r", storage_options=None if location.is_local else options)
+    @property
+    def publication(self) -> Publication:
+        """Where the ledger, the statistics and the manifest of the published rows are."""
+        arrays = {name: Stored.from_json(stored) for name, stored in self.document.get("arrays", {}).items()}
+        return Publication(self.location, str(self.document.get("publication", "")), arrays)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Block:
         """Return rows ``start:stop`` of an array, every byte checked against its CRC32C.
@@ -214,98 +252,211 @@ class RowStore:
             A shard is missing, torn or changed.
         """
         stop = self.rows if stop is None else stop
-        try:
-            array = self.array(name)
-            self._require_objects(array, name, start, stop)
-            return np.asarray(array[start:stop])
-        except (FileNotFoundError, ValueError, RuntimeError) as error:
-            raise Corrupt(
-                f"{self.location}/{name}, {start} to {stop}: {error}. They cannot be trusted; "
-                f"`cvae-dist verify {self.location}` names the shards. Put them back from a copy, or make the store "
-                "anew with --overwrite"
-            ) from error
+        array = self.layout.array(name)
+        if array.dtype != STRING:
+            return RowReader(self, name).read(start, stop).reshape(max(0, stop - start), *array.shape)
+        size = self.layout.rows_per_shard
+        shards = range(start // size, -(-stop // size))
+        block = np.concatenate([np.zeros(0, object), *mapped(lambda shard: self._read_strings(name, shard), shards)])
+        return block[start - start // size * size : stop - start // size * size]
 
-    def _require_objects(self, array: "zarr.Array[Any]", name: str, start: int, stop: int) -> None:
-        """Refuse missing and empty objects: Zarr would read them as zeros and empty strings."""
-        size = (array.shards or array.chunks)[0]
-        for chunk in range(start // size, -(-stop // size)):
-            key = f"{name}/{shard_key(chunk, array.ndim)}"
-            if not (self.location / key).size():
-                raise FileNotFoundError(f"shard {chunk} is missing or empty ({self.location}/{key})")
+    def _read_strings(self, name: str, shard: int) -> Block:
+        place = self.location / self.layout.array(name).key(shard)
+        try:
+            return decode_chunk(place.read(), STRING, (self.layout.rows_per_shard,))
+        except FileNotFoundError:
+            what = "is missing"
+        except (ValueError, RuntimeError) as error:
+            what = f"cannot be trusted: {error}"
+        raise Corrupt(
+            f"shard {shard} of {name} {what} ({place}). `cvae-dist verify {self.location}` names every bad shard. "
+            "Put them back from a copy, or make the store anew with --overwrite"
+        )
+
+    def records(self) -> Records:
+        """Return the records of all published shards; ``Corrupt`` when they are not those of the publication."""
+        if not self.published:
+            return Records.none(self.layout)
+        records = Records(self.publication.read("record"))
+        if _fingerprint(records) != self.fingerprint:
+            raise Corrupt(
+                f"the ledger of {self.location} is not that of its publication, so nobody knows what its published "
+                "rows are. Nothing was changed; restore it from a copy, or use --overwrite to make the store anew"
+            )
+        return records
 
     def statistics(self) -> Moments:
         """Return the moments of the main array over all published rows; ``Corrupt`` when they cannot be read."""
-        mean, std, minimum, maximum = (self.read(name, 0, self.n_features) for name in STATISTICS)
+        mean, std, minimum, maximum = (self.publication.read(name) for name in _SHOWN)
         return Moments(self.rows, mean, std * std * self.rows, minimum, maximum)
+
+    def pack_moments(self, number: int) -> Moments:
+        """Return the moments of the published rows of a pack."""
+        if "moments" not in self.publication.arrays:  # the pack is the whole store
+            return self.statistics()
+        table = self.publication.read("moments", number, number + 1)[0]
+        size = self.layout.shards_per_pack * self.layout.rows_per_shard
+        return Moments(min(size, self.rows - number * size), *table)
 
     def manifest(self) -> dict[str, Block]:
         """Return the published source manifest: arrays over ``piece``, empty when the store has none."""
-        pieces: Mapping[str, int] = self.document.get("pieces", {})
-        return {name: self.read(f"manifest/{name}", 0, count) for name, count in pieces.items()}
+        publication = self.publication
+        names = [name for name in publication.arrays if name.startswith(_MANIFEST)]
+        return {name.removeprefix(_MANIFEST): publication.read(name) for name in names}
 
     def publish(
         self,
         rows: int,
-        records: Sequence[Record],
+        records: Records,
+        moments: Callable[[int], Moments],
         lineage: Mapping[str, Any],
         command: str,
         manifest: Mapping[str, Block],
     ) -> Self:
         """Make the first ``rows`` rows visible, every shard of which must have been written.
 
-        The ledger, the statistics and the shapes of the arrays come first; one last write of the group shows readers
-        all the new rows at once. After an interruption the next publication finishes it.
+        ``records`` are those of all shards, and ``moments`` returns those of a pack by its number. All that describes
+        the rows comes first, in a subgroup of its own. One last conditional write of the group shows readers all the
+        new rows at once. After an interruption the next publication finishes it.
+
+        Raises
+        ------
+        OutputLocked
+            Another driver has taken the store over.
         """
-        moments = self.ledger.total_moments(records)
-        self.ledger.publish(len(records))
+        fingerprint = _fingerprint(records)
+        publication = Publication(self.location, _name(fingerprint, rows, manifest), {})
+        total = self._write_moments(publication, len(records), moments)
         dim = self.layout.arrays[0].dims[-1:] if self.layout.arrays[0].shape else ("statistic",)
-        (self.location / "statistics" / _MARKER).write(group_metadata())
-        statistics = {"mean": moments.mean, "std": moments.std, "min": moments.minimum, "max": moments.maximum}
-        for name, values in statistics.items():
-            told = f"{name} of {self.main} over sample"
-            write_small_array(self.location, f"statistics/{name}", values, dim, long_name=told)
+        for name, values in zip(_SHOWN, (total.mean, total.std, total.minimum, total.maximum), strict=True):
+            publication.write(name, values, dim, long_name=f"{name} of {self.main} over sample")
+        publication.write("record", records.table, ("shard", "field"), fields=record_fields(self.layout))
+        for name, values in manifest.items():
+            publication.write(_MANIFEST + name, values, (name if name == "dropped" else "piece",))
         document = {
-            **self.document, "published": True, "rows": rows, "dropped": sum(record.dropped for record in records),
-            "fingerprint": digest_json({"records": [record.to_array().tolist() for record in records]}),
-            "lineage": {**lineage, "versions": versions()},
-            "pieces": {name: len(values) for name, values in manifest.items()},
+            **self.document, "published": True, "rows": rows, "dropped": records.dropped, "fingerprint": fingerprint,
+            "lineage": {**lineage, "versions": versions()}, "publication": publication.path.rpartition("/")[2],
+            "arrays": {name: asdict(stored) for name, stored in publication.arrays.items()},
         }  # fmt: skip
-        pieces = self._write_manifest(manifest) if manifest else []
         history = "\n".join(filter(None, [self.history, history_line(command)]))
-        store = type(self)(self.location, document, history)
-        groups = ["statistics", *STATISTICS, "ledger", "ledger/record", "ledger/moments"]
-        store._write_metadata([*groups, *pieces])
+        store = type(self)(self.location, document, history, self.version)._finished(publication.finish())
+        store._forget(keep={document["publication"], self.document.get("publication")})
         return store
 
-    def _write_manifest(self, manifest: Mapping[str, Block]) -> list[str]:
-        """Write the manifest. Its chunks have a fixed size, so an interrupted rewrite leaves the old rows readable."""
-        dtypes = {name: STRING if values.dtype.kind in "OT" else values.dtype.str for name, values in manifest.items()}
-        arrays = tuple(ArrayLayout(f"manifest/{name}", dtype, ("piece",)) for name, dtype in dtypes.items())
-        layout = Layout(_PIECES_PER_CHUNK, _PIECES_PER_CHUNK, arrays)
-        for array, values in zip(arrays, manifest.values(), strict=True):
-            for chunk in range(layout.shards(len(values))):
-                block = values[chunk * _PIECES_PER_CHUNK : (chunk + 1) * _PIECES_PER_CHUNK]
-                (self.location / array.key(chunk)).write(*layout.encode(array.name, block))
-            (self.location / array.name / _MARKER).write(layout.metadata(array.name, len(values)))
-        (self.location / "manifest" / _MARKER).write(group_metadata())
-        return ["manifest", *(array.name for array in arrays)]
+    def withdrawn(self) -> Self:
+        """Take back what an interrupted driver left; the published rows are as they were."""
+        store = self._finished(self._published_members())
+        store._forget(keep={self.document["publication"]})
+        return store
 
-    def _write_metadata(self, others: Sequence[str] = (), begin: bool = False) -> None:
-        """Write the metadata of every array, and last that of the group, which makes the rows visible.
+    def _write_moments(self, publication: Publication, shards: int, moments: Callable[[int], Moments]) -> Moments:
+        """Write the moments of every pack, and return those of all, merged in order. A single pack is the total."""
+        packs = -(-shards // self.layout.shards_per_pack)
+        total = Moments.empty(self.n_features)
+        stored = Stored.of("<f8", (packs, len(STATISTICS), self.n_features))
 
-        A store that begins is written in the opposite order: a driver killed in between then leaves a group that the
-        next run recognises as ours.
+        def blocks() -> Iterator[Block]:
+            nonlocal total
+            for first in range(0, packs, stored.chunk):
+                tables = []
+                for number in range(first, min(first + stored.chunk, packs)):
+                    pack = moments(number)
+                    total = total.merge(pack)
+                    tables.append(np.stack([getattr(pack, name) for name in STATISTICS]))
+                yield np.stack(tables)
+
+        if packs == 1:
+            return moments(0)
+        publication.write_blocks("moments", stored, blocks(), ("pack", "moment", "feature"), moments=STATISTICS)
+        return total
+
+    def _begun(self) -> Self:
+        """Write the group, and then the arrays, none of which has rows."""
+        return self._replaced()._with_arrays()
+
+    def _finished(self, members: Mapping[str, Any]) -> Self:
+        """Write the arrays, and then the group without its driver, which makes the rows visible."""
+        document = {name: value for name, value in self.document.items() if name != "driver"}
+        return type(self)(self.location, document, self.history, self.version)._with_arrays()._replaced(members)
+
+    def _with_arrays(self) -> Self:
+        for name, data in self._array_metadata().items():
+            (self.location / name / METADATA).write(data)
+        return self
+
+    def _array_metadata(self) -> dict[str, bytes]:
+        return {array.name: self.layout.metadata(array.name, self.rows) for array in self.layout.arrays}
+
+    def _replaced(self, members: Mapping[str, Any] | None = None) -> Self:
+        """Write the group's metadata, where it is still the one that was read, and return the store with its version.
+
+        ``members`` is the metadata of the publication's arrays by path, for those who read consolidated metadata.
         """
-        arrays = {array.name: self.layout.metadata(array.name, self.rows) for array in self.layout.arrays}
-        members = {name: json.loads(data) for name, data in arrays.items()}
-        members |= {name: json.loads((self.location / name / _MARKER).read()) for name in others}
-        documents = [(self.location / name / _MARKER, data) for name, data in arrays.items()]
-        documents.append((self.location / _MARKER, self._group_document(members)))
-        for place, data in reversed(documents) if begin else documents:
-            place.write(data)
-
-    def _group_document(self, members: Mapping[str, Any]) -> bytes:
+        if members is None:
+            members = self._published_members() if self.published else {}
+        arrays = {name: json.loads(data) for name, data in self._array_metadata().items()}
         group = json.loads(group_metadata())
         group["attributes"] = {"Conventions": "CF-1.11", "history": self.history, _KEY: dict(self.document)}
-        group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": members}
-        return json.dumps(group).encode()
+        group["consolidated_metadata"] = {
+            "kind": "inline", "must_understand": False, "metadata": {**arrays, **members}
+        }  # fmt: skip
+        place, data = self.location / METADATA, json.dumps(group).encode()
+        try:
+            version = place.replace(data, self.version) if self.version else place.create(data)
+        except (Changed, FileExistsError) as error:
+            raise OutputLocked(
+                f"{self.location} was changed by another driver since this one looked at it. Nothing was published by "
+                "this run; run the same command again once the other driver has ended"
+            ) from error
+        return type(self)(self.location, self.document, self.history, version)
+
+    def _published_members(self) -> Mapping[str, Any]:
+        """Return the consolidated metadata of the publication that is there."""
+        group = json.loads((self.location / METADATA).read())
+        members: Mapping[str, Any] = group["consolidated_metadata"]["metadata"]
+        return {path: member for path, member in members.items() if path.startswith(PUBLICATIONS)}
+
+    def _forget(self, keep: set[Any]) -> None:
+        """Delete the journal and what older publications left; the one before is kept for readers that use it."""
+        self.journal.delete()
+        place = self.location / PUBLICATIONS
+        for name in {entry.name.partition("/")[0] for entry in place.list()} - keep - {METADATA}:
+            (place / name).delete()
+
+    def _require_sane(self) -> None:
+        """Refuse a description that no driver wrote, before anything is done with it."""
+        try:
+            sizes = (self.document["rows"], self.document["dropped"])
+            if any(not isinstance(size, int) or size < 0 for size in sizes):
+                raise ValueError(f"it has {sizes[0]!r} rows and dropped {sizes[1]!r}")
+            name = self.document.get("publication", "")
+            if not re.fullmatch(r"[0-9a-f]*", name) or (self.published and not name):
+                raise ValueError(f"its publication is named {name!r}")
+            _ = self.document["settings"].items(), self.document["lineage"].items(), self.fingerprint, self.kind
+            arrays = self.publication.arrays
+            shards = self.layout.shards(self.rows)
+            if self.published and arrays["record"].shape != (shards, record_width(self.layout)):
+                raise ValueError(f"its ledger has shape {arrays['record'].shape}, for {shards} shards")
+            if self.published and any(arrays[shown].shape != (self.n_features,) for shown in _SHOWN):
+                raise ValueError(f"its statistics are not those of {self.n_features} features")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InvalidInput(
+                f"{self.location} says that it is a store made by cvae-dist, but its description is damaged or forged "
+                f"({type(error).__name__}: {error}). Nothing of it was read or changed; get it from a copy, or mend "
+                "the path"
+            ) from error
+
+
+def _fingerprint(records: Records) -> str:
+    return digest_bytes(records.table.astype("<u8").tobytes())
+
+
+def _name(fingerprint: str, rows: int, manifest: Mapping[str, Block]) -> str:
+    """Return the name of a publication, which no other one has: 64 bits of what it holds, as hex."""
+    parts = [f"{name} {len(values)} {_digest(values)}" for name, values in manifest.items()]
+    return digest_bytes(" ".join([fingerprint, str(rows), *parts]).encode())[:16]
+
+
+def _digest(values: Block) -> str:
+    data = "\0".join(values.tolist()).encode() if values.dtype.kind in "OUT" else values.tobytes()
+    return digest_bytes(data)

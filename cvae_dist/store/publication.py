@@ -1,0 +1,151 @@
+"""What describes the rows of one publication: ledger, statistics and manifest, in a subgroup that never changes.
+
+The subgroup is named after its content. So an interrupted publication leaves the older one whole, and two of them
+never mix.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from cvae_dist.errors import Corrupt
+from cvae_dist.store.layout import (
+    STRING,
+    ArrayLayout,
+    Block,
+    Objects,
+    create_array,
+    decode_chunk,
+    encode_chunk,
+    group_metadata,
+    shard_key,
+)
+from cvae_dist.store.urls import Location
+
+PUBLICATIONS = "publications"
+METADATA = "zarr.json"
+_CHUNK_BYTES = 8_000_000
+_THREADS = 8
+
+Input = TypeVar("Input")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the group's document says of one array of the publication: NumPy code or "string", shape, rows a chunk."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunk: int
+
+    @classmethod
+    def of(cls, dtype: str, shape: tuple[int, ...]) -> Self:
+        """Choose chunks of about 8 MB."""
+        width = (64 if dtype == STRING else np.dtype(dtype).itemsize) * math.prod(shape[1:])
+        return cls(dtype, shape, max(1, min(shape[0], _CHUNK_BYTES // max(1, width))))
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read what ``asdict`` made; ``ValueError`` when it is something else."""
+        stored = cls(str(document["dtype"]), tuple(map(int, document["shape"])), int(document["chunk"]))
+        if stored.chunk < 1 or min(stored.shape) < 0 or stored.dtype not in (STRING, "<f8", "<i8", "<u8"):
+            raise ValueError(f"an array of the publication is {stored}")
+        return stored
+
+    @property
+    def chunks(self) -> int:
+        """Objects that hold the array."""
+        return -(-self.shape[0] // self.chunk)
+
+
+class Publication:
+    """The subgroup of one publication of the store at ``group``."""
+
+    def __init__(self, group: Location, name: str, arrays: Mapping[str, Stored]) -> None:
+        self.path = f"{PUBLICATIONS}/{name}"
+        self.arrays = dict(arrays)
+        self._members: dict[str, Any] = {}
+        self._group = group
+        self._place = group / PUBLICATIONS / name
+
+    def write(self, name: str, values: Block, dims: tuple[str, ...], **attributes: Any) -> None:
+        """Write a whole array that fits in memory."""
+        dtype = STRING if values.dtype.kind in "OUT" else values.dtype.newbyteorder("<").str
+        stored = Stored.of(dtype, values.shape)
+        blocks = (values[first : first + stored.chunk] for first in range(0, len(values), stored.chunk))
+        self.write_blocks(name, stored, blocks, dims, **attributes)
+
+    def write_blocks(
+        self, name: str, stored: Stored, blocks: Iterator[Block], dims: tuple[str, ...], **attributes: Any
+    ) -> None:
+        """Write an array that comes in blocks, one for each chunk."""
+
+        def write(part: tuple[int, Block]) -> None:
+            number, block = part
+            key = shard_key(number, len(stored.shape))
+            (self._place / name / key).write(*encode_chunk(block, stored.chunk))
+
+        for _ in mapped(write, enumerate(blocks)):
+            pass
+        self._write_metadata(f"{self.path}/{name}", self._metadata(name, stored, dims, attributes))
+        self.arrays[name] = stored
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Block:
+        """Return entries ``start:stop`` of an array.
+
+        Raises
+        ------
+        Corrupt
+            It is missing, torn or changed.
+        """
+        stored = self.arrays[name]
+        stop = stored.shape[0] if stop is None else stop
+        first, last = start // stored.chunk, -(-stop // stored.chunk)
+        if first >= last:
+            return np.zeros((0, *stored.shape[1:]), object if stored.dtype == STRING else stored.dtype)
+        block = np.concatenate(list(mapped(lambda chunk: self._read_chunk(name, stored, chunk), range(first, last))))
+        return block[start - first * stored.chunk : stop - first * stored.chunk]
+
+    def finish(self) -> Mapping[str, Any]:
+        """Write the metadata of the subgroup, and return that of all its members by path."""
+        for path in (PUBLICATIONS, self.path):
+            self._write_metadata(path, group_metadata())
+        return self._members
+
+    def _write_metadata(self, path: str, data: bytes) -> None:
+        (self._group / path / METADATA).write(data)
+        self._members[path] = json.loads(data)
+
+    def _read_chunk(self, name: str, stored: Stored, chunk: int) -> Block:
+        place = self._place / name / shard_key(chunk, len(stored.shape))
+        try:
+            return decode_chunk(place.read(), stored.dtype, (stored.chunk, *stored.shape[1:]))
+        except (FileNotFoundError, NotADirectoryError):
+            what = "is missing"
+        except (ValueError, RuntimeError) as error:
+            what = f"cannot be trusted: {error}"
+        raise Corrupt(
+            f"{place} {what}. It describes the published rows, so nothing is known of them; put it back from a copy, "
+            "or make the store anew with --overwrite"
+        )
+
+    def _metadata(self, name: str, stored: Stored, dims: tuple[str, ...], attributes: Mapping[str, Any]) -> bytes:
+        objects: Objects = {}
+        array = ArrayLayout(name, stored.dtype, dims, stored.shape[1:], attributes)
+        create_array(objects, array, stored.shape[0], stored.chunk, compressed=True)
+        return objects[f"{name}/{METADATA}"].to_bytes()
+
+
+def mapped(function: Callable[[Input], Result], inputs: Any) -> Iterator[Result]:
+    """Yield what a function makes of every input, in order, some at a time: most wait for the storage."""
+    inputs = iter(inputs)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := [pool.submit(function, value) for value in itertools.islice(inputs, _THREADS)]:
+            yield from (future.result() for future in batch)
