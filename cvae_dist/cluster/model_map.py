@@ -16,14 +16,13 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.events import OnEvent
 from cvae_dist.model.threads import one_thread_each
 from cvae_dist.model.vae import VAE
-from cvae_dist.store import ArrayLayout, Layout, Location, Record, RowStore
-from cvae_dist.store.layout import Block
-from cvae_dist.store.lineage import digest_bytes, without_credentials
+from cvae_dist.store import ArrayLayout, Layout, Location, Records, RowStore
+from cvae_dist.store.layout import Block, shard_bytes_at
+from cvae_dist.store.lineage import without_credentials
 
 if TYPE_CHECKING:
     from distributed import Client
 
-_TARGET_SHARD_BYTES = 16_000_000
 _MOST_INPUT_SHARDS = 16  # input shards behind one output shard: enough work for a task, little to repeat
 _LEAST_OUTPUT_SHARDS = 8  # so that several workers have something to do
 
@@ -55,14 +54,16 @@ def map_rows(
         raise InvalidInput(f"batch_size={batch_size} shows the model no rows; use 1 or more")
     out.require_apart(source.location, model.location)
     store, _ = source.open()
-    layout = _output_layout(store, arrays)
-    records = store.ledger.read_all(store.layout.shards(store.rows))
+    layout = _output_layout(store, arrays, shard_bytes_at(out))
+    records = store.records()
     job = Job(
         kind=kind,
         layout=layout,
         rows=store.rows,
         settings={"model": model.digest, **settings},
-        task=lambda span: _MapShard(source, model, compute, batch_size, span, _identity(store, records, span)),
+        task=lambda span: _MapShard(source, model, compute, batch_size, span),
+        identity=lambda span: _identity(store, records, span),
+        confirm=store.require_unchanged,
         lineage={
             "store": without_credentials(store.url),
             "store_fingerprint": store.fingerprint,
@@ -87,7 +88,6 @@ class _MapShard:
     compute: Compute
     batch_size: int
     span: Span
-    identity: str
 
     def __call__(self) -> Made:
         store, reader = self.source.open()
@@ -105,8 +105,8 @@ def _keep_grid(job: Job, existing: RowStore | None) -> Job:
     return replace(job, layout=existing.layout)
 
 
-def _output_layout(store: RowStore, made: Sequence[ArrayLayout]) -> Layout:
-    """Choose output shards that cover whole input shards: enough for a task, at most 16 MB, and many of them.
+def _output_layout(store: RowStore, made: Sequence[ArrayLayout], shard_bytes: int) -> Layout:
+    """Choose output shards that cover whole input shards: enough for a task, but many of them.
 
     The carried columns come after the arrays that are made, which name them as their coordinates (CF conventions).
     """
@@ -114,17 +114,16 @@ def _output_layout(store: RowStore, made: Sequence[ArrayLayout]) -> Layout:
     described = (replace(array, attributes={**array.attributes, **named}) for array in made)
     arrays = (*described, *map(store.layout.array, store.columns))
     rows = store.layout.rows_per_shard
-    fitting = _TARGET_SHARD_BYTES // (rows * max(array.row_bytes for array in arrays))
+    fitting = shard_bytes // (rows * max(array.row_bytes for array in arrays))
     spread = store.layout.shards(store.rows) // _LEAST_OUTPUT_SHARDS
     return Layout.of(arrays, rows_per_shard=rows * max(1, min(fitting, spread, _MOST_INPUT_SHARDS)))
 
 
-def _identity(store: RowStore, records: Sequence[Record | None], span: Span) -> str:
+def _identity(store: RowStore, records: Records, span: Span) -> bytes:
     """Digest the ledger records of the input shards behind a span.
 
     A last input shard that is not full may be replaced while its store grows. The store's fingerprint stands for it.
     """
     size = store.layout.rows_per_shard
-    full = records[span.start // size : span.stop // size]
-    text = repr([record.digests if record is not None else None for record in full])
-    return digest_bytes(f"{text} {store.fingerprint if span.stop % size else ''}".encode())
+    full = records.table[span.start // size : span.stop // size, 3:]
+    return full.tobytes() + (store.fingerprint.encode() if span.stop % size else b"")

@@ -1,6 +1,7 @@
 """Run one function over many regions, in this process or on Dask, with a bounded number in flight."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
@@ -15,6 +16,8 @@ Input = TypeVar("Input")
 Result = TypeVar("Result")
 
 _IN_FLIGHT_PER_SLOT = 3
+_DRAIN_SECONDS = 60
+_LOGGER = logging.getLogger(__name__)
 
 
 def map_regions(
@@ -79,8 +82,23 @@ def _map_dask(
             submit(max(0, window.size() - len(pending)))  # the window shrinks when a worker dies
             yield result
     finally:
-        if client.status == "running":  # whoever started the cluster gets it back as it was
-            client.cancel(list(pending.values()))
+        # A task that runs cannot be cancelled, and must not write after its driver has let go of the output.
+        if pending and client.status == "running":
+            _drain(client, list(pending.values()))
+
+
+def _drain(client: "Client", futures: "list[Any]") -> None:
+    """Wait for tasks that run, and give the others up."""
+    from distributed import wait
+
+    processing = {key for keys in client.processing().values() for key in keys}
+    client.cancel([future for future in futures if future.key not in processing])
+    running = [future for future in futures if future.key in processing]
+    try:
+        wait(running, timeout=_DRAIN_SECONDS)
+    except TimeoutError:
+        _LOGGER.warning("%d tasks still run after %d s; they stop before their next shard", len(running), _DRAIN_SECONDS)
+    client.cancel(running)  # whoever started the cluster gets it back as it was
 
 
 def _result(future: "Future[Result]") -> Result:

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from cvae_dist.store.lineage import digest_bytes
 
 Integers = npt.NDArray[np.int64]
 
@@ -44,10 +43,10 @@ class Pieces:
             path: (int(size), int(time)) for path, size, time in zip(self.path, self.size, self.modified, strict=True)
         }
 
-    def digest(self) -> str:
-        """Return a digest of names, sizes and times, and of which rows are taken."""
-        numbers = (values.tobytes() for name, values in self.arrays().items() if name != "path")
-        return digest_bytes(b"".join(["\0".join(self.path.tolist()).encode(), *numbers]))
+    def identity(self, start: int, stop: int) -> bytes:
+        """Return what tells rows ``start:stop`` from others: a digest of each of their files, and the rows taken."""
+        lo, hi = self._overlap(start, stop)
+        return self._stamped[lo:hi].tobytes() + f"{start - self._starts(lo)} {stop - self._starts(hi - 1)}".encode()
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays by name."""
@@ -66,14 +65,27 @@ class Pieces:
 
     def between(self, start: int, stop: int) -> "Pieces":
         """Return the pieces, cut at both ends, that make rows ``start:stop`` of all of them."""
-        lo = np.searchsorted(self.ends, start, side="right")
-        hi = np.searchsorted(self.ends, stop, side="left") + 1
+        lo, hi = self._overlap(start, stop)
         part, stops = self[lo:hi], self.ends[lo:hi]
         starts = stops - part.rows
         skipped = np.maximum(start - starts, 0)
         kept = np.minimum(stops, stop) - starts - skipped
         whole = Pieces(part.path, part.first + skipped, kept, part.size, part.modified)
         return whole[kept > 0] if (kept <= 0).any() else whole
+
+    def _overlap(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the range of pieces that have some of these rows."""
+        return int(self.ends.searchsorted(start, "right")), int(self.ends.searchsorted(stop, "left")) + 1
+
+    def _starts(self, piece: int) -> int:
+        return int(self.ends[piece] - self.rows[piece]) if piece < len(self) else 0
+
+    @cached_property
+    def _stamped(self) -> npt.NDArray[np.uint64]:
+        """What tells each piece from others, shape (n_pieces, 2): made once, however often the pieces are cut."""
+        columns = zip(*(values.tolist() for values in self.arrays().values()), strict=True)
+        digests = (blake2b(repr(piece).encode(), digest_size=16).digest() for piece in columns)
+        return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
     def without(self, dropped: Integers) -> "Pieces":
         """Return the pieces that remain when these rows, counted over all pieces, are left out."""

@@ -95,6 +95,14 @@ class LocalFiles(Storage):
                     status = entry.stat()
                     yield Entry(name, status.st_size, _version(status))
 
+    def look(self, path: str, prefix: str, names: Sequence[str]) -> dict[str, Entry]:
+        found = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = os.stat(f"{path}/{name}")
+                found[name] = Entry(name, status.st_size, _version(status))
+        return found
+
     def delete(self, path: str, keep: str | None = None) -> None:
         with _storage_errors(path), contextlib.suppress(FileNotFoundError):
             if not os.path.isdir(path) or os.path.islink(path):

@@ -82,6 +82,12 @@ class Storage(ABC):
         """Whether nothing is here that a user would miss."""
         return not self.exists(path)
 
+    def look(self, path: str, prefix: str, names: Sequence[str]) -> dict[str, Entry]:
+        """Return what lies at names below ``path`` that begin with ``prefix``, without what is missing."""
+        wanted = set(names)
+        entries = (Entry(f"{prefix}/{name}", size, version) for name, size, version in self.list(f"{path}/{prefix}"))
+        return {entry.name: entry for entry in entries if entry.name in wanted}
+
     def sweep(self, path: str) -> None:  # noqa: B027 - only a file system has them
         """Delete what killed writers left below a prefix."""
 

@@ -156,6 +156,13 @@ class Location:
         """Yield every object below this prefix, sorted by name. Object stores are asked once per 1,000 objects."""
         return self.storage.list(self.path)
 
+    def look(self, prefix: str, names: Sequence[str]) -> "dict[str, Entry]":
+        """Return what lies at names below this one, all of which begin with ``prefix``; what is missing is left out.
+
+        Object stores are asked once per 1,000 objects below the prefix.
+        """
+        return self.storage.look(self.path, prefix, names)
+
     def write(self, *buffers: Buffer) -> str:
         """Write the object atomically, replacing an older one, and return its version.
 

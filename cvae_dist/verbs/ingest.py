@@ -13,7 +13,7 @@ from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import Listing, Pieces, RowsPerFile, Schema, Source, open_source
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, Moments, RowStore
-from cvae_dist.store.layout import Block
+from cvae_dist.store.layout import Block, shard_bytes_at
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.urls import StorageOptions
@@ -83,8 +83,8 @@ def ingest(
     listing = opened.list()
     if listing.note:
         on_event(Event("ingest", "note", message=listing.note))
-    plan = _IngestPlan(opened.url, listing, label, nonfinite, client, on_event)
     place = Location.of(store, storage_options)
+    plan = _IngestPlan(opened.url, listing, place, label, nonfinite, client, on_event)
     with Output.held(place, "ingest", overwrite=overwrite, client=client, on_event=on_event) as output:
         return output.write(plan.job(output.existing))
 
@@ -100,6 +100,7 @@ class _IngestPlan:
 
     url: str
     listing: Listing
+    place: Location
     label: str | None
     nonfinite: Nonfinite
     client: "Client | None"
@@ -124,12 +125,14 @@ class _IngestPlan:
         published = grown.rows if grown is not None else 0
         first_shard = published // layout.rows_per_shard if rows > published else layout.shards(rows)
         counted = _counted(grown, first_shard, len(dropped))
+        cut = _Cut(self.url, kept, self.label is not None, dropped, grown, counted)
         return Job(
             kind="rows",
             layout=layout,
             rows=rows,
             settings=self._settings(),
-            task=_Cut(self.url, kept, self.label is not None, dropped, grown, counted).task,
+            task=cut.task,
+            identity=cut.identity,
             lineage={"source": without_credentials(self.url)},
             task_bytes=16_000_000,
             first_shard=first_shard,
@@ -141,7 +144,7 @@ class _IngestPlan:
 
     def _layout(self, store: RowStore | None) -> Layout:
         """Return the shard grid of a store that is there, else the best one."""
-        layout = Layout.of(self._arrays())
+        layout = Layout.of(self._arrays(), shard_bytes=shard_bytes_at(self.place))
         return store.layout if store is not None and store.layout.arrays == layout.arrays else layout
 
     def _arrays(self) -> tuple[ArrayLayout, ...]:
@@ -222,8 +225,7 @@ def _counted(store: RowStore | None, shards: int, dropped: int) -> int:
     """Add up the dropped rows in the ledger records of the first shards of a store."""
     if store is None or not dropped:
         return 0
-    records = store.ledger.read_all(min(shards, store.layout.shards(store.rows)))
-    return sum(record.dropped for record in records if record is not None)
+    return store.records()[:shards].dropped
 
 
 @dataclass(frozen=True)
@@ -243,14 +245,15 @@ class _Cut:
 
     def task(self, span: Span) -> "_CopyShard":
         """Return what makes a shard; its first rows may be published already, and come from the store itself."""
-        published = self.grown.rows if self.grown is not None else 0
-        carried = max(0, min(published, span.stop) - span.start)
-        pieces = self.kept.pieces.between(span.start + carried, span.stop)
-        store = self.grown if carried else None
-        identity = f"{pieces.digest()} {carried} {store.fingerprint if store is not None else ''}"
-        place = store.location if store is not None else None
-        part = replace(self.kept, pieces=pieces)
-        return _CopyShard(self.url, part, self.labelled, span, self._dropped(span), carried, place, identity)
+        part = replace(self.kept, pieces=self.kept.pieces.between(span.new, span.stop))
+        store = self.grown.location if self.grown is not None and span.new > span.start else None
+        return _CopyShard(self.url, part, self.labelled, span, self._dropped(span), store)
+
+    def identity(self, span: Span) -> bytes:
+        """Return what tells the new rows of a span from others, and of which store the rows before them are."""
+        carried = span.new - span.start
+        before = f"{carried} {self.grown.fingerprint}".encode() if self.grown is not None and carried else b""
+        return self.kept.pieces.identity(span.new, span.stop) + before
 
     def _dropped(self, span: Span) -> int:
         """Count the rows left out just before and between the rows of a span; the last span takes the rest."""
@@ -274,9 +277,12 @@ class _CopyShard:
     labelled: bool
     span: Span
     dropped: int
-    carried: int
     carried_from: Location | None
-    identity: str
+
+    @property
+    def carried(self) -> int:
+        """Published rows at the start of the shard."""
+        return self.span.new - self.span.start
 
     def __call__(self) -> Made:
         schema, pieces = self.part.schema, self.part.pieces
@@ -287,7 +293,7 @@ class _CopyShard:
         if self.carried_from is not None:
             self._carry(RowStore.open(self.carried_from), blocks)
         with _ARITHMETIC:
-            moments = Moments.of(block)
+            moments = Moments.of(block[self.carried :])
         if not moments.is_finite:
             self._refuse_nonfinite(block)
         return Made(blocks, self.dropped, moments)

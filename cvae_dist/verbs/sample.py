@@ -101,7 +101,6 @@ class _DrawShard:
     temperature: float
     noise: bool
     span: Span
-    identity = ""  # the settings say it all
 
     def __call__(self) -> Made:
         from cvae_dist.model.draws import numbered_rows
