@@ -282,23 +282,17 @@ class _LocalShards(_OpenShards):
 class _RemoteShards(_OpenShards):
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         locations = [self.array.shard(number) for number in numbers]
-        indices = self._cat(locations, [-self.array.index_bytes] * len(locations), [None] * len(locations))
+        indices = self._read([(location, -self.array.index_bytes, None) for location in locations])
         return [_OpenShard(at, index, self.array) for at, index in zip(locations, indices, strict=True)]
 
     def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
-        starts = [offset for _, offset, _ in ranges]
-        return self._cat([shard.location for shard, _, _ in ranges], starts, [o + size for _, o, size in ranges])
+        return self._read([(shard.location, offset, offset + size) for shard, offset, size in ranges])
 
-    def _cat(self, locations: list[Location], starts: list[int], ends: Sequence[int | None]) -> list[bytes]:
-        paths = [location.path for location in locations]
-        filesystem = self.array.location.filesystem
-        results = filesystem.cat_ranges(paths, starts, list(ends), on_error="return") if paths else []
-        for location, result in zip(locations, results, strict=True):
-            if isinstance(result, FileNotFoundError):
-                raise Corrupt(_corrupt(location, "the object is missing")) from result
-            if isinstance(result, Exception):
-                raise _storage_failed(location, result) from result
-        return list(results)
+    def _read(self, ranges: Sequence[tuple[Location, int, int | None]]) -> list[bytes]:
+        try:
+            return Location.read_many(ranges)
+        except FileNotFoundError as error:
+            raise Corrupt(_corrupt(error.filename or str(self.array.location), "the object is missing")) from error
 
 
 class _DirectRows:
@@ -519,7 +513,7 @@ def _matches(checksum: bytes | memoryview, *parts: bytes | memoryview) -> bool:
     return value == int.from_bytes(checksum, "little")
 
 
-def _corrupt(location: Location, what: str) -> str:
+def _corrupt(location: Location | str, what: str) -> str:
     return (
         f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify STORE` names every bad shard. "
         "Put them back from a copy, or make the store anew with --overwrite"

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.store.urls import Location
 
 _POINTER = "LATEST.json"
-_OURS = re.compile(r"step\d+-[0-9a-f]+\.pt|LATEST\.json|\..*\.partial")
+_OURS = re.compile(r"step\d+-[0-9a-f]+\.pt|LATEST\.json")
 _KEPT = 2
 
 _LOGGER = logging.getLogger(__name__)
@@ -89,6 +88,7 @@ class Checkpoints:
         for name in self._names():
             if name not in named and _OURS.fullmatch(name):
                 (self._place / name).delete()
+        self._place.sweep_partial()
 
     def clear(self) -> None:
         """Delete every checkpoint, the pointer first, and the directory when that leaves it empty."""
@@ -108,9 +108,7 @@ class Checkpoints:
         return [name for name in self._names() if not _OURS.fullmatch(name)]
 
     def _names(self) -> list[str]:
-        if not self._place.exists():
-            return []
-        return [posixpath.basename(path) for path in self._place.filesystem.ls(self._place.path, detail=False)]
+        return sorted({entry.name.partition("/")[0] for entry in self._place.list()})
 
     def _entries(self) -> list[Entry]:
         try:

@@ -236,9 +236,9 @@ def _statistics_problems(store: RowStore, records: list[Record]) -> Iterator[Pro
 
 def _verify_model(location: Location) -> VerifyResult:
     problems = list(_digest_problems(location / WEIGHTS, WEIGHTS, read_description(location)["digest"]))
-    described = [file for file in location.filesystem.find(f"{location.path}/{PRIORS}") if file.endswith(".json")]
-    for file in described:
-        problems += _prior_problems(location, file.rpartition("/")[2].removesuffix(".json"))
+    described = [entry.name for entry in (location / PRIORS).list() if entry.name.endswith(".json")]
+    for name in described:
+        problems += _prior_problems(location, name.removesuffix(".json"))
     return VerifyResult(str(location), 0, 1 + len(described), tuple(problems))
 
 

@@ -1,0 +1,126 @@
+"""What every storage can do: the protocol behind a location, and how its errors are told."""
+
+import contextlib
+import errno
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cvae_dist.errors import StorageFailed
+
+Buffer = bytes | bytearray | memoryview
+StorageOptions = Mapping[str, Any]
+
+_SHORTEST_SECRET = 6
+_HARMLESS = ("endpoint_url", "region", "region_name", "account_name", "project", "default_location", "profile", "host")
+_USER = re.compile(r"(\w+://)[^\s/@'\"]*:[^\s/@'\"]*@")
+_QUERY = re.compile(r"(\w+://[^\s?'\"<>]*)\?[^\s'\"<>]*")
+
+
+class Changed(FileExistsError):
+    """The object is no longer of the version that was to be replaced, or is gone."""
+
+
+class Entry(NamedTuple):
+    """One object below a prefix: its name relative to it, its size in bytes and its version."""
+
+    name: str
+    size: int
+    version: str
+
+
+class Storage(ABC):
+    """Objects by path. Picklable, and equal where the same objects are meant.
+
+    Clients are made once a process, on first use. Every method may be called from several threads. A missing object
+    is a ``FileNotFoundError``; what else goes wrong is a ``StorageFailed`` that names the object.
+    """
+
+    @abstractmethod
+    def url(self, path: str) -> str:
+        """Return path or URL of an object, without credentials."""
+
+    @abstractmethod
+    def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Return bytes ``start:stop`` of an object, all by default. A negative ``start`` counts from the end."""
+
+    @abstractmethod
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        """Return an object and its version, from one look."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Return the size of an object in bytes, None where there is none."""
+
+    @abstractmethod
+    def write(self, path: str, buffers: Sequence[Buffer]) -> str:
+        """Write an object whole or not at all, and return its version."""
+
+    @abstractmethod
+    def write_if(self, path: str, data: bytes, version: str | None) -> str:
+        """Write an object where it has this version, or where none is (None), or raise ``FileExistsError``."""
+
+    @abstractmethod
+    def remove(self, path: str, version: str) -> bool:
+        """Delete an object if it has this version; False where it has not, or where the storage cannot do this."""
+
+    @abstractmethod
+    def list(self, path: str) -> Iterator[Entry]:
+        """Yield every object below a prefix, sorted by name."""
+
+    @abstractmethod
+    def delete(self, path: str, keep: str | None = None) -> None:
+        """Delete an object and everything below it, but for one object directly in it."""
+
+    def exists(self, path: str) -> bool:
+        """Whether an object or a prefix is here."""
+        return self.size(path) is not None or any(True for _ in self.list(path))
+
+    def is_blank(self, path: str) -> bool:
+        """Whether nothing is here that a user would miss."""
+        return not self.exists(path)
+
+    def sweep(self, path: str) -> None:  # noqa: B027 - only a file system has them
+        """Delete what killed writers left below a prefix."""
+
+    def proof(self, path: str) -> tuple[str, ...] | None:
+        """Name the server and bucket that must be seen to heed conditions; None where that is certain."""
+        return None
+
+    def wrong_version(self, version: str) -> str:
+        """Return a version that could be this object's and is not."""
+        return '"00000000000000000000000000000000"'
+
+
+def clean(text: str, options: StorageOptions) -> str:
+    """Return ``text`` without passwords, queries of URLs and values of storage options that may be secret."""
+    for secret in sorted(_secrets(options), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", text))
+
+
+def _secrets(options: StorageOptions) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _secrets(value)
+        elif isinstance(value, str) and len(value) >= _SHORTEST_SECRET and name not in _HARMLESS:
+            yield value
+
+
+@contextlib.contextmanager
+def client_errors(name: str, options: StorageOptions) -> Iterator[None]:
+    """Turn what an object store's client says, in classes of its own, into one error of ours, without its secrets."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+    except (FileExistsError, StorageFailed):
+        raise
+    except Exception as error:
+        said = clean(f"{type(error).__name__}: {error}", options)
+        raise StorageFailed(
+            f"{name} does not answer as it should: {said}. Everything finished before is "
+            "kept; mend the cause (credentials, network, bucket) and run the same command again"
+        ) from None
