@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from inspect import signature
 from typing import Any, Literal, Self
 
@@ -296,7 +296,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
                 yield whole  # the model's lineage names the store
                 return
             with valid as validation:
-                yield TrainingData.in_memory(whole.reader, whole.moments, whole.item_shape, validation)
+                data = TrainingData.in_memory(whole.reader, whole.moments, whole.item_shape, validation)
+                yield replace(data, store=store)
 
     def _fit_data(self, data: TrainingData, config: TrainConfig, overwrite: bool, on_event: OnEvent) -> None:
         earlier = getattr(self, "_trained", None)

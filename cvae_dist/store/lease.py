@@ -1,181 +1,281 @@
-"""One driver at a time: a lease object beside the store that names its holder and expires."""
+"""One driver at a time: a lease object beside the output names its holder, who renews it while it works.
+
+No clock is compared with that of another host. A lease is taken over when its process is known to have ended, or when
+it stood still for its whole term while we watched. A holder whose renewals did not arrive for a term stops by itself.
+Every change of the object is conditional on the version that was seen, so that of two that see the same one wins.
+"""
 
 import contextlib
-import getpass
 import json
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
 from cvae_dist.errors import OutputLocked
-from cvae_dist.store.urls import Location
+from cvae_dist.store.holder import Holder
+from cvae_dist.store.urls import Changed, Location
+
+OnWait = Callable[[str], None]
 
 _LOGGER = logging.getLogger(__name__)
-_SECONDS = 60.0
+_TERM = 60.0  # seconds that a lease lasts without a renewal
+_RENEWALS = 6  # in a term
+_LOOKS = 30  # in a term, by a driver that waits
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds a lease.
-
-    ``process`` is the pid and its start time, so that a reused pid is not mistaken for it. ``machine`` says where
-    the pid means something: hosts and containers may share a name.
-    """
+class _Document:
+    """What a lease object says. ``state`` is "held", "ending" or "released"."""
 
     token: str
-    host: str
-    machine: str
-    user: str
-    process: tuple[int, str]
-    expires: float
+    holder: Holder | None  # None: the object cannot be read
+    term: float
+    renewals: int = 0
+    state: str = "held"
 
     @classmethod
-    def me(cls) -> Self:
-        """Describe this process."""
-        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), _user(), _process(os.getpid()), 0.0)
+    def parse(cls, data: bytes) -> Self:
+        """Read an object, whatever else it says. One that cannot be read is held by somebody, as far as we know."""
+        try:
+            known = json.loads(data)
+            pid, began = known["process"]
+            holder = Holder(known["host"], known["machine"], known["user"], (pid, began))
+            document = cls(known["token"], holder, float(known["term"]), known["renewals"], known["state"])
+            readable = 0 < document.term < float("inf") and 0 < pid < 2**31
+        except (ValueError, TypeError, LookupError, OverflowError):
+            readable = False
+        return document if readable else cls("", None, _TERM)
 
     @property
-    def is_gone(self) -> bool:
-        """Whether the lease has expired, or its process is known to have ended on this machine."""
-        if time.time() > self.expires:
-            return True
-        return self.machine == _machine() and _process(self.process[0]) != tuple(self.process)
+    def is_over(self) -> bool:
+        """Whether nobody holds it any more, for certain."""
+        return self.state == "released" or (self.holder is not None and self.holder.fate == "gone")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its holder is at work, for certain."""
+        return self.holder is not None and self.holder.fate == "running"
+
+    def encode(self) -> bytes:
+        """Return what :meth:`parse` reads."""
+        known = asdict(self)
+        return json.dumps(known.pop("holder") | known).encode()
 
     def __str__(self) -> str:
-        left = max(0.0, self.expires - time.time())
-        return (
-            f"process {self.process[0]} of {self.user} on {self.host} (its lease ends in {left:.0f} s unless renewed)"
-        )
+        return str(self.holder or "somebody unknown, as the lease object cannot be read")
 
 
-class Lease:
-    """Exclusive right to publish into one output, renewed by a thread until released."""
+@dataclass(frozen=True)
+class LeaseToken:
+    """The lease of a driver as its tasks know it, wherever they run."""
 
-    def __init__(self, output: Location) -> None:
-        self._output = output
-        self._object = output.beside(".lease")
-        self._holder = Holder.me()
-        self._stop = threading.Event()
-        self._lost: OutputLocked | None = None
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+    output: Location = field(repr=False)
+    token: str
 
-    @classmethod
-    @contextlib.contextmanager
-    def held(cls, output: Location) -> Iterator["Lease"]:
-        """Hold the lease of ``output``.
+    def require(self) -> None:
+        """Look at the lease object, and refuse to write for a driver that no longer holds it or is ending.
 
         Raises
         ------
         OutputLocked
-            Another living driver holds it.
+            The task must not write another shard.
         """
-        lease = cls(output)
+        try:
+            found = _Document.parse(_object(self.output).read())
+            if found.token == self.token and found.state == "held":
+                return
+            why = "is ending" if found.token == self.token else f"lost the lease to {found}"
+        except FileNotFoundError:
+            why = "no longer holds the lease"
+        raise OutputLocked(f"the driver that writes {self.output} {why}, so its tasks write nothing more")
+
+
+class Lease:
+    """Exclusive right to change one output, renewed by a thread until released.
+
+    Attributes
+    ----------
+    output : Location
+        What may be changed.
+    """
+
+    def __init__(self, output: Location, on_wait: OnWait | None = None) -> None:
+        self.output = output
+        self._on_wait = on_wait
+        self._object = _object(output)
+        self._document = _Document(uuid.uuid4().hex, Holder.me(), _TERM)
+        self._version = ""
+        self._renewed = 0.0  # when the last renewal that arrived was sent, by the monotonic clock
+        self._lost = ""
+        self._changing = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(cls, output: Location, on_wait: OnWait | None = None) -> Iterator["Lease"]:
+        """Hold the lease of ``output``.
+
+        ``on_wait`` is told when it must first be seen, for a term at most, whether an earlier holder is still alive.
+
+        Raises
+        ------
+        OutputLocked
+            Another driver holds it.
+        StorageFailed
+            The storage cannot keep two drivers apart.
+        """
+        lease = cls(output, on_wait)
         lease._acquire()
         try:
+            lease._object.require_conditional_writes(lease._version)
+            lease._thread.start()
             yield lease
         finally:
             lease._release()
 
+    @property
+    def token(self) -> LeaseToken:
+        """What tasks ask whether they may still write."""
+        return LeaseToken(self.output, self._document.token)
+
     def check(self) -> None:
-        """Refuse to go on when another driver took the lease over, e.g. after this one was suspended."""
-        current = self._read()
-        if current is None or current.token != self._holder.token:
-            raise OutputLocked(
-                f"the lease of {self._output} was taken over by {current or 'nobody: it was deleted'}. "
-                "Nothing was published by this run; run the same command again once the other driver has ended"
-            )
+        """Renew the lease now, and refuse to go on when another driver has taken it: a whole term is left then.
+
+        Raises
+        ------
+        OutputLocked
+            The lease is lost, for good.
+        StorageFailed
+            The storage does not answer.
+        """
+        self._renew()
 
     def require(self) -> None:
         """Like :meth:`check`, from what the last renewal found: costs nothing."""
-        if self._lost is not None:
-            raise self._lost
+        idle = time.monotonic() - self._renewed
+        if not self._lost and idle > self._document.term:
+            self._lose(
+                f"could not be renewed for {idle:.0f} s, as this process was stopped or the storage did not answer; "
+                "another driver may have it"
+            )
+        if self._lost:
+            raise OutputLocked(self._lost)
+
+    def ending(self) -> None:
+        """Tell tasks that still run to stop before their next shard."""
+        with self._tolerant("tell the tasks, through its lease, to stop"):
+            self._renew("ending")
 
     def _acquire(self) -> None:
-        for _ in range(3):
-            try:
-                self._object.create(self._document())
-            except FileExistsError:
-                current = self._read()
-                if current is not None and not current.is_gone:
-                    raise OutputLocked(
-                        f"{self._output} is being written by {current}. Two drivers on one output are refused; "
-                        f"wait for it to end, or stop it and run the same command again"
-                    ) from None
-                _LOGGER.info("taking over the lease of %s left by %s", self._output, current)
-                if self._read() == current:  # else another driver was faster
-                    self._object.delete()
-            else:
-                self.check()
-                self._thread.start()
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another was faster, or gave it back
+                self._take()
                 return
-        raise OutputLocked(f"other drivers keep taking the lease of {self._output}; wait for them to end")
+        raise OutputLocked(f"other drivers keep taking the lease of {self.output}; wait for them to end")
+
+    def _take(self) -> None:
+        """Make the lease ours; ``FileExistsError`` when another driver was faster."""
+        try:
+            self._write(self._document, self._object.create)
+        except FileExistsError:
+            version = self._abandoned()
+            self._write(self._document, lambda data: self._object.replace(data, version))
+
+    def _abandoned(self) -> str:
+        """Return the version of a lease that nobody holds any more, after a term if that cannot be known at once."""
+        first, began = "", 0.0
+        while True:
+            asked = time.monotonic()
+            found, version = self._look()
+            ours = found.token == self._document.token  # a write of ours that seemed to fail
+            if ours or found.is_over or (version == first and asked - began >= found.term):
+                _LOGGER.info("taking over the lease of %s left by %s", self.output, found)
+                return version
+            if found.is_alive or first not in ("", version):
+                raise OutputLocked(
+                    f"{self.output} is being written by {found}. Two drivers on one output are refused; "
+                    "wait for it to end, or stop it and run the same command again"
+                )
+            if not first:
+                first, began = version, time.monotonic()
+                self._tell_wait(found)
+            time.sleep(found.term / _LOOKS)
+
+    def _tell_wait(self, found: _Document) -> None:
+        message = (
+            f"{self.output} was being written by {found}; waiting up to {found.term:.0f} s to see whether it still is"
+        )
+        _LOGGER.info(message)
+        if self._on_wait is not None:
+            self._on_wait(message)
 
     def _release(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        current = self._read()
-        if current is not None and current.token == self._holder.token:
-            self._object.delete()
+        with self._tolerant("release its lease"):
+            version = self._own_version()
+            if not self._object.remove(version):
+                self._object.replace(replace(self._document, state="released").encode(), version)
 
-    def _renew(self) -> None:
-        while not self._stop.wait(_SECONDS / 3):
+    def _keep_renewing(self) -> None:
+        while not self._lost and not self._stop.wait(self._document.term / _RENEWALS):
+            with self._tolerant("renew its lease"):
+                self._renew()
+
+    def _renew(self, state: str = "") -> None:
+        with self._changing:
+            self.require()
+            document = self._document
+            document = replace(document, renewals=document.renewals + 1, state=state or document.state)
             try:
-                self.check()
-                self._object.write(self._document())
-            except OutputLocked as error:
-                self._lost = error
-                return
-            except Exception as error:  # the driver itself finds out in check(), before it publishes
-                _LOGGER.warning("could not renew the lease of %s: %s", self._output, error)
+                self._write(document, lambda data: self._object.replace(data, self._version))
+            except Changed:  # perhaps by a write of ours that seemed to fail
+                version = self._own_version()
+                self._write(document, lambda data: self._object.replace(data, version))
 
-    def _read(self) -> Holder | None:
+    def _write(self, document: _Document, write: Callable[[bytes], str]) -> None:
+        sent = time.monotonic()
+        self._version = write(document.encode())
+        self._document, self._renewed = document, sent
+
+    def _own_version(self) -> str:
+        """Return the version of the object as it is now; ``OutputLocked`` when it is not ours."""
         try:
-            return Holder(**json.loads(self._object.read()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+            found, version = self._look()
+            if found.token == self._document.token:
+                return version
+            self._lose(f"was taken over by {found}")
+        except FileNotFoundError:
+            self._lose("was deleted")
+        raise OutputLocked(self._lost)
 
-    def _document(self) -> bytes:
-        return json.dumps({**asdict(self._holder), "expires": time.time() + _SECONDS}).encode()
+    def _lose(self, how: str) -> None:
+        self._lost = (
+            f"the lease of {self.output} {how}. This run changes nothing more; "
+            "run the same command again once no other driver is at work"
+        )
 
+    def _look(self) -> tuple[_Document, str]:
+        data, version = self._object.read_versioned()
+        return _Document.parse(data), version
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's uid without a name
-        return str(os.getuid())
-
-
-def _machine() -> str:
-    """Name this boot of this machine and the namespace of its pids, or else the host."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _process(pid: int) -> tuple[int, str]:
-    """Return the pid and when it began, in clock ticks since boot (proc(5), field 22); empty when it has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rsplit(b") ", 1)[1].split()
-        return pid, "" if fields[0] in b"ZX" else fields[19].decode()  # a killed process may wait to be reaped
-    except (OSError, IndexError):
-        return pid, "" if not _alive(pid) else "alive"
+    @contextlib.contextmanager
+    def _tolerant(self, what: str) -> Iterator[None]:
+        """Go on when the lease turns out to be lost, which is kept in mind, and when the storage fails."""
+        try:
+            yield
+        except (OutputLocked, Changed):
+            pass
+        except Exception as error:
+            _LOGGER.warning("the driver of %s could not %s: %s", self.output, what, error)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _object(output: Location) -> Location:
+    return output.beside(".lease")

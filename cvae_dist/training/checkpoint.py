@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,11 +35,13 @@ class Checkpoints:
 
     A save writes ``step000123-<digest>.pt`` and then ``LATEST.json``, which names it and the one before.
     Killed in between, the pointer still names a whole checkpoint. States hold only tensors, numbers, strings,
-    lists and dicts, and are read without unpickling anything else.
+    lists and dicts, and are read without unpickling anything else. ``check`` is called before anything is replaced or
+    deleted; where it raises, nothing is.
     """
 
-    def __init__(self, place: Location) -> None:
+    def __init__(self, place: Location, check: Callable[[], None] = lambda: None) -> None:
         self._place = place
+        self._check = check
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Store ``state`` as the newest checkpoint, and delete all but the last two."""
@@ -50,8 +52,10 @@ class Checkpoints:
         older = [known for known in self._entries() if known.file != entry.file]
         kept = [entry, *older][:_KEPT]
         (self._place / entry.file).write(data)
+        self._check()
         (self._place / _POINTER).write(json.dumps({"checkpoints": [asdict(one) for one in kept]}).encode())
         for forgotten in older[_KEPT - 1 :]:
+            self._check()
             (self._place / forgotten.file).delete()
 
     def load(self) -> dict[str, Any] | None:
@@ -79,6 +83,7 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Delete files that the pointer does not name, as a run that was killed while saving leaves them."""
+        self._check()
         named = {_POINTER, *(entry.file for entry in self._entries())}
         for name in self._names():
             if name not in named and _OURS.fullmatch(name):
@@ -87,6 +92,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete every checkpoint, the pointer first, and the directory when that leaves it empty."""
+        self._check()
         (self._place / _POINTER).delete()
         self.sweep()
         if self._place.exists() and not self._names():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -52,10 +52,13 @@ class History:
 
     The whole file is written each time. It is small, as validations grow rarer. So it can live on an object store, and
     it never disagrees with the checkpoint that a resumed run starts from. Without a ``place`` it is in memory only.
+    ``check`` is called before the file is written; where it raises, it is not.
     """
 
-    def __init__(self, place: Location | None, records: Sequence[HistoryRecord] = ()) -> None:
-        self._place = place
+    def __init__(
+        self, place: Location | None, records: Sequence[HistoryRecord] = (), check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._place, self._check = place, check
         self.records = list(records)
 
     @classmethod
@@ -75,6 +78,7 @@ class History:
     def write(self) -> None:
         """Write the file, without what a killed run wrote after its last checkpoint."""
         if self._place is not None:
+            self._check()
             self._place.write("".join(json.dumps(record) + "\n" for record in self.records).encode())
 
     @property

@@ -16,7 +16,7 @@ from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS
 from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE
-from cvae_dist.store import Location
+from cvae_dist.store import Lease
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import Figures, History, HistoryRecord, Scalars, StoppedBecause, finite
 from cvae_dist.training.interruption import Interruption
@@ -51,28 +51,33 @@ class Trained(NamedTuple):
 def run(
     training: Training,
     on_event: OnEvent,
-    place: Location | None = None,
+    lease: Lease | None = None,
     state: Mapping[str, Any] | None = None,
     earlier: Trained | None = None,
 ) -> Trained:
-    """Train to the end, or to an interruption, into the model directory ``place``.
+    """Train to the end, or to an interruption, into the model directory whose ``lease`` is held.
 
-    Without it nothing is written, and SIGTERM is left alone. The training goes on from ``state``, a checkpoint, or
+    Without one nothing is written, and SIGTERM is left alone. The training goes on from ``state``, a checkpoint, or
     else from ``earlier``, a finished training. An interrupted one gives the best weights so far as its model.
 
     Raises
     ------
     TrainingDiverged
         The loss ran away or was not finite, at a thousandth of the learning rate too. The last good weights are kept.
+    OutputLocked
+        The lease was lost. Nothing in the directory was changed since.
+    Corrupt
+        The rows were replaced while they were trained on. No model was written.
     """
     config = training.config
+    place = lease.output if lease else None
     validation, excluded = training.hold_out()
     vae = VAE.of(config, training.data.moments, training.data.reader.dtype, config.seed)
     recorded: list[HistoryRecord] = state["history"] if state else earlier.history if earlier else []
-    history = History(place / HISTORY if place else None, recorded)
+    history = History(lease.output / HISTORY, recorded, lease.require) if lease else History(None, recorded)
     history.write()
-    checkpoints = Checkpoints(place / CHECKPOINTS) if place else None
-    with torch_threads(_threads(vae, config)), Interruption(sigterm=place is not None) as interruption:
+    checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check) if lease else None
+    with torch_threads(_threads(vae, config)), Interruption(sigterm=lease is not None) as interruption:
         end = earlier.figures if earlier else None
         beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end)
         sampler = beginning.sampler
@@ -86,7 +91,7 @@ def run(
             Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
-            steps = _Run(trainer, history, scalars, checkpoints, decided, interruption, on_event)
+            steps = _Run(trainer, history, scalars, lease, checkpoints, decided, interruption, on_event)
             steps.tell_start((*training.reasons, *beginning.notes, *scalars.notes), sampler.variance_inflation)
             if beginning.notes and not state:
                 steps.save()
@@ -94,10 +99,14 @@ def run(
     figures = steps.end(stopped)
     trainer.use_best_weights()
     training.measure(vae, validation)
-    if place and checkpoints and stopped != "interrupted":
+    if stopped != "interrupted":
+        training.data.require_unchanged()
+    if lease and checkpoints and stopped != "interrupted":
         if trainer.good_step is not None or not trainer.diverged:
-            delete_model(place)  # first: a run killed before the new one is whole goes on from its checkpoints
-            save_model(place, vae, training.lineage(len(excluded), trainer.begun, figures))
+            lease.check()
+            delete_model(lease.output)  # first: a run killed before the new one is whole goes on from its checkpoints
+            lease.check()
+            save_model(lease.output, vae, training.lineage(len(excluded), trainer.begun, figures))
         checkpoints.clear()
     trained = Trained(vae.requires_grad_(False).eval(), history.records, figures, training.made_with)
     if trainer.diverged and trainer.good_step is None:
@@ -132,6 +141,7 @@ class _Run:
     trainer: Trainer
     history: History
     scalars: Scalars
+    lease: Lease | None
     checkpoints: Checkpoints | None
     decided: Mapping[str, Any]
     interruption: Interruption
@@ -184,6 +194,8 @@ class _Run:
         trainer = self.trainer
         retreats = trainer.retreats
         trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global)
+        if self.lease:
+            self.lease.require()
         self._rows_since_told += batch.n_global
         self._rows_since_record += batch.n_global
         if trainer.test_is_due:

@@ -32,7 +32,7 @@ class TrainingData:
     """The rows of a training, and the rows to validate on; without these a part of the former is held out.
 
     ``item_shape`` is that of an item before it was flattened to a row. The ``fingerprint`` differs from that of any
-    other rows. The ``url`` is without credentials.
+    other rows. The ``url`` is without credentials. The ``store`` is None where the rows are in none.
     """
 
     reader: Reader
@@ -41,6 +41,7 @@ class TrainingData:
     fingerprint: str
     url: str
     validation: Reader | None = None
+    store: RowStore | None = None
 
     @classmethod
     def in_memory(
@@ -64,7 +65,18 @@ class TrainingData:
         """
         store.require_kind("rows")
         url = without_credentials(store.url)
-        return cls(RowReader(store), store.statistics(), store.item_shape, store.fingerprint, url)
+        return cls(RowReader(store), store.statistics(), store.item_shape, store.fingerprint, url, store=store)
+
+    def require_unchanged(self) -> None:
+        """Refuse rows that were replaced while they were read. A store may have grown.
+
+        Raises
+        ------
+        Corrupt
+            What was made from them is worth nothing.
+        """
+        if hasattr(self.store, "require_unchanged"):
+            self.store.require_unchanged()
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,17 @@ def train_in(place: Location, training: Training, overwrite: bool, on_event: OnE
     Return the training, and whether it had ended before, so that there was nothing to do.
     """
     _require_apart(place, training.data)
-    with Lease.held(place):
+    with Lease.held(place, on_wait=lambda message: on_event(Event("train", "note", message=message))) as lease:
         _require_ours(place)
         if overwrite:
-            _discard(place)
+            _discard(lease)
         earlier = None
         if is_finished(place):
             if not training.asks_for_more(_made_with(place)):
                 return _nothing_to_do(place, training, on_event), True
             earlier = finished(place)
-        state = _last_state(place, training, earlier)
-        return run(training, on_event, place, state, earlier), False
+        state = _last_state(lease, training, earlier)
+        return run(training, on_event, lease, state, earlier), False
 
 
 def finished(place: Location) -> Trained:
@@ -70,24 +70,26 @@ def _require_ours(place: Location) -> None:
         )
 
 
-def _discard(place: Location) -> None:
+def _discard(lease: Lease) -> None:
     """Delete what an earlier training left; first what makes it a model, then what makes it resumable."""
-    delete_model(place)
-    Checkpoints(place / CHECKPOINTS).clear()
+    lease.check()
+    delete_model(lease.output)
+    Checkpoints(lease.output / CHECKPOINTS, lease.check).clear()
     for name in (HISTORY, LOGS):
-        (place / name).delete()
+        lease.check()
+        (lease.output / name).delete()
 
 
-def _last_state(place: Location, training: Training, earlier: Trained | None) -> dict[str, Any] | None:
+def _last_state(lease: Lease, training: Training, earlier: Trained | None) -> dict[str, Any] | None:
     """Return what the last checkpoint of this training holds, and delete what a killed run left half-written."""
-    checkpoints = Checkpoints(place / CHECKPOINTS)
+    checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check)
     state = checkpoints.load()
     if state and earlier and state["made_with"] == earlier.made_with:
         state = None  # that of the earlier training, which was killed just after its end
     if state:
-        _require_same(place, state["made_with"], training.made_with)
-    place.sweep_partial()
+        _require_same(lease.output, state["made_with"], training.made_with)
     checkpoints.sweep()
+    lease.output.sweep_partial()
     return state
 
 
