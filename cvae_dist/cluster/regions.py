@@ -97,7 +97,9 @@ def _drain(client: "Client", futures: "list[Any]") -> None:
     try:
         wait(running, timeout=_DRAIN_SECONDS)
     except TimeoutError:
-        _LOGGER.warning("%d tasks still run after %d s; they stop before their next shard", len(running), _DRAIN_SECONDS)
+        _LOGGER.warning(
+            "%d tasks still run after %d s; they stop before their next shard", len(running), _DRAIN_SECONDS
+        )
     client.cancel(running)  # whoever started the cluster gets it back as it was
 
 

@@ -4,11 +4,11 @@ The subgroup is named after its content. So an interrupted publication leaves th
 never mix.
 """
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -143,9 +143,13 @@ class Publication:
         return objects[f"{name}/{METADATA}"].to_bytes()
 
 
-def mapped(function: Callable[[Input], Result], inputs: Any) -> Iterator[Result]:
-    """Yield what a function makes of every input, in order, some at a time: most wait for the storage."""
-    inputs = iter(inputs)
+def mapped(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Iterator[Result]:
+    """Yield what a function makes of every input, in order, some at a time: most of it is waiting for the storage."""
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := [pool.submit(function, value) for value in itertools.islice(inputs, _THREADS)]:
-            yield from (future.result() for future in batch)
+        for value in inputs:
+            pending.append(pool.submit(function, value))
+            if len(pending) == 2 * _THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

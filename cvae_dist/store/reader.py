@@ -165,7 +165,7 @@ class RowReader:
             try:
                 self._fill(extents, out.data.cast("B"), verify)
             except (Corrupt, StorageFailed):
-                self._shards.close()  # a shard that was rewritten, as the last one of a store that grows, is another object
+                self._shards.close()  # the last shard of a store that grows is rewritten, and is another object then
                 self._fill(extents, out.data.cast("B"), verify)
 
     def read(self, start: int, stop: int) -> Block:

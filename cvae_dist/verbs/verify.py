@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,10 @@ import numpy as np
 from cvae_dist.errors import Corrupt
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.files import PRIORS, WEIGHTS, is_model, prior_files, read_description
-from cvae_dist.store import Digest, Layout, Location, Record, RowStore
-from cvae_dist.store.lineage import digest_bytes, digest_json
-from cvae_dist.store.row_store import STATISTICS
+from cvae_dist.store import Digest, Layout, Location, Moments, Records, RowStore
+from cvae_dist.store.lineage import digest_bytes
+from cvae_dist.store.publication import mapped
 from cvae_dist.store.urls import StorageOptions
-
-_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -102,51 +99,54 @@ def verify(
     if is_model(location):
         return _verify_model(location)
     store = RowStore.open(location)
-    shards = store.layout.shards(store.rows)
-    records = [store.ledger.read(shard) for shard in range(shards)]
-    owners = _owners(store, records)
     problems: list[Problem] = []
     on_event(Event("verify", "start", 0, store.rows))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(lambda shard: list(_shard_problems(store, shard, records[shard], owners)), range(shards))
-        for shard, found in enumerate(results):
-            problems += found
-            done = min((shard + 1) * store.layout.rows_per_shard, store.rows)
-            on_event(Event("verify", "progress", done, store.rows))
+    try:
+        records = store.records()
+    except Corrupt as error:
+        return VerifyResult(store.url, store.rows, 0, (Problem("record", None, str(error)),))
+    owners = _owners(store, records)
+    shards = range(len(records))
+    for shard, found in enumerate(mapped(lambda shard: list(_shard_problems(store, shard, records, owners)), shards)):
+        problems += found
+        done = min((shard + 1) * store.layout.rows_per_shard, store.rows)
+        on_event(Event("verify", "progress", done, store.rows))
     problems += _whole_problems(store, records)
     on_event(Event("verify", "done", store.rows, store.rows))
-    return VerifyResult(store.url, store.rows, shards * (len(store.layout.arrays) + 2), tuple(problems))
+    objects = len(shards) * len(store.layout.arrays) + sum(one.chunks for one in store.publication.arrays.values())
+    return VerifyResult(store.url, store.rows, objects, tuple(problems))
 
 
-def _owners(store: RowStore, records: list[Record | None]) -> dict[tuple[str, Digest], int]:
+def _owners(store: RowStore, records: Records) -> dict[tuple[str, Digest], int]:
     """Map array and digest of every object to its shard: so shards that changed places are recognised."""
     return {
-        (array.name, digest): shard
-        for shard, record in enumerate(records)
-        if record is not None
-        for array, digest in zip(store.layout.arrays, record.digests[:-1], strict=True)
+        (array.name, records.digest(shard, place)): shard
+        for shard in range(len(records))
+        for place, array in enumerate(store.layout.arrays)
     }
 
 
 def _shard_problems(
-    store: RowStore, shard: int, record: Record | None, owners: Mapping[tuple[str, Digest], int]
+    store: RowStore, shard: int, records: Records, owners: Mapping[tuple[str, Digest], int]
 ) -> Iterator[Problem]:
-    if record is None:
-        yield Problem("ledger/record", shard, "missing or damaged, so the shard cannot be checked")
-        return
-    for array, expected in zip(store.layout.arrays, record.digests[:-1], strict=True):
+    for place, array in enumerate(store.layout.arrays):
+        expected = records.digest(shard, place)
         try:
             data = (store.location / array.key(shard)).read()
         except FileNotFoundError:
             yield Problem(array.name, shard, f"missing ({expected.size:,} bytes expected)")
             continue
         reason = _difference(store.layout, array.name, data, expected, owners)
+        if reason and store.interrupted and shard == len(records) - 1 and store.rows % store.layout.rows_per_shard:
+            reason += _UNFINISHED
         if reason:
             yield Problem(array.name, shard, reason)
-    try:
-        store.ledger.read_moments(shard, record)
-    except Corrupt as error:
-        yield Problem("ledger/moments", shard, str(error))
+
+
+_UNFINISHED = (
+    " (a command that lets the store grow was interrupted: the published rows are untouched then; "
+    "run it again, and it finishes or takes back what it began)"
+)
 
 
 def _difference(
@@ -171,23 +171,21 @@ def _difference(
     return damage
 
 
-def _whole_problems(store: RowStore, records: list[Record | None]) -> Iterator[Problem]:
+def _whole_problems(store: RowStore, records: Records) -> Iterator[Problem]:
     """Compare what readers see of the whole store with the ledger: shapes, statistics and the manifest."""
     yield from _metadata_problems(store)
-    yield from _manifest_problems(store)
-    whole = [record for record in records if record is not None]
-    if len(whole) < len(records):
-        return  # named with its shard already, and all that follows rests on it
-    if digest_json({"records": [record.to_array().tolist() for record in whole]}) != store.fingerprint:
-        yield Problem("ledger/record", None, _NOT_PUBLISHED)
-        return
-    yield from _statistics_problems(store, whole)
-
-
-_NOT_PUBLISHED = (
-    "is not that of the publication: a shard was exchanged together with its record, or a command that lets the "
-    "store grow was interrupted (the published rows are untouched then; run it again)"
-)
+    for name in store.publication.arrays:
+        try:
+            store.publication.read(name)
+        except Corrupt as error:
+            yield Problem(name, None, str(error))
+            return  # all that follows rests on it
+    if records.rows != store.rows:
+        yield Problem("record", None, f"its shards have {records.rows:,} rows, the store {store.rows:,}")
+    manifest = store.manifest()
+    if manifest and int(manifest["rows"].sum()) - len(manifest["dropped"]) != store.rows:
+        yield Problem("manifest", None, f"its pieces do not make the {store.rows:,} rows of the store")
+    yield from _statistics_problems(store)
 
 
 def _metadata_problems(store: RowStore) -> Iterator[Problem]:
@@ -208,29 +206,13 @@ def _metadata_problems(store: RowStore) -> Iterator[Problem]:
             yield Problem(array.name, None, f"its metadata says shape {shape}, the store has {store.rows} rows")
 
 
-def _manifest_problems(store: RowStore) -> Iterator[Problem]:
-    try:
-        manifest = store.manifest()
-    except Corrupt as error:
-        yield Problem("manifest", None, str(error))
-        return
-    if manifest and int(manifest["rows"].sum()) - len(manifest["dropped"]) != store.rows:
-        yield Problem("manifest", None, f"its pieces do not make the {store.rows:,} rows of the store")
-
-
-def _statistics_problems(store: RowStore, records: list[Record]) -> Iterator[Problem]:
-    try:
-        total = store.ledger.total_moments(records)
-    except Corrupt:
-        return  # named with its shard already
-    expected = total.mean, total.std, total.minimum, total.maximum
-    for name, values in zip(STATISTICS, expected, strict=True):
-        try:
-            found = store.read(name, 0, len(values))
-        except Corrupt as error:
-            yield Problem(name, None, str(error))
-            continue
-        if not np.array_equal(found, values, equal_nan=True):
+def _statistics_problems(store: RowStore) -> Iterator[Problem]:
+    """Compare the statistics with the moments of the packs."""
+    found, total = store.statistics(), Moments.empty(store.n_features)
+    for number in range(-(-store.layout.shards(store.rows) // store.layout.shards_per_pack)):
+        total = total.merge(store.pack_moments(number))
+    for name in ("mean", "std", "minimum", "maximum"):
+        if not np.allclose(getattr(found, name), getattr(total, name), rtol=1e-12, atol=0, equal_nan=True):
             yield Problem(name, None, "differs from the ledger's")
 
 

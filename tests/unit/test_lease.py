@@ -156,9 +156,7 @@ def test_two_takers_of_one_abandoned_lease(output: Location, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("short")
-def test_clocks_do_not_matter(
-    output: Location, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clocks_do_not_matter(output: Location, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     with Lease.held(output) as lease:
         elsewhere()
