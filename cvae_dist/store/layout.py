@@ -313,8 +313,7 @@ def decode_chunk(data: bytes, dtype: str, shape: tuple[int, ...]) -> Block:
     strings = VLenUTF8().decode(zstd.decompress(payload))
     if strings.shape != shape:
         raise ValueError(f"the chunk holds {len(strings)} strings, not {shape[0]}")
-    block = strings.astype(object)
-    return block
+    return np.asarray(strings, dtype=object)
 
 
 def _claimed_bytes(frame: memoryview) -> int:

@@ -75,7 +75,7 @@ class TrainingData:
         Corrupt
             What was made from them is worth nothing.
         """
-        if hasattr(self.store, "require_unchanged"):
+        if self.store is not None:
             self.store.require_unchanged()
 
 
