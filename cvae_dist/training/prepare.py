@@ -75,8 +75,9 @@ class TrainingData:
         Corrupt
             What was made from them is worth nothing.
         """
-        if hasattr(self.store, "require_unchanged"):
-            self.store.require_unchanged()
+        require = getattr(self.store, "require_unchanged", None)
+        if require is not None:
+            require()
 
 
 @dataclass(frozen=True)
