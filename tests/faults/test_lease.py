@@ -173,10 +173,11 @@ def test_driver_whose_lease_was_taken_does_not_publish(drivers: Drivers, tree: P
     assert json.loads((tmp_path / "store.lease").read_text()) == taken, "the lease of the other was touched"
 
 
-def test_only_one_of_two_wins_every_race(drivers: Drivers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("races", [10, pytest.param(50, marks=pytest.mark.heavy)])
+def test_only_one_of_two_wins_every_race(drivers: Drivers, tmp_path: Path, races: int) -> None:
     tree, refused = tmp_path / "tree", 0
     write_items(tree, 0, 4, folders=1)
-    for number in range(50):
+    for number in range(races):
         store = tmp_path / f"store {number}"
         started = [drivers.start("ingest", tree, store) for _ in range(2)]
         ended = [driver.wait() for driver in started]

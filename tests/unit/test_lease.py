@@ -174,8 +174,9 @@ def test_processes_that_proc_hides_are_alive(output: Location, monkeypatch: pyte
     def forbidden(pid: int, number: int) -> None:
         raise PermissionError
 
+    me = Holder.me()
     with Lease.held(output) as lease:
-        monkeypatch.setattr(Holder, "me", lambda me=Holder.me(): me)
+        monkeypatch.setattr(Holder, "me", lambda: me)
         monkeypatch.setattr(holder_module, "_state_and_start", hidden)
         monkeypatch.setattr(os, "kill", forbidden)
         with pytest.raises(OutputLocked), Lease.held(output):
