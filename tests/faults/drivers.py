@@ -163,6 +163,10 @@ def _run(command: Mapping[str, Any]) -> dict[str, Any]:
         os.environ[_DELAY] = str(private["_delay"])
         os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps([__file__])
         _slow_shards(private["_delay"])
+    if "_term" in private:
+        from cvae_dist.store import lease
+
+        lease._TERM = private["_term"]
     if "_file_bytes" in private:
         import resource
 

@@ -10,14 +10,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-# Imports once, then forks a process per line of "directory, step to die after, write to die in, steps".
+from cvae_dist.config import TrainConfig
+from cvae_dist.store import Moments
+from cvae_dist.store.reader import ArrayRows
+from cvae_dist.training.fit import fit
+from cvae_dist.training.prepare import TrainingData
+from tests.faults.drivers import wait_until
+
+# Imports once, then forks a process per line of "directory, step to die after, write to die in, steps, step to stop
+# after, with a lease of half a second".
 TRAININGS = """
 import os, signal, sys
 import numpy as np
 from cvae_dist.config import TrainConfig
-from cvae_dist.store import Moments
+from cvae_dist.errors import OutputLocked
+from cvae_dist.store import Moments, lease
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.prepare import TrainingData
@@ -31,13 +41,18 @@ def run(directory, num_steps):
     config = TrainConfig(num_steps=num_steps, test_every=20, checkpoint_every=10, tb_logging=False)
     return fit(TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (20,)), config, directory)
 
-def train(directory, kill_at_step, kill_at_write, num_steps):
+def train(directory, kill_at_step, kill_at_write, num_steps, stop_at_step):
+    if stop_at_step:
+        lease._TERM = 0.5
+
     def advance_and_die(self, *arguments):
         advance(self, *arguments)
         if self.step == 3:
             print("running", os.getpid(), flush=True)
         if self.step == kill_at_step:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.step == stop_at_step:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def replace_or_die(source, target):
         global writes
@@ -47,7 +62,10 @@ def train(directory, kill_at_step, kill_at_write, num_steps):
         replace(source, target)
 
     Trainer.advance, os.replace = advance_and_die, replace_or_die
-    return 5 if run(directory, num_steps).figures.stopped_because == "interrupted" else 0
+    try:
+        return 5 if run(directory, num_steps).figures.stopped_because == "interrupted" else 0
+    except OutputLocked:
+        return 6
 
 run(None, 1)  # so that what torch imports late is imported once
 for line in sys.stdin:
@@ -61,6 +79,7 @@ for line in sys.stdin:
 STEPS = 90
 LONG = 300
 STOPPED_CLEANLY = 5
+LOST_ITS_LEASE = 6
 
 
 class Trainings:
@@ -69,9 +88,16 @@ class Trainings:
     def __init__(self, server: "subprocess.Popen[str]") -> None:
         self._server = server
 
-    def start(self, directory: Path, kill_at_step: int = 0, kill_at_write: int = 0, steps: int = STEPS) -> None:
+    def start(
+        self,
+        directory: Path,
+        kill_at_step: int = 0,
+        kill_at_write: int = 0,
+        steps: int = STEPS,
+        stop_at_step: int = 0,
+    ) -> None:
         assert self._server.stdin is not None
-        self._server.stdin.write(f"{directory} {kill_at_step} {kill_at_write} {steps}\n")
+        self._server.stdin.write(f"{directory} {kill_at_step} {kill_at_write} {steps} {stop_at_step}\n")
         self._server.stdin.flush()
 
     def _wait_for(self, word: str) -> int:
@@ -177,6 +203,28 @@ def test_asked_to_stop_it_saves_and_goes_on_to_the_same_result(trainings: Traini
         trainings.start(directory, steps=LONG)
         assert trainings.exit_code() == 0
         assert_same_result(directory, tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("step", [25, 30, STEPS])
+def test_stopped_for_longer_than_its_lease_it_changes_nothing_more(
+    trainings: Trainings, tmp_path: Path, step: int
+) -> None:
+    """It was about to go on, to save a checkpoint, or to end, when another training took the directory over."""
+    trainings.start(tmp_path / "model", stop_at_step=step)
+    pid = trainings.pid()
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T")
+    rows = np.random.default_rng(1).normal(size=(100, 5)).astype(np.float32)
+    data = TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (5,))
+    config = TrainConfig(num_steps=3, tb_logging=False)
+    assert fit(data, config, str(tmp_path / "model"), overwrite=True).figures.stopped_because == "finished"
+    before = files_below(tmp_path)
+    os.kill(pid, signal.SIGCONT)
+    assert trainings.exit_code() == LOST_ITS_LEASE
+    assert files_below(tmp_path) == before
+
+
+def files_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def saved_step(directory: Path) -> int:

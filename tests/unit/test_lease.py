@@ -152,7 +152,7 @@ def test_two_takers_of_one_abandoned_lease(output: Location, monkeypatch: pytest
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes == ["won", "refused"]
+    assert sorted(outcomes) == ["refused", "won"]
 
 
 @pytest.mark.usefixtures("short")
@@ -174,7 +174,9 @@ def test_processes_that_proc_hides_are_alive(output: Location, monkeypatch: pyte
     def forbidden(pid: int, number: int) -> None:
         raise PermissionError
 
+    me = Holder.me()
     with Lease.held(output) as lease:
+        monkeypatch.setattr(Holder, "me", lambda: me)
         monkeypatch.setattr(holder_module, "_state_and_start", hidden)
         monkeypatch.setattr(os, "kill", forbidden)
         with pytest.raises(OutputLocked), Lease.held(output):
@@ -194,9 +196,11 @@ def test_a_later_release_may_say_more(output: Location) -> None:
 BROKEN = ["", "{", "[]", "null", "{}", '{"token": "x"}', "\x00", '{"term": NaN}']
 
 
-@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("text", [*BROKEN, "term"])
-def test_unreadable_lease_is_taken_only_when_it_stands_still(output: Location, text: str) -> None:
+def test_unreadable_lease_is_taken_only_when_it_stands_still(
+    output: Location, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "_TERM", 0.1)
     data = json.dumps(leave(output, term=-1)).encode() if text == "term" else text.encode()
     place_of(output).write(data)
     with (
@@ -206,7 +210,7 @@ def test_unreadable_lease_is_taken_only_when_it_stands_still(output: Location, t
         pytest.fail("it was renewed")
     began = time.monotonic()
     with Lease.held(output):
-        assert time.monotonic() - began >= 0.3
+        assert time.monotonic() - began >= 0.1
 
 
 def test_still_lease_of_another_machine_is_taken_after_its_term(output: Location) -> None:

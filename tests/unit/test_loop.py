@@ -4,7 +4,9 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,19 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.errors import InvalidInput, OutputLocked, SettingsChanged, SourceNotFound, TrainingDiverged
+from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, SettingsChanged, SourceNotFound, TrainingDiverged
 from cvae_dist.events import Event, ignore
 from cvae_dist.model.directory import load_model
 from cvae_dist.model.vae import VAE
-from cvae_dist.store import Lease, Location, Moments
+from cvae_dist.store import Lease, Location, Moments, RowStore
+from cvae_dist.store import lease as lease_module
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training import schedule
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.permutation import pick_rows
-from cvae_dist.training.prepare import TrainingData
+from cvae_dist.training.prepare import Training, TrainingData
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.verbs.ingest import ingest
@@ -632,6 +635,77 @@ def test_second_training_of_one_model_is_refused(tmp_path: Path) -> None:
     with Lease.held(place), pytest.raises(OutputLocked, match="is being written by process"):
         fit_digits(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def files_of(place: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "call"), [(Trainer, "advance", 33), (Trainer, "test", 2), (Training, "measure", 1)]
+)
+def test_a_training_that_lost_its_lease_changes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: int
+) -> None:
+    monkeypatch.setattr(lease_module, "_TERM", 0.3)
+    real, calls, before = getattr(owner, method), count(1), {}
+
+    def lose(*arguments: Any) -> Any:
+        result = real(*arguments)
+        if next(calls) == call:
+            lease = tmp_path / "model.lease"
+            lease.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "x", "user": "eve"}))
+            time.sleep(0.15)  # so that a renewal notices
+            before.update(files_of(tmp_path))
+        return result
+
+    monkeypatch.setattr(owner, method, lose)
+    with pytest.raises(OutputLocked, match="taken over by process .* of eve"):
+        fit_digits(tmp_path / "model")
+    assert "model/checkpoints/LATEST.json" in before
+    assert files_of(tmp_path) == before
+
+
+def test_checkpoints_are_neither_replaced_nor_deleted_once_the_lease_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls, before = Trainer.state, count(1), {}
+
+    def lose(trainer: Trainer) -> Any:
+        if next(calls) == 3:
+            (tmp_path / "model.lease").unlink()
+            before.update(files_of(tmp_path))
+        return real(trainer)
+
+    monkeypatch.setattr(Trainer, "state", lose)
+    with pytest.raises(OutputLocked, match="was deleted"):
+        fit_digits(tmp_path / "model", checkpoint_every=15)
+    after = files_of(tmp_path)
+    assert len([name for name in before if "checkpoints/step" in name]) == 2
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_training_that_waits_for_an_earlier_one_says_so(tmp_path: Path) -> None:
+    with Lease.held(Location.of(tmp_path / "model")):
+        document = json.loads((tmp_path / "model.lease").read_text())
+    (tmp_path / "model.lease").write_text(json.dumps(document | {"machine": "far", "term": 0.1}))
+    events: list[Event] = []
+    fit_digits(tmp_path / "model", events.append)
+    assert "waiting up to" in events[0].message
+
+
+def test_a_store_that_was_replaced_meanwhile_makes_no_model(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: RowStore) -> None:
+        raise Corrupt(f"{store.location} was replaced")
+
+    monkeypatch.setattr(RowStore, "require_unchanged", refuse, raising=False)
+    with pytest.raises(Corrupt, match="was replaced"):
+        train(store, str(tmp_path / "model"), **QUICK)
+    monkeypatch.undo()
+    assert not (tmp_path / "model" / "config.json").exists()
+    assert train(store, str(tmp_path / "model"), **QUICK).steps == 60
 
 
 @pytest.mark.parametrize("name", ["checkpoints/mine", "model.safetensors"])
