@@ -150,7 +150,7 @@ class Output:
         packs.require_written()
         self._lease.check()
         command = f"{self._stage} {self._output.name}"
-        return store.publish(job.rows, packs.records(), packs.moments, job.lineage, command, job.manifest)
+        return store.publish(job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest)
 
     def _tell(self, kind: EventKind, done: int, total: int, message: str = "", **values: float) -> None:
         self._on_event(Event(self._stage, kind, done, total, message=message, values=values))
@@ -252,20 +252,21 @@ class _Packs:
         """Return the records of all shards."""
         return Records.joined([self._published[: self._first], *(self._recorded[n] for n in self._numbers())])
 
-    def moments(self, number: int) -> Moments:
-        """Return the moments of all rows of a pack, those that were published before first."""
-        size = self._job.layout.shards_per_pack * self._job.layout.rows_per_shard
-        known = number * size < self._store.rows
-        before = self._store.pack_moments(number) if known else Moments.empty(self._job.layout.n_features)
-        if number not in self._recorded:
-            return before
+    def moments(self) -> Iterator[Moments]:
+        """Yield the moments of all rows of every pack, in order: of published rows first, then of new ones."""
+        published = self._store.pack_moments()
+        for number in range(-(-self._job.shards // self._job.layout.shards_per_pack)):
+            before = next(published, Moments.empty(self._job.layout.n_features))
+            yield before.merge(self._new_moments(number)) if number in self._recorded else before
+
+    def _new_moments(self, number: int) -> Moments:
         pack = self._store.journal.read(number)
         if pack is None or not np.array_equal(pack.records.table, self._recorded[number].table):
             raise StorageFailed(
                 f"pack {number} of the journal of {self._store.location} was changed by another writer while this run "
                 "wrote it. Nothing was published; run the same command again"
             )
-        return before.merge(pack.moments)
+        return pack.moments
 
     def require_written(self) -> None:
         """Refuse to publish shards that are not as they were written, and delete what an interrupted run left beside.
