@@ -218,11 +218,11 @@ class _Packs:
         grows = job.rows > store.rows
         self._first = store.rows // job.layout.rows_per_shard if grows else job.shards
         self._recorded = self._read_journal()
-        self._parts: dict[int, dict[int, _Written]] = {}
         self._versions: dict[str, str] = {}
-        self.pending = tuple(
-            self._shards(number) for number in self._numbers() if number not in self._recorded
-        )  # fmt: skip
+        missing = {number: self._shards(number) for number in self._numbers() if number not in self._recorded}
+        self.pending = tuple(missing.values())
+        self._missing = {number: len(shards) for number, shards in missing.items()}
+        self._parts: dict[int, list[_Written]] = {number: [] for number in missing}
 
     def shards(self, shards: range) -> tuple[_Shard, ...]:
         """Return what makes some shards."""
@@ -235,11 +235,12 @@ class _Packs:
     def add(self, written: _Written) -> None:
         """Take in a finished region. With the last one of its pack the pack is recorded."""
         number = written.first // self._job.layout.shards_per_pack
-        parts = self._parts.setdefault(number, {})
-        parts[written.first] = written
+        parts = self._parts[number]
+        parts.append(written)
+        self._missing[number] -= len(written.records)
         self._versions |= written.versions
-        if sum(len(part.records) for part in parts.values()) == len(self._shards(number)):
-            in_order = [part for _, part in sorted(self._parts.pop(number).items())]
+        if not self._missing[number]:
+            in_order = sorted(self._parts.pop(number), key=lambda part: part.first)
             moments = Moments.empty(self._job.layout.n_features)
             for part in in_order:
                 for tile in part.moments:

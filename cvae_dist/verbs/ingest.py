@@ -263,6 +263,8 @@ class _Cut:
 
     def _dropped(self, span: Span) -> int:
         """Count the rows left out just before and between the rows of a span; the last span takes the rest."""
+        if not len(self.dropped):
+            return 0
         last = span.stop == self.kept.pieces.total
         lo = max(self.counted, int(np.searchsorted(self._position, span.start, side="left")))
         hi = int(np.searchsorted(self._position, span.stop, side="left"))
