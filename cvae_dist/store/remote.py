@@ -16,7 +16,7 @@ from fsspec.asyn import sync
 
 from cvae_dist.errors import StorageFailed
 from cvae_dist.store.lineage import digest_bytes
-from cvae_dist.store.storage import Buffer, Entry, Storage, clean, client_errors, unquoted
+from cvae_dist.store.storage import Buffer, Entry, Storage, clean_url, client_errors, unquoted
 
 _MEMORY = threading.Lock()  # the objects of memory:// live in this process
 _CONFLICT = (409, 412)
@@ -32,7 +32,7 @@ class FsspecFiles(Storage):
     filesystem: fsspec.AbstractFileSystem
 
     def url(self, path: str) -> str:
-        return clean(str(self.filesystem.unstrip_protocol(path)), {})
+        return clean_url(str(self.filesystem.unstrip_protocol(path)))
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         with self._errors(path):
@@ -65,7 +65,8 @@ class FsspecFiles(Storage):
         return False
 
     def list(self, path: str) -> Iterator[Entry]:
-        with self._errors(path):
+        found: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError), self._errors(path):
             found = self.filesystem.find(path, detail=True)
         for name in sorted(found):
             if name.startswith(f"{path}/"):
@@ -212,15 +213,6 @@ class S3Files(_Conditional):
 
 class GcsFiles(_Conditional):
     """Google Cloud Storage through gcsfs; versions are generations."""
-
-    def remove(self, path: str, version: str) -> bool:
-        bucket, key, _ = self.filesystem.split_path(path)
-        with self._errors(path):
-            try:
-                self.filesystem.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=version)
-            except (FileNotFoundError, FileExistsError):
-                return False
-        return True
 
     def wrong_version(self, version: str) -> str:
         return "1"
