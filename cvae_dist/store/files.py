@@ -93,7 +93,8 @@ class LocalFiles(Storage):
             elif not _is_hidden(entry.name):
                 with contextlib.suppress(FileNotFoundError):  # deleted while the list was made
                     status = entry.stat()
-                    yield Entry(name, status.st_size, _version(status))
+                    if stat.S_ISREG(status.st_mode):
+                        yield Entry(name, status.st_size, _version(status))
 
     def look(self, path: str, prefix: str, names: Sequence[str]) -> dict[str, Entry]:
         found = {}
