@@ -23,7 +23,7 @@ LAYOUT = Layout(
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RowStore:
-    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None: cls(4, 2, arrays)))
+    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None, **_: cls(4, 2, arrays)))
     for number in range(10):
         (tmp_path / "tree").mkdir(exist_ok=True)
         np.save(tmp_path / "tree" / f"{number}.npy", np.full((2, 2), number, np.float32))

@@ -18,7 +18,7 @@ from cvae_dist.verbs.verify import Problem, verify
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None: cls(4, 2, arrays)))
+    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None, **_: cls(4, 2, arrays)))
     (tmp_path / "tree").mkdir()
     np.save(tmp_path / "tree" / "a.npy", np.arange(20.0).reshape(10, 2))
     ingest(tmp_path / "tree", tmp_path / "store")
