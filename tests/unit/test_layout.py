@@ -108,7 +108,12 @@ def test_packs_are_a_gigabyte_and_their_moments_weigh_little() -> None:
     def layout(features: int, dtype: str = "<f4", **options: int) -> Layout:
         return Layout.of((ArrayLayout("x", dtype, ("sample", "feature"), (features,)),), **options)
 
-    for features, options in ((784, {}), (784, {"shard_bytes": 64_000_000}), (3_000_000, {}), (1, {"rows_per_shard": 1})):
+    for features, options in (
+        (784, {}),
+        (784, {"shard_bytes": 64_000_000}),
+        (3_000_000, {}),
+        (1, {"rows_per_shard": 1}),
+    ):
         found = layout(features, **options)
         pack = found.shards_per_pack * found.shard_bytes
         assert found.moments_bytes == 32 * features

@@ -25,10 +25,15 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store"
 
 
+def objects_of(store: Path) -> list[Path]:
+    return [path for path in store.rglob("*") if path.is_file() and path.name != "zarr.json"]
+
+
 def test_whole_store(store: Path) -> None:
     events: list[Event] = []
     result = verify(str(store), on_event=events.append)
-    assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 9, ())
+    assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 3 + 4 + 1 + 5, ())
+    assert len(objects_of(store)) == 13, "every object but the metadata is looked at"
     assert [event.kind for event in events] == ["start", "progress", "progress", "progress", "done"]
     assert [event.done for event in events] == [0, 4, 8, 10, 10]
 
