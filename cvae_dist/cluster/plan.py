@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -149,12 +150,12 @@ class Plan:
     published: int
     slots: int
 
-    @property
+    @cached_property
     def shards(self) -> int:
         """Shards to write."""
         return sum(map(len, self.pending))
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows to write."""
         size = self.job.layout.rows_per_shard

@@ -152,7 +152,7 @@ class Output:
         if self.existing is not None and self.existing.interrupted:
             _delete_beyond(store, job.shards)
         command = f"{self._stage} {self._output.name}"
-        return store.publish(job.rows, packs.records(), packs.moments, job.lineage, command, job.manifest)
+        return store.publish(job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest)
 
     def _tell(self, kind: EventKind, done: int, total: int, message: str = "", **values: float) -> None:
         self._on_event(Event(self._stage, kind, done, total, message=message, values=values))
@@ -220,11 +220,11 @@ class _Packs:
         grows = job.rows > store.rows
         self._first = store.rows // job.layout.rows_per_shard if grows else job.shards
         self._recorded = self._read_journal()
-        self._parts: dict[int, dict[int, _Written]] = {}
         self._versions: dict[str, str] = {}
-        self.pending = tuple(
-            self._shards(number) for number in self._numbers() if number not in self._recorded
-        )  # fmt: skip
+        missing = {number: self._shards(number) for number in self._numbers() if number not in self._recorded}
+        self.pending = tuple(missing.values())
+        self._missing = {number: len(shards) for number, shards in missing.items()}
+        self._parts: dict[int, list[_Written]] = {number: [] for number in missing}
 
     def shards(self, shards: range) -> tuple[_Shard, ...]:
         """Return what makes some shards."""
@@ -237,11 +237,12 @@ class _Packs:
     def add(self, written: _Written) -> None:
         """Take in a finished region. With the last one of its pack the pack is recorded."""
         number = written.first // self._job.layout.shards_per_pack
-        parts = self._parts.setdefault(number, {})
-        parts[written.first] = written
+        parts = self._parts[number]
+        parts.append(written)
+        self._missing[number] -= len(written.records)
         self._versions |= written.versions
-        if sum(len(part.records) for part in parts.values()) == len(self._shards(number)):
-            in_order = [part for _, part in sorted(self._parts.pop(number).items())]
+        if not self._missing[number]:
+            in_order = sorted(self._parts.pop(number), key=lambda part: part.first)
             moments = Moments.empty(self._job.layout.n_features)
             for part in in_order:
                 for tile in part.moments:
@@ -254,20 +255,21 @@ class _Packs:
         """Return the records of all shards."""
         return Records.joined([self._published[: self._first], *(self._recorded[n] for n in self._numbers())])
 
-    def moments(self, number: int) -> Moments:
-        """Return the moments of all rows of a pack, those that were published before first."""
-        size = self._job.layout.shards_per_pack * self._job.layout.rows_per_shard
-        known = number * size < self._store.rows
-        before = self._store.pack_moments(number) if known else Moments.empty(self._job.layout.n_features)
-        if number not in self._recorded:
-            return before
+    def moments(self) -> Iterator[Moments]:
+        """Yield the moments of all rows of every pack, in order: of published rows first, then of new ones."""
+        published = self._store.pack_moments()
+        for number in range(-(-self._job.shards // self._job.layout.shards_per_pack)):
+            before = next(published, Moments.empty(self._job.layout.n_features))
+            yield before.merge(self._new_moments(number)) if number in self._recorded else before
+
+    def _new_moments(self, number: int) -> Moments:
         pack = self._store.journal.read(number)
         if pack is None or not np.array_equal(pack.records.table, self._recorded[number].table):
             raise StorageFailed(
                 f"pack {number} of the journal of {self._store.location} was changed by another writer while this run "
                 "wrote it. Nothing was published; run the same command again"
             )
-        return before.merge(pack.moments)
+        return pack.moments
 
     def require_written(self) -> None:
         """Refuse to publish shards that are not as they were written; the next run makes their packs anew.

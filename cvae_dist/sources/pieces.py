@@ -1,5 +1,7 @@
 """Runs of rows in files: what a source lists and reads."""
 
+import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import blake2b
@@ -46,7 +48,8 @@ class Pieces:
     def identity(self, start: int, stop: int) -> bytes:
         """Return what tells rows ``start:stop`` from others: a digest of each of their files, and the rows taken."""
         lo, hi = self._overlap(start, stop)
-        return self._stamped[lo:hi].tobytes() + f"{start - self._starts(lo)} {stop - self._starts(hi - 1)}".encode()
+        taken = f"{start - self._starts(lo)} {stop - self._starts(hi - 1)}" if lo < hi else ""
+        return self._stamped[lo:hi].tobytes() + taken.encode()
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays by name."""
@@ -66,19 +69,27 @@ class Pieces:
     def between(self, start: int, stop: int) -> "Pieces":
         """Return the pieces, cut at both ends, that make rows ``start:stop`` of all of them."""
         lo, hi = self._overlap(start, stop)
-        part, stops = self[lo:hi], self.ends[lo:hi]
-        starts = stops - part.rows
-        skipped = np.maximum(start - starts, 0)
-        kept = np.minimum(stops, stop) - starts - skipped
-        whole = Pieces(part.path, part.first + skipped, kept, part.size, part.modified)
-        return whole[kept > 0] if (kept <= 0).any() else whole
+        first, rows = self.first[lo:hi].copy(), self.rows[lo:hi].copy()
+        if len(rows):
+            rows[-1] -= self._ends[hi - 1] - stop
+            skipped = start - self._starts(lo)
+            first[0] += skipped
+            rows[0] -= skipped
+        whole = Pieces(self.path[lo:hi], first, rows, self.size[lo:hi], self.modified[lo:hi])
+        return whole[rows > 0] if not rows.all() else whole
 
     def _overlap(self, start: int, stop: int) -> tuple[int, int]:
         """Return the range of pieces that have some of these rows."""
-        return int(self.ends.searchsorted(start, "right")), int(self.ends.searchsorted(stop, "left")) + 1
+        lo, hi = bisect.bisect_right(self._ends, start), bisect.bisect_left(self._ends, stop) + 1
+        return lo, min(max(lo, hi), len(self))
 
     def _starts(self, piece: int) -> int:
-        return int(self.ends[piece] - self.rows[piece]) if piece < len(self) else 0
+        return self._ends[piece] - int(self.rows[piece])
+
+    @cached_property
+    def _ends(self) -> Sequence[int]:
+        """The same as ``ends``, for one value at a time: NumPy takes ten times as long for it."""
+        return self.ends.data
 
     @cached_property
     def _stamped(self) -> npt.NDArray[np.uint64]:

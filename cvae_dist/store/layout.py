@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Self
 
 import crc32c
@@ -74,7 +74,7 @@ class ArrayLayout:
         """Whether inner chunks are compressed: bytes and strings gain, floats do not."""
         return self.dtype in (STRING, "|u1", "|i1")
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row before compression; strings are counted as 64."""
         return 64 if self.dtype == STRING else np.dtype(self.dtype).itemsize * int(np.prod(self.shape))
@@ -118,7 +118,7 @@ class Layout:
         """Bytes of one full shard of every array together, before compression."""
         return sum(array.row_bytes for array in self.arrays) * self.rows_per_shard
 
-    @property
+    @cached_property
     def n_features(self) -> int:
         """Values of one row of the first array, which the moments describe."""
         return math.prod(self.arrays[0].shape)
@@ -128,14 +128,14 @@ class Layout:
         """Bytes of the moments of the first array."""
         return _MOMENT_BYTES * self.n_features
 
-    @property
+    @cached_property
     def shards_per_pack(self) -> int:
         """Shards that the ledger records together: about 1 GB, and enough for their moments to weigh little."""
         light = math.ceil(self.moments_bytes / (_PACK_SHARE * self.shard_bytes))
         tiles = math.ceil(max(light, _PACK_BYTES // self.shard_bytes, 1) / self.shards_per_tile)
         return tiles * self.shards_per_tile
 
-    @property
+    @cached_property
     def shards_per_tile(self) -> int:
         """Shards whose moments are merged where the shards are made. The sums' order is fixed, and so their bits."""
         return _TILE_SHARDS if self.moments_bytes > _LARGE_MOMENTS else 1

@@ -132,8 +132,9 @@ class Publication:
         except (ValueError, RuntimeError) as error:
             what = f"cannot be trusted: {error}"
         raise Corrupt(
-            f"{place} {what}. It describes the published rows, so nothing is known of them. Open the store again, if it "
-            "has grown since it was opened; else put it back from a copy, or make the store anew with --overwrite"
+            f"{place} {what}. It describes the published rows, so nothing is known of them. If the store has "
+            "grown since it was opened, open it again; else put the object back from a copy, or make the store "
+            "anew with --overwrite"
         )
 
     def _metadata(self, name: str, stored: Stored, dims: tuple[str, ...], attributes: Mapping[str, Any]) -> bytes:

@@ -1,8 +1,9 @@
 """A Zarr group of rows: opening one, creating one, and publishing what was written."""
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -290,13 +291,19 @@ class RowStore:
         mean, std, minimum, maximum = (self.publication.read(name) for name in _SHOWN)
         return Moments(self.rows, mean, std * std * self.rows, minimum, maximum)
 
-    def pack_moments(self, number: int) -> Moments:
-        """Return the moments of the published rows of a pack."""
-        if "moments" not in self.publication.arrays:  # the pack is the whole store
-            return self.statistics()
-        table = self.publication.read("moments", number, number + 1)[0]
+    def pack_moments(self) -> Iterator[Moments]:
+        """Yield the moments of the published rows of every pack, in order."""
+        if not self.published:
+            return
+        stored = self.publication.arrays.get("moments")
+        if stored is None:  # one pack is the whole store
+            yield self.statistics()
+            return
         size = self.layout.shards_per_pack * self.layout.rows_per_shard
-        return Moments(min(size, self.rows - number * size), *table)
+        for first in range(0, stored.shape[0], stored.chunk):
+            tables = self.publication.read("moments", first, min(first + stored.chunk, stored.shape[0]))
+            for number, table in enumerate(tables, first):
+                yield Moments(min(size, self.rows - number * size), *table)
 
     def manifest(self) -> dict[str, Block]:
         """Return the published source manifest: arrays over ``piece``, empty when the store has none."""
@@ -308,16 +315,16 @@ class RowStore:
         self,
         rows: int,
         records: Records,
-        moments: Callable[[int], Moments],
+        moments: Iterable[Moments],
         lineage: Mapping[str, Any],
         command: str,
         manifest: Mapping[str, Block],
     ) -> Self:
         """Make the first ``rows`` rows visible, every shard of which must have been written.
 
-        ``records`` are those of all shards, and ``moments`` returns those of a pack by its number. All that describes
-        the rows comes first, in a subgroup of its own. One last conditional write of the group shows readers all the
-        new rows at once. After an interruption the next publication finishes it.
+        ``records`` are those of all shards, and ``moments`` those of every pack, in order. All that describes the
+        rows comes first, in a subgroup of its own. One last conditional write of the group shows readers all the new
+        rows at once. After an interruption the next publication finishes it.
 
         Raises
         ------
@@ -349,24 +356,21 @@ class RowStore:
         store._forget(keep={self.document["publication"]})
         return store
 
-    def _write_moments(self, publication: Publication, shards: int, moments: Callable[[int], Moments]) -> Moments:
+    def _write_moments(self, publication: Publication, shards: int, moments: Iterable[Moments]) -> Moments:
         """Write the moments of every pack, and return those of all, merged in order. A single pack is the total."""
         packs = -(-shards // self.layout.shards_per_pack)
-        total = Moments.empty(self.n_features)
+        total, rest = Moments.empty(self.n_features), iter(moments)
         stored = Stored.of("<f8", (packs, len(STATISTICS), self.n_features))
 
         def blocks() -> Iterator[Block]:
             nonlocal total
-            for first in range(0, packs, stored.chunk):
-                tables = []
-                for number in range(first, min(first + stored.chunk, packs)):
-                    pack = moments(number)
+            while some := list(itertools.islice(rest, stored.chunk)):
+                for pack in some:
                     total = total.merge(pack)
-                    tables.append(np.stack([getattr(pack, name) for name in STATISTICS]))
-                yield np.stack(tables)
+                yield np.stack([[getattr(pack, name) for name in STATISTICS] for pack in some])
 
         if packs == 1:
-            return moments(0)
+            return next(rest)
         publication.write_blocks("moments", stored, blocks(), ("pack", "moment", "feature"), moments=STATISTICS)
         return total
 

@@ -25,6 +25,7 @@ Nonfinite = Literal["raise", "drop"]
 
 # Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
 _ARITHMETIC = threading.Lock()
+_REMOTE_THREADS = 6
 
 
 def ingest(
@@ -136,11 +137,16 @@ class _IngestPlan:
             lineage={"source": without_credentials(self.url)},
             task_bytes=16_000_000,
             first_shard=first_shard,
-            # one file an item is bound by system calls, where a second thread only fights for the interpreter;
-            # else one thread computes while one reads and one writes
-            threads=1 if self.schema.one_per_file else min(3, os.cpu_count() or 1),
+            threads=self._threads(),
             manifest={**pieces.arrays(), "dropped": dropped},
         )
+
+    def _threads(self) -> int:
+        """Return how many threads serve: reads, arithmetic and writes overlap, and object stores make writers wait."""
+        if not self.place.is_local:
+            return _REMOTE_THREADS
+        # one file an item is bound by system calls, where a second thread only fights for the interpreter
+        return 1 if self.schema.one_per_file else min(3, os.cpu_count() or 1)
 
     def _layout(self, store: RowStore | None) -> Layout:
         """Return the shard grid of a store that is there, else the best one."""
@@ -257,6 +263,8 @@ class _Cut:
 
     def _dropped(self, span: Span) -> int:
         """Count the rows left out just before and between the rows of a span; the last span takes the rest."""
+        if not len(self.dropped):
+            return 0
         last = span.stop == self.kept.pieces.total
         lo = max(self.counted, int(np.searchsorted(self._position, span.start, side="left")))
         hi = int(np.searchsorted(self._position, span.stop, side="left"))

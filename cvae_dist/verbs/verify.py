@@ -209,8 +209,8 @@ def _metadata_problems(store: RowStore) -> Iterator[Problem]:
 def _statistics_problems(store: RowStore) -> Iterator[Problem]:
     """Compare the statistics with the moments of the packs."""
     found, total = store.statistics(), Moments.empty(store.n_features)
-    for number in range(-(-store.layout.shards(store.rows) // store.layout.shards_per_pack)):
-        total = total.merge(store.pack_moments(number))
+    for moments in store.pack_moments():
+        total = total.merge(moments)
     for name in ("mean", "std", "minimum", "maximum"):
         if not np.allclose(getattr(found, name), getattr(total, name), rtol=1e-12, atol=0, equal_nan=True):
             yield Problem(name, None, "differs from the ledger's")
