@@ -147,8 +147,10 @@ class Output:
 
     def _publish(self, store: RowStore, job: Job, packs: "_Packs") -> RowStore:
         job.confirm()
-        packs.require_written()
         self._lease.check()
+        packs.require_written()
+        if self.existing is not None and self.existing.interrupted:
+            _delete_beyond(store, job.shards)
         command = f"{self._stage} {self._output.name}"
         return store.publish(job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest)
 
@@ -270,7 +272,7 @@ class _Packs:
         return pack.moments
 
     def require_written(self) -> None:
-        """Refuse to publish shards that are not as they were written, and delete what an interrupted run left beside.
+        """Refuse to publish shards that are not as they were written; the next run makes their packs anew.
 
         The storage says of each object how long it is, and whether somebody wrote it after this run did.
         """
@@ -281,6 +283,7 @@ class _Packs:
             for shard, (key, size) in enumerate(zip(keys, records.sizes(place).tolist(), strict=True), self._first):
                 entry = found.pop(key, None)
                 if entry is None or entry.size != size or self._versions.get(key, entry.version) != entry.version:
+                    self._store.journal.forget(shard // self._job.layout.shards_per_pack)
                     raise StorageFailed(
                         f"shard {shard} of {self._store.location}/{array.name} is not as this run wrote it. Another "
                         "writer changed or deleted it, perhaps a worker of a driver that was killed. Nothing was "

@@ -306,7 +306,7 @@ def decode_chunk(data: bytes, dtype: str, shape: tuple[int, ...]) -> Block:
     payload, _ = _checked(memoryview(data)[:-4], memoryview(data)[-4:], "the chunk")
     if dtype != STRING:
         block = np.empty(shape, dtype)
-        zstd.decompress(payload, block.data.cast("B"))
+        decompress_into(memoryview(payload), memoryview(block.reshape(-1)).cast("B"))
         return block
     if _claimed_bytes(memoryview(payload)) > _MOST_STRING_BYTES:  # memory for them would be taken before they are seen
         raise ValueError("the chunk claims to hold more than 2 GB of strings")
@@ -316,13 +316,28 @@ def decode_chunk(data: bytes, dtype: str, shape: tuple[int, ...]) -> Block:
     return np.asarray(strings, dtype=object)
 
 
+def decompress_into(frame: memoryview, out: memoryview) -> None:
+    """Decompress a zstd frame that fills a buffer to the last byte.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        It holds more or less, or is none.
+    """
+    if _claimed_bytes(frame) != out.nbytes:
+        raise ValueError(f"the chunk holds {_claimed_bytes(frame):,} bytes, not {out.nbytes:,}")
+    if out.nbytes:
+        zstd.decompress(frame, out)
+
+
 def _claimed_bytes(frame: memoryview) -> int:
     """Return how many bytes a zstd frame says that it holds (RFC 8878, section 3.1.1); 0 when it does not say."""
     if len(frame) < 5:
         return 0
     single = bool(frame[4] & 0x20)
     start = 5 + (not single) + (0, 1, 2, 4)[frame[4] & 3]
-    return int.from_bytes(frame[start : start + (int(single), 2, 4, 8)[frame[4] >> 6]], "little")
+    width = (int(single), 2, 4, 8)[frame[4] >> 6]
+    return int.from_bytes(frame[start : start + width], "little") + (256 if width == 2 else 0)
 
 
 def _are_positive(*numbers: object) -> bool:

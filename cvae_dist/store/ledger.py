@@ -154,6 +154,10 @@ class Journal:
         """Return the numbers of the packs that are there, by one listing."""
         return sorted(int(entry.name) for entry in self._place.list() if entry.name.isdecimal())
 
+    def forget(self, number: int) -> None:
+        """Forget one pack, so that its shards are made anew."""
+        (self._place / str(number)).delete()
+
     def delete(self) -> None:
         """Forget all packs."""
         self._place.delete()

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import crc32c
 import numpy as np
-from numcodecs import zstd
 
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
-from cvae_dist.store.layout import Block, shard_key
+from cvae_dist.store.layout import Block, decompress_into, shard_key
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
 from cvae_dist.store.urls import Location
 
@@ -459,10 +458,13 @@ class _ChunkRows:
         if not _matches(checksum, payload):
             chunk = number % (self._array.rows_per_shard // self._array.rows_per_chunk)
             raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is torn or has changed"))
-        if self._array.compressed:
-            zstd.decompress(payload, out)
-        else:
-            out[:] = payload
+        try:
+            if self._array.compressed:
+                decompress_into(payload, out)
+            else:
+                out[:] = payload
+        except (ValueError, RuntimeError) as error:
+            raise Corrupt(_corrupt(shard.location, f"chunk {number} cannot be trusted ({error})")) from error
 
     def _copy(self, block: Block, extents: _Extents, view: memoryview) -> None:
         row_bytes = self._array.row_bytes

@@ -17,7 +17,7 @@ DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">f4
 
 @pytest.fixture(autouse=True)
 def _tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None: cls(4, 2, arrays)))
+    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None, **_: cls(4, 2, arrays)))
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -120,7 +120,7 @@ def test_store_inside_its_own_source(tmp_path: Path) -> None:
 def test_grid_of_a_store_that_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "t" / "a.npy", np.arange(20, dtype=np.float32).reshape(10, 2))
     ingest(tmp_path / "t", tmp_path / "s")
-    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None: cls(6, 3, arrays)))
+    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None, **_: cls(6, 3, arrays)))
     save(tmp_path / "t" / "b.npy", np.arange(20, 30, dtype=np.float32).reshape(5, 2))
     store = opened(tmp_path / "s", ingest(tmp_path / "t", tmp_path / "s"))
     assert store.layout.rows_per_shard == 4

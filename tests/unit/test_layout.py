@@ -1,13 +1,17 @@
 """Shards assembled here, read back by plain Zarr; and the grid that is chosen."""
 
+import json
+import re
 from pathlib import Path
 
+import crc32c
 import numpy as np
 import pytest
 import zarr
+from numcodecs import zstd
 
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location
-from cvae_dist.store.layout import write_small_array
+from cvae_dist.store.layout import decode_chunk, encode_chunk, group_metadata, shard_bytes_at
 
 DTYPES = ["<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8"]
 
@@ -100,11 +104,91 @@ def test_rows_per_shard_may_be_given() -> None:
         assert layout.rows_per_chunk * 784 * 4 <= 1_000_000
 
 
+def test_packs_are_a_gigabyte_and_their_moments_weigh_little() -> None:
+    def layout(features: int, dtype: str = "<f4", **options: int) -> Layout:
+        return Layout.of((ArrayLayout("x", dtype, ("sample", "feature"), (features,)),), **options)
+
+    for features, options in (
+        (784, {}),
+        (784, {"shard_bytes": 64_000_000}),
+        (3_000_000, {}),
+        (1, {"rows_per_shard": 1}),
+    ):
+        found = layout(features, **options)
+        pack = found.shards_per_pack * found.shard_bytes
+        assert found.moments_bytes == 32 * features
+        assert found.moments_bytes <= 0.02 * pack
+        assert found.shards_per_pack % found.shards_per_tile == 0
+        assert pack <= 1_000_000_000 or found.moments_bytes > 0.02 * (pack - found.shards_per_tile * found.shard_bytes)
+    assert (layout(784).shards_per_tile, layout(3_000_000).shards_per_tile) == (1, 16)
+
+
+def test_shards_are_larger_in_object_stores(tmp_path: Path) -> None:
+    assert shard_bytes_at(Location.of(tmp_path)) < shard_bytes_at(Location.of("memory://bucket"))
+    x = ArrayLayout("x", "<f4", ("sample", "feature"), (784,))
+    small, large = (Layout.of((x,), shard_bytes=size) for size in (16_000_000, 64_000_000))
+    assert large.rows_per_shard * x.row_bytes <= 64_000_000
+    assert large.rows_per_shard > 3 * small.rows_per_shard
+
+
+FORGED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
+    "a name that leads out": ({}, {"name": "../x"}, "named '../x'"),
+    "an absolute name": ({}, {"name": "/etc/passwd"}, "named '/etc"),
+    "no name": ({}, {"name": ""}, "named ''"),
+    "two names": ({}, {"name": "id"}, "the arrays are"),
+    "a type of objects": ({}, {"dtype": "|O"}, "dtype '|O'"),
+    "a structured type": ({}, {"dtype": "<f4,<f4"}, "dtype"),
+    "big endian": ({}, {"dtype": ">f4"}, "dtype"),
+    "strings first": ({}, {"dtype": "string"}, "the arrays are"),
+    "a negative shape": ({}, {"shape": [-3]}, "shape"),
+    "no values": ({}, {"shape": [0]}, "shape"),
+    "a fraction": ({}, {"shape": [1.5]}, "shape"),
+    "more dimensions than axes": ({}, {"dims": ["sample", "feature", "more"]}, "dimensions"),
+    "no rows": ({"rows_per_shard": 0}, {}, "0 rows"),
+    "negative rows": ({"rows_per_shard": -4, "rows_per_chunk": -2}, {}, "-4 rows"),
+    "rows as text": ({"rows_per_shard": "4"}, {}, "'4' rows"),
+    "chunks that do not fit": ({"rows_per_chunk": 3}, {}, "chunks of 3"),
+    "true": ({"rows_per_chunk": True}, {}, "chunks of True"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_forged_description_is_refused_by_name(case: str) -> None:
+    layout_change, array_change, words = FORGED[case]
+    arrays = (ArrayLayout("x", "<f4", ("sample", "feature"), (3,)), ArrayLayout("id", STRING, ("sample",)))
+    document = Layout(4, 2, arrays).to_json()
+    assert Layout.from_json(document).to_json() == document
+    document |= layout_change
+    document["arrays"][0] |= array_change
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Layout.from_json(document)
+
+
 @pytest.mark.parametrize(
-    "values", [np.arange(5.0), np.array(["a", ""], object), np.zeros(0), np.arange(3, dtype=">i4")]
+    "values", [np.arange(5.0), np.array(["a", ""], object), np.zeros(0), np.arange(6, dtype="<u8").reshape(3, 2)]
 )
-def test_small_array(tmp_path: Path, values: np.ndarray) -> None:
-    write_small_array(Location.of(tmp_path), "a", values, ("feature",), long_name="what")
-    array = zarr.open_array(str(tmp_path / "a"), mode="r")
-    assert array[:].tolist() == values.tolist()
-    assert dict(array.attrs) == {"long_name": "what"}
+def test_a_chunk_is_padded_and_read_back(values: np.ndarray) -> None:
+    dtype = STRING if values.dtype == object else values.dtype.str
+    data = b"".join(map(bytes, encode_chunk(values, 7)))
+    block = decode_chunk(data, dtype, (7, *values.shape[1:]))
+    assert block[: len(values)].tolist() == values.tolist()
+    assert not any(block[len(values) :].ravel())
+    for shape in ((6, *values.shape[1:]), (8, *values.shape[1:])):
+        with pytest.raises((ValueError, RuntimeError)):
+            decode_chunk(data, dtype, shape)
+
+
+@pytest.mark.parametrize("descriptor", [0x20 | 0xC0, 0xC0, 0x20 | 0x80, 0x20 | 0xC0 | 3])
+def test_a_chunk_that_claims_gigabytes_of_strings_is_refused(descriptor: int) -> None:
+    """Nothing is allocated: memory is asked for before the bytes are looked at (RFC 8878, section 3.1.1)."""
+    single = bool(descriptor & 0x20)
+    size = (2**32 - 1).to_bytes(4, "little") if descriptor & 0xC0 == 0x80 else (2**62).to_bytes(8, "little")
+    frame = b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + bytes(not single) + bytes(4 * (descriptor & 3 == 3)) + size
+    payload = frame + zstd.compress(b"x")[6:]
+    data = payload + crc32c.crc32c(payload).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="more than 2 GB"):
+        decode_chunk(data, STRING, (2,))
+
+
+def test_an_empty_group() -> None:
+    assert json.loads(group_metadata())["node_type"] == "group"

@@ -1,100 +1,83 @@
-"""The ledger: what is written is read, anything else is no record."""
+"""The ledger: what is written is read, anything else is no pack."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 
-from cvae_dist.errors import Corrupt
-from cvae_dist.store import STRING, ArrayLayout, Digest, Layout, Ledger, Location, Moments, Record
+from cvae_dist.store import STRING, ArrayLayout, Digest, Layout, Location, Moments, Pack, Records
+from cvae_dist.store.ledger import Journal, record_fields, record_width
 
 LAYOUT = Layout(4, 2, (ArrayLayout("x", "<f4", ("sample", "feature"), (3,)), ArrayLayout("id", STRING, ("sample",))))
 BLOCK = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(Location.of(tmp_path), LAYOUT)
+def journal(tmp_path: Path) -> Journal:
+    return Journal(Location.of(tmp_path), LAYOUT)
 
 
-def record(shard: int = 0, rows: int = 4) -> Record:
-    return Record(2**64 - 1 - shard, rows, 5, (Digest(2**40, 7), Digest(1, 2**32 - 1)))
+def record(shard: int = 0, rows: int = 4) -> Records:
+    return Records.one(2**64 - 1 - shard, rows, 5, (Digest(2**40, 7), Digest(1, 2**32 - 1 - shard)))
 
 
-def test_written_and_read(ledger: Ledger) -> None:
-    assert ledger.read(0) is None
-    ledger.write(0, record(), Moments.of(BLOCK))
-    found = ledger.read(0)
+def test_records_of_neighbouring_shards() -> None:
+    records = Records.joined([Records.none(LAYOUT), record(0), Records.joined([record(1), record(2, 3)])])
+    assert (len(records), records.rows, records.dropped) == (3, 11, 15)
+    assert records.fingerprints.tolist() == [2**64 - 1, 2**64 - 2, 2**64 - 3]
+    assert (records.sizes(0).tolist(), records.sizes(1).tolist()) == ([2**40] * 3, [1] * 3)
+    assert (records.digest(2, 0), records.digest(2, 1)) == (Digest(2**40, 7), Digest(1, 2**32 - 3))
+    assert records[1:].table.tolist() == records.table[1:].tolist()
+    assert records.table.dtype == np.uint64
+    fields = record_fields(LAYOUT)
+    assert fields == ["fingerprint", "rows", "dropped", "x_bytes", "x_digest", "id_bytes", "id_digest"]
+    assert records.table.shape == (3, record_width(LAYOUT)) == (3, len(fields))
+
+
+@pytest.mark.parametrize("moments", [Moments.of(BLOCK), Moments.empty(3)])
+def test_written_and_read(journal: Journal, moments: Moments) -> None:
+    assert (journal.read(0), journal.numbers()) == (None, [])
+    records = Records.joined([record(), record(1)])
+    journal.write(3, Pack(records, moments))
+    journal.write(12, Pack(record(9), moments))
+    assert journal.numbers() == [3, 12]
+    found = journal.read(3)
     assert found is not None
-    assert (found.fingerprint, found.rows, found.dropped, found.digests[:2]) == (
-        2**64 - 1,
-        4,
-        5,
-        record().digests,
-    )
-    moments = ledger.read_moments(0, found)
+    np.testing.assert_array_equal(found.records.table, records.table)
     for name in ("count", "mean", "m2", "minimum", "maximum"):
-        np.testing.assert_array_equal(getattr(moments, name), getattr(Moments.of(BLOCK), name))
-    assert Record.from_array(found.to_array()) == found
+        np.testing.assert_array_equal(getattr(found.moments, name), getattr(moments, name))
+    journal.forget(3)
+    assert journal.numbers() == [12]
+    journal.delete()
+    assert (journal.read(12), journal.numbers()) == (None, [])
 
 
-def test_the_record_comes_last(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = []
-    monkeypatch.setattr(Location, "write", lambda self, *buffers: written.append(self.path))
-    ledger.write(3, record(), Moments.of(BLOCK))
-    assert [path.removeprefix(str(tmp_path)) for path in written] == [
-        "/ledger/moments/c/3/0/0", "/ledger/record/c/3/0"
-    ]  # fmt: skip
-
-
-def test_any_changed_byte_makes_it_no_record(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.write(0, record(), Moments.of(BLOCK))
-    path = tmp_path / "ledger/record/c/0/0"
+def test_any_changed_byte_makes_it_no_pack(journal: Journal, tmp_path: Path) -> None:
+    journal.write(0, Pack(Records.joined([record(), record(1)]), Moments.of(BLOCK)))
+    path = tmp_path / "journal/0"
     data = path.read_bytes()
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        assert ledger.read(0) is None
-    for cut in (b"", data[:3], data[:-8], data + bytes(4)):
+        assert journal.read(0) is None
+    for cut in (b"", data[:3], data[:19], data[:-8], data + bytes(4), bytes(len(data))):
         path.write_bytes(cut)
-        assert ledger.read(0) is None
+        assert journal.read(0) is None
 
 
-def test_moments_that_do_not_belong(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.write(0, record(), Moments.of(BLOCK))
-    ledger.write(1, record(1), Moments.of(BLOCK + 1))
-    first = ledger.read(0)
-    assert first is not None
-    (tmp_path / "ledger/moments/c/1/0/0").replace(tmp_path / "ledger/moments/c/0/0/0")
-    with pytest.raises(Corrupt, match="shard 0 .* do not match"):
-        ledger.read_moments(0, first)
-    (tmp_path / "ledger/moments/c/0/0/0").unlink()
-    with pytest.raises(Corrupt, match="shard 0 are missing"):
-        ledger.total_moments([first])
+def test_a_whole_pack_of_other_arrays_is_none(journal: Journal, tmp_path: Path) -> None:
+    narrow = Journal(Location.of(tmp_path), Layout(4, 2, LAYOUT.arrays[:1]))
+    narrow.write(0, Pack(Records.one(1, 4, 0, [Digest(5, 6)]), Moments.of(BLOCK)))
+    assert narrow.read(0) is not None
+    assert journal.read(0) is None
 
 
-def test_total_is_merged_in_shard_order(ledger: Ledger) -> None:
-    rows = np.random.default_rng(0).normal(size=(40, 3))
-    parts = np.split(rows, [7, 20])
-    for shard in (2, 0, 1):  # whoever comes first
-        ledger.write(shard, record(shard, len(parts[shard])), Moments.of(parts[shard]))
-    records = [ledger.read(shard) for shard in range(3)]
-    total = ledger.total_moments([found for found in records if found is not None])
-    expected = Moments.of(parts[0]).merge(Moments.of(parts[1])).merge(Moments.of(parts[2]))
-    assert total.mean.tobytes() == expected.mean.tobytes()
-    assert total.m2.tobytes() == expected.m2.tobytes()
-
-
-def test_plain_zarr_reads_it(ledger: Ledger, tmp_path: Path) -> None:
-    for shard in range(3):
-        ledger.write(shard, record(shard), Moments.of(BLOCK))
-    ledger.publish(3)
-    group = zarr.open_group(str(tmp_path / "ledger"), mode="r")
-    table = group["record"][:]
-    fields = group["record"].attrs["fields"]
-    assert table.shape == (3, len(fields))
-    assert table[:, fields.index("rows")].tolist() == [4, 4, 4]
-    np.testing.assert_array_equal(group["moments"][1, 0], BLOCK.mean(0))
+def test_a_journal_that_is_no_folder_and_names_that_are_no_numbers(journal: Journal, tmp_path: Path) -> None:
+    journal.write(0, Pack(record(), Moments.of(BLOCK)))
+    (tmp_path / "journal/notes").write_text("mine")
+    assert journal.numbers() == [0]
+    journal.delete()
+    (tmp_path / "journal").write_text("mine")
+    assert (journal.read(0), journal.numbers()) == (None, [])
 
 
 @pytest.mark.parametrize("name", ["x", "id"])

@@ -18,17 +18,22 @@ from cvae_dist.verbs.verify import Problem, verify
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None: cls(4, 2, arrays)))
+    monkeypatch.setattr(Layout, "of", classmethod(lambda cls, arrays, rows=None, **_: cls(4, 2, arrays)))
     (tmp_path / "tree").mkdir()
     np.save(tmp_path / "tree" / "a.npy", np.arange(20.0).reshape(10, 2))
     ingest(tmp_path / "tree", tmp_path / "store")
     return tmp_path / "store"
 
 
+def objects_of(store: Path) -> list[Path]:
+    return [path for path in store.rglob("*") if path.is_file() and path.name != "zarr.json"]
+
+
 def test_whole_store(store: Path) -> None:
     events: list[Event] = []
     result = verify(str(store), on_event=events.append)
-    assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 9, ())
+    assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 3 + 4 + 1 + 5, ())
+    assert len(objects_of(store)) == 13, "every object but the metadata is looked at"
     assert [event.kind for event in events] == ["start", "progress", "progress", "progress", "done"]
     assert [event.done for event in events] == [0, 4, 8, 10, 10]
 
