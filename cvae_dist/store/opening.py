@@ -1,10 +1,14 @@
 """Which storage a URL means."""
 
+import importlib.util
+from typing import NoReturn
+
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cvae_dist.errors import InvalidInput, MissingExtra
 from cvae_dist.store.files import LocalFiles
+from cvae_dist.store.objects import azure_storage, s3_storage
 from cvae_dist.store.remote import remote_storage
 from cvae_dist.store.storage import Storage, StorageOptions, clean
 
@@ -13,17 +17,44 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "
 
 def open_storage(url: str, options: StorageOptions) -> tuple[Storage, str]:
     """Return the storage of a path or URL, and the path in it."""
-    protocol = url.partition("://")[0]
+    protocol, _, rest = url.partition("://")
+    bucket, _, path = rest.partition("/")
+    extra = EXTRAS.get(protocol) if rest else None
+    if extra and (":" in bucket or (extra != "azure" and "@" in bucket)):
+        raise InvalidInput(
+            f"{clean(url, options)} has credentials in it, which {extra} does not take from there; "
+            "give them as storage options, or in the environment"
+        )
+    if extra in ("s3", "azure") and importlib.util.find_spec("obstore") is None:
+        _refuse_missing(url, options, extra, "")
+    if extra == "azure":
+        return azure_storage(*_azure_place(bucket, options)), path
+    storage = s3_storage(bucket, options) if extra == "s3" else None
+    return (storage, path) if storage else _open_with_fsspec(url, options, extra)
+
+
+def _azure_place(bucket: str, options: StorageOptions) -> tuple[str, StorageOptions]:
+    """Read ``container`` or ``container@account.dfs.core.windows.net``."""
+    container, _, host = bucket.partition("@")
+    account = host.partition(".")[0]
+    return container, {"account_name": account, **options} if account else options
+
+
+def _open_with_fsspec(url: str, options: StorageOptions, extra: str | None) -> tuple[Storage, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError, TypeError) as error:
-        name, said = clean(url, options), clean(str(error), options)
-        extra = EXTRAS.get(protocol)
-        # of some protocols, such as abfss, fsspec hears only from the package that is missing
-        if isinstance(error, ImportError) or (extra and protocol not in fsspec.available_protocols()):
-            remedy = f"pip install 'cvae-dist[{extra}]'" if extra else f"install what fsspec names: {said}"
-            raise MissingExtra(f"{name} needs a package that is not installed; {remedy}") from None
-        raise InvalidInput(f"{name} cannot be opened ({said}). Mend the URL or the storage options") from None
+    except ImportError as error:
+        _refuse_missing(url, options, extra, str(error))
+    except (ValueError, TypeError) as error:
+        said = clean(str(error), options)
+        raise InvalidInput(
+            f"{clean(url, options)} cannot be opened ({said}). Mend the URL or the storage options"
+        ) from None
     if isinstance(filesystem, LocalFileSystem):
         return LocalFiles(), path
     return remote_storage(filesystem), path
+
+
+def _refuse_missing(url: str, options: StorageOptions, extra: str | None, said: str) -> NoReturn:
+    remedy = f"pip install 'cvae-dist[{extra}]'" if extra else f"install what fsspec names: {clean(said, options)}"
+    raise MissingExtra(f"{clean(url, options)} needs a package that is not installed; {remedy}") from None

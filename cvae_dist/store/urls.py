@@ -11,11 +11,10 @@ from typing import Any
 
 from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store.files import LocalFiles
-from cvae_dist.store.opening import EXTRAS as _EXTRAS
 from cvae_dist.store.opening import open_storage
 from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOptions
 
-__all__ = ["_EXTRAS", "Buffer", "Changed", "Entry", "Location", "StorageOptions"]
+__all__ = ["Buffer", "Changed", "Entry", "Location", "StorageOptions"]
 
 _MOST_NAMES = 10_000  # that are looked at to say what a place holds
 _THREADS = 32  # requests in flight of one caller who reads many ranges

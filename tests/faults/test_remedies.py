@@ -23,7 +23,7 @@ import cvae_dist
 from cvae_dist.cli import app, main
 from cvae_dist.errors import CvaeDistError, MissingExtra
 from cvae_dist.events import Event
-from cvae_dist.store.urls import _EXTRAS
+from cvae_dist.store.opening import EXTRAS
 from cvae_dist.verbs import VERBS
 from tests.faults.drivers import small_grid
 
@@ -301,11 +301,11 @@ def test_every_extra_that_a_text_names_exists() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     named = {extra for _, text in texts() for extra in re.findall(r"cvae-dist\[(\w+)\]", text)}
     assert named >= {"plot", "onnx", "flow", "tensorboard"}
-    assert {*named, *_EXTRAS.values()} <= project["optional-dependencies"].keys()
+    assert {*named, *EXTRAS.values()} <= project["optional-dependencies"].keys()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("adlfs") is not None, reason="the extra is installed")
-@pytest.mark.parametrize("protocol", [protocol for protocol, extra in _EXTRAS.items() if extra == "azure"])
+@pytest.mark.parametrize("protocol", [protocol for protocol, extra in EXTRAS.items() if extra == "azure"])
 def test_a_url_whose_package_is_missing_names_its_extra(protocol: str) -> None:
     with pytest.raises(MissingExtra, match=r"pip install 'cvae-dist\[azure\]'"):
         cvae_dist.info(f"{protocol}://container/rows.zarr")

@@ -11,7 +11,7 @@ import pytest
 from fsspec.registry import known_implementations
 
 import cvae_dist
-from cvae_dist.store.urls import _EXTRAS
+from cvae_dist.store.opening import EXTRAS
 
 
 def modules_after(statement: str) -> set[str]:
@@ -59,7 +59,7 @@ def test_an_extra_installs_what_is_imported(extra: str, package: str) -> None:
                 named |= set((node.module or "").split("."))
             elif isinstance(node, ast.Constant):
                 named.add(node.value)
-    urls = [url for url, its_extra in _EXTRAS.items() if its_extra == extra and url in known_implementations]
+    urls = [url for url, its_extra in EXTRAS.items() if its_extra == extra and url in known_implementations]
     of_urls = {known_implementations[url]["class"].split(".")[0] for url in urls}
     assert package in (of_urls or named)
 
