@@ -180,8 +180,13 @@ def _make_bucket(name: str, endpoint: str) -> None:
     elif name == "gcs":
         body = json.dumps({"name": _BUCKET}).encode()
         _send(urllib.request.Request(f"{endpoint}/storage/v1/b", body, {"Content-Type": "application/json"}))
-    elif name == "moto":  # SeaweedFS makes a bucket when an object is written
-        _send(urllib.request.Request(f"{endpoint}/{_BUCKET}", method="PUT"))
+    else:
+        from botocore.session import Session
+
+        keys = {"aws_access_key_id": _KEY, "aws_secret_access_key": _SECRET}
+        client = Session().create_client("s3", "us-east-1", endpoint_url=endpoint, **keys)
+        client.create_bucket(Bucket=_BUCKET)
+        client.close()
 
 
 def _make_container(endpoint: str) -> None:

@@ -93,7 +93,8 @@ class LocalFiles(Storage):
             elif not _is_hidden(entry.name):
                 with contextlib.suppress(FileNotFoundError):  # deleted while the list was made
                     status = entry.stat()
-                    yield Entry(name, status.st_size, _version(status))
+                    if stat.S_ISREG(status.st_mode):
+                        yield Entry(name, status.st_size, _version(status))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         with _storage_errors(path), contextlib.suppress(FileNotFoundError):

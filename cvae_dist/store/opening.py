@@ -6,7 +6,7 @@ from typing import NoReturn
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cvae_dist.errors import InvalidInput, MissingExtra
+from cvae_dist.errors import InvalidInput, MissingExtra, StorageFailed
 from cvae_dist.store.files import LocalFiles
 from cvae_dist.store.objects import azure_storage, s3_storage
 from cvae_dist.store.remote import remote_storage
@@ -49,6 +49,12 @@ def _open_with_fsspec(url: str, options: StorageOptions, extra: str | None) -> t
         said = clean(str(error), options)
         raise InvalidInput(
             f"{clean(url, options)} cannot be opened ({said}). Mend the URL or the storage options"
+        ) from None
+    except Exception as error:  # some file systems connect at once
+        said = clean(f"{type(error).__name__}: {error}", options)
+        raise StorageFailed(
+            f"{clean(url, options)} cannot be reached ({said}). Nothing was changed; mend the URL, the storage options "
+            "or the network and run the same command again"
         ) from None
     if isinstance(filesystem, LocalFileSystem):
         return LocalFiles(), path
