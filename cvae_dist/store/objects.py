@@ -41,7 +41,7 @@ _RETRIES = {
 
 @dataclass(frozen=True, repr=False)
 class ObjectStore(Storage):
-    """A bucket or container. ``options`` are those of s3fs or adlfs; versions are ETags."""
+    """A bucket or container. ``options`` are those of s3fs, or of adlfs; versions are ETags."""
 
     protocol: str
     bucket: str
@@ -95,11 +95,11 @@ class ObjectStore(Storage):
     def list(self, path: str) -> Iterator[Entry]:
         import obstore
 
-        with self._errors(path) as store:
-            found = [entry for page in obstore.list(store, f"{path}/", chunk_size=1000) for entry in page]
         skipped = len(path) + 1
-        # SeaweedFS and directory buckets have orders of their own
-        yield from sorted(Entry(one["path"][skipped:], one["size"], unquoted(one["e_tag"])) for one in found)
+        with self._errors(path) as store:
+            for page in obstore.list(store, f"{path}/", chunk_size=1000):
+                for one in page:
+                    yield Entry(one["path"][skipped:], one["size"], unquoted(one["e_tag"]))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore
@@ -109,7 +109,7 @@ class ObjectStore(Storage):
             if names:
                 obstore.delete(store, names)
             if keep is None:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):  # Azure says so
                     obstore.delete(store, path)
 
     def proof(self, path: str) -> tuple[str, ...] | None:

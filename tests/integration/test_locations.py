@@ -233,7 +233,14 @@ def test_pages_of_a_long_list(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: (root / name).write(b""), names))
     assert [entry.name for entry in root.list()] == names
-    root.delete()
+    with proxied(serve("weed").options["endpoint_url"]) as proxy:
+        behind = Location.of(str(root), {**serve("weed").options, "endpoint_url": proxy.endpoint})
+        assert behind.exists()
+        assert behind.holds("0000")
+        assert len(list(behind.list())) == len(names)
+        assert proxy.methods == ["HEAD", "GET", "GET", "GET", "GET"]
+        behind.delete()
+        assert proxy.methods == ["GET", "GET", "POST", "POST", "POST"]
     assert root.is_blank()
 
 
