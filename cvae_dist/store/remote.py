@@ -159,7 +159,7 @@ class _Conditional(FsspecFiles):
     def delete(self, path: str, keep: str | None = None) -> None:
         names = [f"{path}/{entry.name}" for entry in self.list(path) if entry.name != keep]
         with self._errors(path):
-            self._delete_all(names if keep is not None else [*names, path])
+            self._delete_all(names if keep is not None or "/" not in path else [*names, path])
 
     def proof(self, path: str) -> tuple[str, ...] | None:
         return (type(self).__name__, str(self.filesystem.storage_options.get("endpoint_url")), path.partition("/")[0])
@@ -208,7 +208,7 @@ class S3Files(_Conditional):
 
     def _any_below(self, path: str) -> bool:
         bucket, key, _ = self.filesystem.split_path(path)
-        found = self.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
+        found = self.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=key and f"{key}/", MaxKeys=1)
         return bool(found.get("Contents"))
 
     def _delete_all(self, paths: Sequence[str]) -> None:
@@ -249,7 +249,7 @@ class GcsFiles(_Conditional):
 
     def _any_below(self, path: str) -> bool:
         bucket, key, _ = self.filesystem.split_path(path)
-        found = self.filesystem.call("GET", "b/{}/o", bucket, prefix=f"{key}/", maxResults=1, json_out=True)
+        found = self.filesystem.call("GET", "b/{}/o", bucket, prefix=key and f"{key}/", maxResults=1, json_out=True)
         return bool(found.get("items"))
 
     def _delete_all(self, paths: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ class Location:
         return cls(LocalFiles(fsync=True), url.path) if fsync and url.is_local else url
 
     def __truediv__(self, name: str) -> "Location":
-        return Location(self.storage, f"{self.path}/{name}")
+        return Location(self.storage, f"{self.path}/{name}" if self.path else name)
 
     def __str__(self) -> str:
         return self.storage.url(self.path)
