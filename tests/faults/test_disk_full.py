@@ -81,7 +81,7 @@ def test_limit_on_file_sizes(drivers: Drivers, tree: Path, tmp_path: Path, worke
     store = tmp_path / "store"
     ended = drivers.run("ingest", tree, store, _file_bytes=20_000, _workers=workers)
     name, text, *bases = ended.error
-    assert name == "StorageFailed"
+    assert name == "StorageFailed", ended.trace
     assert "OSError" in bases
     assert "no room left to write" in text
     assert "x/c/" in text
