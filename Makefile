@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	"$$p" -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 READY := .venv/.ready
+AZURITE := tests/servers/node_modules/.package-lock.json
 # A process for every core, and one more because some tests wait; each computes with one thread.
 # Files stay whole: their tests share fixtures. Bytecode is kept, as tests start many processes.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile \
@@ -28,14 +29,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Only npm has Azurite; where it cannot be installed, the tests against Azure are skipped and say so.
+$(AZURITE): tests/servers/package-lock.json
+	@npm ci --prefix tests/servers --no-audit --no-fund --loglevel=error || \
+		echo "Azurite could not be installed by npm, so nothing is tested against Azure"
+
 demo: $(READY) ## 1,797 real handwritten digits to latents and back, with pictures, in demo/
 	$(BIN)/python pipelines/write_digits.py demo/digits
 	$(BIN)/cvae-dist run pipelines/digits.yaml
 
-test: lint ## lint, then every test but those marked heavy, faults included
+test: lint $(AZURITE) ## lint, then every test but those marked heavy, faults included
 	$(PYTEST) -m "not heavy" --durations 20
 
-test-heavy: $(READY) ## the long tests and the rest of the matrices: MNIST from 60,000 files to latents
+test-heavy: $(READY) $(AZURITE) ## the long tests and the rest of the matrices: MNIST from 60,000 files to latents
 	$(PYTEST) -m heavy --durations 20
 
 lint: $(READY) ## ruff, mypy (strict) and the import contracts
@@ -51,5 +57,6 @@ bench-model: $(READY) ## what the model is worth: quality, likelihoods, speed, b
 	$(BIN)/python -m tests.bench.model
 
 clean: ## remove what the demo, the tests and the set-up made
-	rm -rf demo .venv .venv-reference build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo .venv .venv-reference tests/servers/node_modules build dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from tests.servers import NAMES, Served, serve
+
 Process = subprocess.CompletedProcess[str]
 
 
@@ -48,3 +50,9 @@ def digits_tree(tmp_path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / f"{number:04d}.npy", image.astype(np.uint8))
     return tree
+
+
+@pytest.fixture(params=NAMES)
+def storage(request: pytest.FixtureRequest) -> Served:
+    """A new place in each object store in turn: URL, storage options, environment for child processes."""
+    return serve(request.param)

@@ -216,6 +216,7 @@ class _Packs:
 
     def __init__(self, store: RowStore, job: Job) -> None:
         self._store, self._job = store, job
+        self._size = job.layout.shards_per_pack
         self._published = store.records()
         self._fingerprints = job.fingerprints(range(job.first_shard, job.shards), store.rows)
         self._require_published()
@@ -238,7 +239,7 @@ class _Packs:
 
     def add(self, written: _Written) -> None:
         """Take in a finished region. With the last one of its pack the pack is recorded."""
-        number = written.first // self._job.layout.shards_per_pack
+        number = written.first // self._size
         parts = self._parts[number]
         parts.append(written)
         self._missing[number] -= len(written.records)
@@ -260,7 +261,7 @@ class _Packs:
     def moments(self) -> Iterator[Moments]:
         """Yield the moments of all rows of every pack, in order: of published rows first, then of new ones."""
         published = self._store.pack_moments()
-        for number in range(-(-self._job.shards // self._job.layout.shards_per_pack)):
+        for number in range(-(-self._job.shards // self._size)):
             before = next(published, Moments.empty(self._job.layout.n_features))
             yield before.merge(self._new_moments(number)) if number in self._recorded else before
 
@@ -285,7 +286,7 @@ class _Packs:
             for shard, (key, size) in enumerate(zip(keys, records.sizes(place).tolist(), strict=True), self._first):
                 entry = found.pop(key, None)
                 if entry is None or entry.size != size or self._versions.get(key, entry.version) != entry.version:
-                    self._store.journal.forget(shard // self._job.layout.shards_per_pack)
+                    self._store.journal.forget(shard // self._size)
                     raise StorageFailed(
                         f"shard {shard} of {self._store.location}/{array.name} is not as this run wrote it. Another "
                         "writer changed or deleted it, perhaps a worker of a driver that was killed. Nothing was "
@@ -294,12 +295,14 @@ class _Packs:
 
     def _numbers(self) -> range:
         """Return the packs that hold the shards which are not published for good."""
-        size = self._job.layout.shards_per_pack
-        return range(self._first // size, -(-self._job.shards // size)) if self._first < self._job.shards else range(0)
+        return (
+            range(self._first // self._size, -(-self._job.shards // self._size))
+            if self._first < self._job.shards
+            else range(0)
+        )
 
     def _shards(self, number: int) -> range:
-        size = self._job.layout.shards_per_pack
-        return range(max(self._first, number * size), min(self._job.shards, (number + 1) * size))
+        return range(max(self._first, number * self._size), min(self._job.shards, (number + 1) * self._size))
 
     def _read_journal(self) -> dict[int, Records]:
         """Return the records of packs that an interrupted run finished, if they are made from what is asked for."""

@@ -128,14 +128,14 @@ class Layout:
         """Bytes of the moments of the first array."""
         return _MOMENT_BYTES * self.n_features
 
-    @cached_property
+    @property
     def shards_per_pack(self) -> int:
         """Shards that the ledger records together: about 1 GB, and enough for their moments to weigh little."""
         light = math.ceil(self.moments_bytes / (_PACK_SHARE * self.shard_bytes))
         tiles = math.ceil(max(light, _PACK_BYTES // self.shard_bytes, 1) / self.shards_per_tile)
         return tiles * self.shards_per_tile
 
-    @cached_property
+    @property
     def shards_per_tile(self) -> int:
         """Shards whose moments are merged where the shards are made. The sums' order is fixed, and so their bits."""
         return _TILE_SHARDS if self.moments_bytes > _LARGE_MOMENTS else 1
@@ -306,7 +306,7 @@ def decode_chunk(data: bytes, dtype: str, shape: tuple[int, ...]) -> Block:
     payload, _ = _checked(memoryview(data)[:-4], memoryview(data)[-4:], "the chunk")
     if dtype != STRING:
         block = np.empty(shape, dtype)
-        decompress_into(memoryview(payload), memoryview(block.reshape(-1)).cast("B"))
+        decompress_into(memoryview(payload), block.reshape(-1).data.cast("B"))
         return block
     if _claimed_bytes(memoryview(payload)) > _MOST_STRING_BYTES:  # memory for them would be taken before they are seen
         raise ValueError("the chunk claims to hold more than 2 GB of strings")

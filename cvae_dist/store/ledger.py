@@ -12,7 +12,7 @@ import crc32c
 import numpy as np
 import numpy.typing as npt
 
-from cvae_dist.store.layout import Layout, checksummed
+from cvae_dist.store.layout import Layout
 from cvae_dist.store.moments import STATISTICS, Moments
 from cvae_dist.store.urls import Buffer, Location
 
@@ -125,10 +125,13 @@ class Journal:
 
     def write(self, number: int, pack: Pack) -> None:
         """Record a pack whose shards are all written."""
-        table = np.stack([getattr(pack.moments, name) for name in STATISTICS])
-        count = np.array([pack.moments.count, len(pack.records)], "<u8")
-        body = count.tobytes() + pack.records.table.astype("<u8").tobytes() + table.astype("<f8").tobytes()
-        (self._place / str(number)).write(*checksummed(body))
+        counts = np.array([pack.moments.count, len(pack.records)])
+        numbers = [values.astype("<u8").data.cast("B") for values in (counts, pack.records.table)]
+        vectors = [getattr(pack.moments, name).astype("<f8", copy=False).data.cast("B") for name in STATISTICS]
+        checksum = 0
+        for part in (*numbers, *vectors):  # wide rows have long vectors: none is copied
+            checksum = crc32c.crc32c(part, checksum)
+        (self._place / str(number)).write(*numbers, *vectors, checksum.to_bytes(4, "little"))
 
     def read(self, number: int) -> Pack | None:
         """Return a pack, or None when there is none that is whole."""

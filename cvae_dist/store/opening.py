@@ -6,13 +6,14 @@ from typing import NoReturn
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cvae_dist.errors import InvalidInput, MissingExtra
+from cvae_dist.errors import InvalidInput, MissingExtra, StorageFailed
 from cvae_dist.store.files import LocalFiles
 from cvae_dist.store.objects import azure_storage, s3_storage
 from cvae_dist.store.remote import remote_storage
 from cvae_dist.store.storage import Storage, StorageOptions, clean
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
+_PACKAGES = {"s3": ("obstore", "botocore", "s3fs"), "azure": ("obstore",), "gcs": ("gcsfs",)}
 
 
 def open_storage(url: str, options: StorageOptions) -> tuple[Storage, str]:
@@ -25,7 +26,7 @@ def open_storage(url: str, options: StorageOptions) -> tuple[Storage, str]:
             f"{clean(url, options)} has credentials in it, which {extra} does not take from there; "
             "give them as storage options, or in the environment"
         )
-    if extra in ("s3", "azure") and importlib.util.find_spec("obstore") is None:
+    if extra and any(importlib.util.find_spec(package) is None for package in _PACKAGES[extra]):
         _refuse_missing(url, options, extra, "")
     if extra == "azure":
         return azure_storage(*_azure_place(bucket, options)), path
@@ -49,6 +50,12 @@ def _open_with_fsspec(url: str, options: StorageOptions, extra: str | None) -> t
         said = clean(str(error), options)
         raise InvalidInput(
             f"{clean(url, options)} cannot be opened ({said}). Mend the URL or the storage options"
+        ) from None
+    except Exception as error:  # some file systems connect at once
+        said = clean(f"{type(error).__name__}: {error}", options)
+        raise StorageFailed(
+            f"{clean(url, options)} cannot be reached ({said}). Nothing was changed; mend the URL, the storage options "
+            "or the network and run the same command again"
         ) from None
     if isinstance(filesystem, LocalFileSystem):
         return LocalFiles(), path

@@ -6,6 +6,7 @@ import threading
 import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +16,12 @@ from fsspec.asyn import sync
 
 from cvae_dist.errors import StorageFailed
 from cvae_dist.store.lineage import digest_bytes
-from cvae_dist.store.storage import Buffer, Entry, Storage, clean, client_errors, unquoted
+from cvae_dist.store.storage import Buffer, Entry, Storage, clean_url, client_errors, unquoted
 
 _MEMORY = threading.Lock()  # the objects of memory:// live in this process
 _CONFLICT = (409, 412)
+_AT_ONCE = 1000  # objects that S3 deletes by one request
+_THREADS = 32
 _VERSIONS = ("generation", "ETag", "etag", "mtime", "modified", "last_modified", "LastModified", "updated", "created")
 
 
@@ -29,7 +32,7 @@ class FsspecFiles(Storage):
     filesystem: fsspec.AbstractFileSystem
 
     def url(self, path: str) -> str:
-        return clean(str(self.filesystem.unstrip_protocol(path)), {})
+        return clean_url(str(self.filesystem.unstrip_protocol(path)))
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         with self._errors(path):
@@ -62,9 +65,10 @@ class FsspecFiles(Storage):
         return False
 
     def list(self, path: str) -> Iterator[Entry]:
-        with self._errors(path):
+        found: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError), self._errors(path):
             found = self.filesystem.find(path, detail=True)
-        for name in sorted(found):
+        for name in found:
             if name.startswith(f"{path}/"):
                 version = next((unquoted(found[name][key]) for key in _VERSIONS if found[name].get(key)), "")
                 yield Entry(name.removeprefix(f"{path}/"), int(found[name]["size"] or 0), version)
@@ -74,13 +78,13 @@ class FsspecFiles(Storage):
             return bool(self.filesystem.exists(path))
 
     def delete(self, path: str, keep: str | None = None) -> None:
+        spared = () if keep is None else (path, f"{path}/{keep}")
         with contextlib.suppress(FileNotFoundError), self._errors(path):
-            if keep is None:
-                self.filesystem.rm(path, recursive=True)
-                return
-            for found in self.filesystem.ls(path, detail=False):
-                if found.rstrip("/").rsplit("/", 1)[-1] != keep:
-                    self.filesystem.rm(found, recursive=True)
+            found = self.filesystem.find(path, withdirs=True, detail=True)  # `rm` would take names for patterns
+            for name in sorted({*found} - {*spared}, reverse=True):
+                with contextlib.suppress(FileNotFoundError):
+                    is_folder = found[name]["type"] == "directory"
+                    (self.filesystem.rmdir if is_folder else self.filesystem.rm_file)(name)
 
     def _errors(self, path: str, writes: bool = False) -> contextlib.AbstractContextManager[None]:
         self.filesystem.invalidate_cache()
@@ -147,10 +151,18 @@ class _Conditional(FsspecFiles):
                 raise
 
     def exists(self, path: str) -> bool:
-        return Storage.exists(self, path)  # SeaweedFS remembers folders that are empty
+        if self.size(path) is not None:
+            return True
+        with self._errors(path):
+            return self._any_below(path)
+
+    def delete(self, path: str, keep: str | None = None) -> None:
+        names = [f"{path}/{entry.name}" for entry in self.list(path) if entry.name != keep]
+        with self._errors(path):
+            self._delete_all(names if keep is not None or "/" not in path else [*names, path])
 
     def proof(self, path: str) -> tuple[str, ...] | None:
-        return (type(self).__name__, str(self.filesystem.storage_options), path.partition("/")[0])
+        return (type(self).__name__, str(self.filesystem.storage_options.get("endpoint_url")), path.partition("/")[0])
 
     @abstractmethod
     def _get(self, path: str, headers: Mapping[str, str]) -> tuple[bytes, str]:
@@ -159,6 +171,14 @@ class _Conditional(FsspecFiles):
     @abstractmethod
     def _put(self, path: str, data: bytes, condition: Mapping[str, str]) -> str:
         """Write an object in one request and return its version."""
+
+    @abstractmethod
+    def _any_below(self, path: str) -> bool:
+        """Whether any object lies below a prefix; folders that a server remembers are none."""
+
+    @abstractmethod
+    def _delete_all(self, paths: Sequence[str]) -> None:
+        """Delete objects, some of which may not be there."""
 
     @abstractmethod
     def _condition(self, version: str | None) -> Mapping[str, str]:
@@ -186,21 +206,25 @@ class S3Files(_Conditional):
         answer = self.filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
         return unquoted(answer["ETag"])
 
+    def _any_below(self, path: str) -> bool:
+        bucket, key, _ = self.filesystem.split_path(path)
+        found = self.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=key and f"{key}/", MaxKeys=1)
+        return bool(found.get("Contents"))
+
+    def _delete_all(self, paths: Sequence[str]) -> None:
+        for first in range(0, len(paths), _AT_ONCE):
+            objects = [{"Key": self.filesystem.split_path(path)[1]} for path in paths[first : first + _AT_ONCE]]
+            where, what = paths[0].partition("/")[0], {"Objects": objects, "Quiet": True}
+            refused = self.filesystem.call_s3("delete_objects", Bucket=where, Delete=what).get("Errors")
+            if refused:
+                raise PermissionError(f"{len(refused)} objects were not deleted, as {refused[0]}")
+
     def _condition(self, version: str | None) -> Mapping[str, str]:
         return {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
 
 
 class GcsFiles(_Conditional):
     """Google Cloud Storage through gcsfs; versions are generations."""
-
-    def remove(self, path: str, version: str) -> bool:
-        bucket, key, _ = self.filesystem.split_path(path)
-        with self._errors(path):
-            try:
-                self.filesystem.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=version)
-            except (FileNotFoundError, FileExistsError):
-                return False
-        return True
 
     def wrong_version(self, version: str) -> str:
         return "1"
@@ -222,6 +246,19 @@ class GcsFiles(_Conditional):
         headers = {"Content-Type": f"multipart/related; boundary={border}"}
         upload = {"uploadType": "multipart", "headers": headers, "data": body}
         return str(self.filesystem.call("POST", where, json_out=True, **upload, **condition)["generation"])
+
+    def _any_below(self, path: str) -> bool:
+        bucket, key, _ = self.filesystem.split_path(path)
+        found = self.filesystem.call("GET", "b/{}/o", bucket, prefix=key and f"{key}/", maxResults=1, json_out=True)
+        return bool(found.get("items"))
+
+    def _delete_all(self, paths: Sequence[str]) -> None:
+        def delete(path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.rm_file(path)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(delete, paths))
 
     def _condition(self, version: str | None) -> Mapping[str, str]:
         return {"ifGenerationMatch": version or "0"}

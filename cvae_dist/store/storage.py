@@ -75,7 +75,7 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, path: str) -> Iterator[Entry]:
-        """Yield every object below a prefix, sorted by name."""
+        """Yield every object below a prefix, in the order of the storage."""
 
     @abstractmethod
     def delete(self, path: str, keep: str | None = None) -> None:
@@ -112,7 +112,13 @@ def clean(text: str, options: StorageOptions) -> str:
     text = text.partition("\n\nDebug source")[0]  # obstore says it all again
     for secret in sorted(_secrets(options), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", text))
+    return _QUERY.sub(r"\1?***", clean_url(text))
+
+
+def clean_url(url: str) -> str:
+    """Return a URL without a password, and without a query where it is not part of a name."""
+    url = _USER.sub(r"\1***@", url)
+    return _QUERY.sub(r"\1?***", url) if url.startswith("http") else url
 
 
 def unquoted(version: Any) -> str:

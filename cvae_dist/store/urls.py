@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cvae_dist.errors import InvalidInput, StorageFailed
@@ -54,10 +54,10 @@ class Location:
         if not isinstance(url, Location):
             storage, path = open_storage(os.fspath(url), storage_options or {})
             url = cls(storage, path.rstrip("/") or path)
-        return replace(url, storage=LocalFiles(fsync=True)) if fsync and url.is_local else url
+        return cls(LocalFiles(fsync=True), url.path) if fsync and url.is_local else url
 
     def __truediv__(self, name: str) -> "Location":
-        return replace(self, path=f"{self.path}/{name}")
+        return Location(self.storage, f"{self.path}/{name}" if self.path else name)
 
     def __str__(self) -> str:
         return self.storage.url(self.path)
@@ -101,7 +101,7 @@ class Location:
 
     def beside(self, suffix: str) -> "Location":
         """Return the sibling whose name is this one's with ``suffix`` appended."""
-        return replace(self, path=self.path + suffix)
+        return Location(self.storage, self.path + suffix)
 
     def read(self) -> bytes:
         """Return the whole object; ``FileNotFoundError`` when it is not there."""
@@ -145,7 +145,7 @@ class Location:
 
     def holds(self, suffix: str) -> bool:
         """Whether a file whose name ends in ``suffix`` is here, in this folder or one below it."""
-        return any(entry.name.endswith(suffix) for entry in itertools.islice(self.list(), _MOST_NAMES))
+        return any(entry.name.endswith(suffix) for entry in itertools.islice(self.storage.list(self.path), _MOST_NAMES))
 
     def is_blank(self) -> bool:
         """Whether nothing is here. Empty directories count as nothing, and so does what killed writers left."""
@@ -153,7 +153,8 @@ class Location:
 
     def list(self) -> Iterator[Entry]:
         """Yield every object below this prefix, sorted by name. Object stores are asked once per 1,000 objects."""
-        return self.storage.list(self.path)
+        entries = self.storage.list(self.path)
+        return entries if self.is_local else iter(sorted(entries))  # SeaweedFS has an order of its own
 
     def look(self, prefix: str, names: Sequence[str]) -> "dict[str, Entry]":
         """Return what lies at names below this one, all of which begin with ``prefix``; what is missing is left out.

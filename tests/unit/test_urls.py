@@ -1,12 +1,16 @@
 """Locations: three writes that are whole or not at all, locally and in an object store."""
 
 import errno
+import fcntl
 import os
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cvae_dist.errors import StorageFailed
+from cvae_dist.errors import CvaeDistError, StorageFailed
+from cvae_dist.store import files, objects
 from cvae_dist.store.urls import Location
 
 
@@ -109,3 +113,115 @@ def test_create_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytes
         place.create(b"yours")
     assert place.read() == b"mine"
     assert [path.name for path in tmp_path.iterdir()] == ["lease"]
+
+
+def test_a_lock_that_is_held_is_waited_for_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.05)
+    place, lock = Location.of(tmp_path / "x"), tmp_path / ".x.lock"
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StorageFailed, match=r"\.x\.lock has been held .* so .*x was not changed; stop the process"):
+            place.create(b"mine")
+        Location.of(tmp_path).sweep_partial()
+        assert lock.exists()
+        assert list(Location.of(tmp_path).list()) == []
+        assert Location.of(tmp_path).is_blank()
+    Location.of(tmp_path).sweep_partial()
+    assert not lock.exists()
+    lock.touch()
+    place.create(b"a lock that a killed process left is taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder removes it; who opened it before must not take the file without a name for the lock."""
+    real = fcntl.flock
+    meddlers = [lambda lock: lock.unlink(), lambda lock: (lock.unlink(), lock.touch())]
+
+    def flock(descriptor: int, how: int) -> None:
+        if meddlers:
+            meddlers.pop()(tmp_path / ".x.lock")
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    Location.of(tmp_path / "x").create(b"mine")
+    assert not meddlers
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StorageFailed, match="has no file locks .* Nothing was changed; mount it with locks"):
+        Location.of(tmp_path / "x").create(b"mine")
+    assert not (tmp_path / "x").exists()
+
+
+def test_fsync_comes_before_the_rename_and_reaches_new_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).partition(".partial")[1] or "folder")
+        real_sync(descriptor)
+
+    def replace(source: str, target: str) -> None:
+        calls.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    place = Location.of(Location.of(tmp_path / "new"), fsync=True) / "x"
+    place.write(b"content")
+    assert calls == ["folder", ".partial", "rename", "folder"]
+    assert place == Location.of(tmp_path / "new", fsync=True) / "x"
+    calls.clear()
+    Location.of(tmp_path / "y").write(b"content")
+    assert calls == ["rename"]
+
+
+def test_list_follows_no_links_to_folders(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x").write_bytes(b"1")
+    (tmp_path / "linked").symlink_to(tmp_path / "d" / "x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert [(entry.name, entry.size) for entry in Location.of(tmp_path).list()] == [("d/x", 1), ("linked", 1)]
+
+
+SECRET = "hunter2-and-more"
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        *((f"{protocol}://alice:{SECRET}@127.0.0.1:1/x", {}) for protocol in ("https", "ftp", "webdav", "sftp", "smb")),
+        *((f"{protocol}://alice:{SECRET}@bucket/x", {}) for protocol in ("s3", "gs", "az")),
+        (f"http://127.0.0.1:1/x.zarr?X-Amz-Signature={SECRET}", {}),
+        ("s3://bucket/x", {"key": "a-key", "secret": SECRET, "endpoint_url": "http://127.0.0.1:1", "anon": "nonsense"}),
+        ("s3://bucket/x", {"key": "a-key", "secret": SECRET, "nonsense": SECRET}),
+        ("az://container/x", {"account_name": "a", "account_key": SECRET}),
+        (
+            "az://container/x",
+            {"connection_string": f"AccountName=a;AccountKey={SECRET};BlobEndpoint=http://127.0.0.1:1"},
+        ),
+        ("az://container/x", {"account_name": "a", "nonsense": SECRET}),
+        ("gs://bucket/x", {"token": SECRET}),
+    ],
+)
+def test_no_text_tells_a_secret(url: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_RETRIES", {"max_retries": 0})
+    texts = []
+    try:
+        place = Location.of(url, options)
+        texts += [str(place), repr(place), repr(place / "x"), repr(place.storage)]
+        place.write(b"")
+    except CvaeDistError as error:
+        texts += traceback.format_exception(error)
+        texts += [str(vars(error)), str(error.args)]
+    else:
+        pytest.fail("nothing is there")
+    assert not [text for text in texts if SECRET in text]
