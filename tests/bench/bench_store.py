@@ -95,7 +95,7 @@ def _many_tiny_shards(shards: int) -> Iterator[Row]:
     with TemporaryDirectory() as folder, _grid(4, _REMOTE_PACK):
         source, store = _source(Path(folder) / "src", 4 * shards, 8), f"{bucket.url}/rows"
         model = str(Path(folder) / "model")
-        save_model(model, VAE.of(ModelConfig(cells_encoder=(8,)), Moments.of(np.eye(8)), "<f4"), {})
+        save_model(model, VAE.of(ModelConfig(cells_encoder=(8,), likelihood="gaussian"), Moments.of(np.eye(8)), "<f4"), {})
         marks = _Marks()
         cvae_dist.ingest(source, store, storage_options=bucket.uncounted, on_event=marks)
         name = f"seconds on S3, {shards:,} tiny shards: "
@@ -201,7 +201,7 @@ def _embed(count: int = 100_000, features: int = 768) -> Iterator[Row]:
         source = _source(Path(folder) / "src", count, features)
         model = str(Path(folder) / "model")
         moments = Moments.of(np.load(source / "rows.npy", mmap_mode="r")[:1000])
-        save_model(model, VAE.of(ModelConfig(), moments, "<f4"), {})
+        save_model(model, VAE.of(ModelConfig(cells_encoder=(512, 256), likelihood="gaussian"), moments, "<f4"), {})
         cvae_dist.ingest(source, f"{folder}/rows")
         cvae_dist.ingest(source, f"{bucket.url}/rows", storage_options=bucket.uncounted)
 
