@@ -23,10 +23,11 @@ _DERIVATIVES = 2**14  # of rows by latent dimensions, in all: their number decid
 _VALUES = 2**22  # of Jacobians that are held at once
 _STEP = 1e-2  # of latents whose spread is 1: slopes are right to about 1e-4
 _POWER = 0.5  # 1 would weigh directions as the rows do, and lose neighbours: tests/bench/model/bench_vectors.py
-_POWER_OF_LENGTHS = 0.5  # 0 would leave directions alone, and could not be undone
+_POWER_OF_LENGTHS = 0.25  # 0 would leave directions alone, and could not be undone
 _ONE_LENGTH = 0.08  # relative spread of lengths: that of unit vectors of text is .01 to .03, of images .13
 _FLOOR = 1e-6  # of the largest eigenvalue: a direction that changes nothing can be turned back too
 _NO_LENGTH = 1e-20  # of a latent at the origin, which stays there
+_NO_LENGTH_AT_ALL = 1e-3  # of the latents of a model that learned nothing
 _NOTHING = 1e-12  # eigenvalue of a decoder whose rows are all the same
 
 
@@ -38,7 +39,7 @@ class Stretch(nn.Module):
     matrices : Tensor, shape (2, dim_latent, dim_latent), float32
         What latents are multiplied by, and what undoes it. Both are symmetric.
     power : Tensor, shape (), float32
-        What then becomes of their lengths.
+        The power that their lengths are then raised to.
     """
 
     def __init__(self, matrices: Tensor, power: Tensor) -> None:
@@ -60,7 +61,8 @@ def _times(latents: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _lengths_to_the(power: Tensor, latents: Tensor) -> Tensor:
-    return latents * latents.norm(dim=1, keepdim=True).clamp_min(_NO_LENGTH) ** (power - 1)
+    lengths: Tensor = torch.linalg.vector_norm(latents, dim=1, keepdim=True)
+    return latents * lengths.clamp_min(_NO_LENGTH).pow(power - 1)
 
 
 def check_metric(metric: str, stretch: Stretch | None) -> None:
@@ -106,8 +108,9 @@ def stretch_of(pullback: Tensor, latents: Tensor, lengths: Tensor) -> Stretch:
     there, back = ((vectors * gains @ vectors.T).float() for gains in (powers, 1 / powers))
     if not lengths.std(correction=0) < _ONE_LENGTH * lengths.mean():
         return Stretch(torch.stack([there, back]), torch.tensor(1.0))
-    typical = _times(latents, there).square().sum(dim=1).mean().sqrt() ** (1 / _POWER_OF_LENGTHS - 1)
-    return Stretch(torch.stack([there * typical, back / typical]), torch.tensor(_POWER_OF_LENGTHS))
+    length = _times(latents, there).square().sum(dim=1).mean().sqrt().clamp_min(_NO_LENGTH_AT_ALL)
+    gain = length ** (1 / _POWER_OF_LENGTHS - 1)
+    return Stretch(torch.stack([there * gain, back / gain]), torch.tensor(_POWER_OF_LENGTHS))
 
 
 def mean_pullback(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def test_directions_are_stretched_by_a_power_of_what_they_do_to_the_rows() -> No
 def test_lengths_of_latents_differ_less_where_those_of_rows_do_not() -> None:
     found = stretch([3.0, 3.0], spread=0.1)
     before, after = LATENTS.norm(dim=1), found(LATENTS).norm(dim=1)
-    np.testing.assert_allclose(after / after[0], (before / before[0]).sqrt(), rtol=1e-5)
+    np.testing.assert_allclose(after / after[0], (before / before[0]) ** 0.25, rtol=1e-5)
     np.testing.assert_allclose(functional.cosine_similarity(found(LATENTS), LATENTS), 1, rtol=1e-6)
     assert 0.8 < after.mean() / before.mean() < 1.25
     np.testing.assert_allclose(found.undo(found(LATENTS)), LATENTS, rtol=0, atol=1e-5)
@@ -121,6 +121,24 @@ def test_stretched_latents_do_not_depend_on_the_rows_beside_them(vae: VAE) -> No
     whole = vae.embed_rows(ROWS, metric="data")
     np.testing.assert_array_equal(vae.embed_rows(ROWS[::-1], 16, metric="data")[::-1], whole)
     np.testing.assert_array_equal(vae.embed_rows(ROWS[5:6], metric="data")[0], whole[5])
+
+
+def test_rows_of_one_length_are_stretched_alone_too_and_come_back() -> None:
+    rows = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
+    rows = np.concatenate([rows, -rows])  # about a mean of zero
+    vae = VAE.of(CONFIG, Moments.of(rows), "<f8").requires_grad_(False).eval()
+    vae.measure_stretch(rows)
+    assert vae.stretch.power == 0.25
+    whole = vae.embed_rows(rows, metric="data")
+    np.testing.assert_array_equal(vae.embed_rows(rows[::-1], 16, metric="data")[::-1], whole)
+    np.testing.assert_array_equal(vae.embed_rows(rows[5:6], metric="data")[0], whole[5])
+    decoded = vae.decode_rows(whole, metric="data")
+    np.testing.assert_allclose(decoded, vae.decode_rows(vae.embed_rows(rows)), rtol=0, atol=1e-4)
+
+
+def test_a_model_that_learned_nothing_has_a_stretch() -> None:
+    found = stretch_of(torch.zeros(2, 2), torch.zeros(20, 2), torch.ones(20))
+    assert found.matrices.isfinite().all()
 
 
 def test_distances_are_more_like_those_of_the_rows() -> None:
