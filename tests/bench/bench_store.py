@@ -95,7 +95,9 @@ def _many_tiny_shards(shards: int) -> Iterator[Row]:
     with TemporaryDirectory() as folder, _grid(4, _REMOTE_PACK):
         source, store = _source(Path(folder) / "src", 4 * shards, 8), f"{bucket.url}/rows"
         model = str(Path(folder) / "model")
-        save_model(model, VAE.of(ModelConfig(cells_encoder=(8,), likelihood="gaussian"), Moments.of(np.eye(8)), "<f4"), {})
+        save_model(
+            model, VAE.of(ModelConfig(cells_encoder=(8,), likelihood="gaussian"), Moments.of(np.eye(8)), "<f4"), {}
+        )
         marks = _Marks()
         cvae_dist.ingest(source, store, storage_options=bucket.uncounted, on_event=marks)
         name = f"seconds on S3, {shards:,} tiny shards: "
