@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 
 # Only npm has Azurite; where it cannot be installed, the tests against Azure are skipped and say so.
 $(AZURITE): tests/servers/package-lock.json
-	@npm ci --prefix tests/servers --no-audit --no-fund --loglevel=error || \
+	@npm ci --prefix tests/servers --ignore-scripts --no-audit --no-fund --loglevel=error || \
 		echo "Azurite could not be installed by npm, so nothing is tested against Azure"
 
 demo: $(READY) ## 1,797 real handwritten digits to latents and back, with pictures, in demo/

