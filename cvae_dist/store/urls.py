@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store.files import LocalFiles
@@ -64,11 +63,6 @@ class Location:
 
     def __repr__(self) -> str:
         return f"Location({str(self)!r})"
-
-    @property
-    def filesystem(self) -> Any:
-        """The fsspec file system, for Zarr."""
-        return getattr(self.storage, "filesystem", None)
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from cvae_dist.model.directory import save_model
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Layout, Location, Moments
 from tests.bench.table import Row, alternate, median, seconds
-from tests.counting import CountingProxy
+from tests.bench.counting import CountingProxy
 from tests.servers import Served, serve
 
 _REMOTE_PACK = 16  # shards of 64 MB in a pack of 1 GB: tiny shards in packs of that size have no fewer requests
