@@ -55,20 +55,23 @@ class ObjectStore(Storage):
         return f"{self.protocol}://{self.bucket}/{path}" if path else f"{self.protocol}://{self.bucket}"
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
+        return bytes(self.view(path, start, stop))
+
+    def view(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
         import obstore
 
         with self._errors(path) as store:
             try:
                 if start is None:
-                    return bytes(obstore.get(store, path).bytes())
+                    return memoryview(obstore.get(store, path).bytes())
                 if start < 0 and self._lacks_suffixes:
                     stop = int(obstore.head(store, path)["size"])
                     start = max(0, stop + start)
                 if start < 0:
-                    return bytes(obstore.get(store, path, options={"range": {"suffix": -start}}).bytes())
+                    return memoryview(obstore.get(store, path, options={"range": {"suffix": -start}}).bytes())
                 if start == stop:
                     return b""
-                return bytes(obstore.get_range(store, path, start=start, end=stop))
+                return memoryview(obstore.get_range(store, path, start=start, end=stop))
             except obstore.exceptions.BaseError as error:
                 if self.ends_before(path, start, error):
                     return b""

@@ -22,7 +22,7 @@ import numpy as np
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
 from cvae_dist.store.layout import Block, decompress_into, shard_key
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
-from cvae_dist.store.urls import Location
+from cvae_dist.store.urls import Buffer, Location
 
 if TYPE_CHECKING:
     from cvae_dist.store.row_store import RowStore
@@ -286,7 +286,7 @@ class _RemoteShards(_OpenShards):
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         locations = [self.array.shard(number) for number in numbers]
         indices = self._read([(location, -self.array.index_bytes, None) for location in locations])
-        return [_OpenShard(at, index, self.array) for at, index in zip(locations, indices, strict=True)]
+        return [_OpenShard(at, bytes(index), self.array) for at, index in zip(locations, indices, strict=True)]
 
     def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[memoryview]:
         runs = _neighbours(ranges)
@@ -297,7 +297,7 @@ class _RemoteShards(_OpenShards):
             found += [view[offset - begin : offset - begin + size] for _, offset, size in ranges[first:end]]
         return found
 
-    def _read(self, ranges: Sequence[tuple[Location, int, int | None]]) -> list[bytes]:
+    def _read(self, ranges: Sequence[tuple[Location, int, int | None]]) -> Sequence[Buffer]:
         try:
             return Location.read_many(ranges)
         except FileNotFoundError as error:

@@ -114,7 +114,7 @@ class Location:
         return self.storage.read(self.path, -count)
 
     @staticmethod
-    def read_many(ranges: Sequence[tuple["Location", int, int | None]]) -> list[bytes]:
+    def read_many(ranges: Sequence[tuple["Location", int, int | None]]) -> "Sequence[Buffer]":
         """Return many ranges of many objects, (object, start, stop) each, with many requests in flight.
 
         With a negative start and None as stop these are the last bytes of the object. A missing object is a
@@ -239,6 +239,6 @@ class Location:
         self.storage.sweep(self.path)
 
 
-def _read_one(one: tuple[Location, int, int | None]) -> bytes:
+def _read_one(one: tuple[Location, int, int | None]) -> Buffer:
     location, start, stop = one
-    return location.storage.read(location.path, start, stop)
+    return location.storage.view(location.path, start, stop)

@@ -19,8 +19,8 @@ from cvae_dist.events import Event
 from cvae_dist.model.directory import save_model
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Layout, Location, Moments
-from tests.bench.table import Row, alternate, median, seconds
 from tests.bench.counting import CountingProxy
+from tests.bench.table import Row, alternate, median, seconds
 from tests.servers import Served, serve
 
 _REMOTE_PACK = 16  # shards of 64 MB in a pack of 1 GB: tiny shards in packs of that size have no fewer requests
@@ -197,7 +197,7 @@ def _upload(count: int = 200_000, features: int = 768) -> Iterator[Row]:
     yield Row("ingest of local float32 to S3 / plain parallel upload, MB/s", copied / ingested, 0.8, note=note)
 
 
-def _embed(count: int = 100_000, features: int = 768) -> Iterator[Row]:
+def _embed(count: int = 300_000, features: int = 768) -> Iterator[Row]:
     bucket = _Bucket()
     with TemporaryDirectory() as folder:
         source = _source(Path(folder) / "src", count, features)
