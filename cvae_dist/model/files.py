@@ -46,7 +46,7 @@ def read_description(place: Location) -> dict[str, Any]:
         raise SourceNotFound(_absence(place)) from None
     try:
         description = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Corrupt(f"{config} is not JSON ({error}); {remedy(place)}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise Corrupt(f"{config} was not written by cvae-dist; give the directory of a model it trained")

@@ -28,7 +28,7 @@ def zarr_kind(location: Location) -> Literal["array", "group"] | None:
         return "array"
     try:
         return "array" if json.loads((location / "zarr.json").read())["node_type"] == "array" else "group"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "group" if any((location / name).exists() for name in ("zarr.json", ".zgroup")) else None
 
 
@@ -43,5 +43,5 @@ def zarr_conversion(path: str, kind: Literal["array", "group"]) -> str:
 def _is_model(location: Location) -> bool:
     try:
         return str(json.loads((location / "config.json").read())["format"]).startswith("cvae-dist model")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

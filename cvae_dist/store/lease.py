@@ -47,7 +47,7 @@ class _Document:
             holder = Holder(known["host"], known["machine"], known["user"], (pid, began))
             document = cls(known["token"], holder, float(known["term"]), known["renewals"], known["state"])
             readable = 0 < document.term < float("inf") and 0 < pid < 2**31
-        except (ValueError, TypeError, LookupError, OverflowError):
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
             readable = False
         return document if readable else cls("", None, _TERM)
 

@@ -276,6 +276,10 @@ class RowStore:
 
     def records(self) -> Records:
         """Return the records of all published shards; ``Corrupt`` when they are not those of the publication."""
+        return self._records
+
+    @cached_property
+    def _records(self) -> Records:  # kept: once the store has grown twice, they are nowhere else
         if not self.published:
             return Records.none(self.layout)
         records = Records(self.publication.read("record"))

@@ -65,6 +65,7 @@ class TrainingData:
         """
         store.require_kind("rows")
         url = without_credentials(store.url)
+        store.records()  # what the rows are compared with in the end
         return cls(RowReader(store), store.statistics(), store.item_shape, store.fingerprint, url, store=store)
 
     def require_unchanged(self) -> None:

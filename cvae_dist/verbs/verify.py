@@ -195,7 +195,7 @@ def _metadata_problems(store: RowStore) -> Iterator[Problem]:
     for name, expected in members.items():
         try:
             found = json.loads((store.location / name / "zarr.json").read())
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, ValueError, RecursionError) as error:
             yield Problem(name, None, f"its metadata is missing or damaged ({error})")
             continue
         if found != expected:

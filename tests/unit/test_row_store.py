@@ -102,17 +102,13 @@ def test_the_chunks_of_a_publication_are_read_and_checked(store: RowStore, tmp_p
         "mean", "std", "min", "max", "record",
         "manifest_path", "manifest_first", "manifest_rows", "manifest_size", "manifest_modified", "manifest_dropped",
     }  # fmt: skip
-    uses = {
-        "record/c/0/0": (store.records, "so nothing is known of them"),
-        "mean/c/0": (store.statistics, "mean"),
-        "manifest_path/c/0": (store.manifest, "manifest_path"),
-    }
-    for key, (use, words) in uses.items():
-        use()
+    uses = {"record/c/0/0": RowStore.records, "mean/c/0": RowStore.statistics, "manifest_path/c/0": RowStore.manifest}
+    for key, use in uses.items():
+        use(RowStore.open(store.url))
         data = (publication / key).read_bytes()
         (publication / key).write_bytes(data[:9] + bytes([data[9] ^ 1]) + data[10:])
-        with pytest.raises(Corrupt, match=words):
-            use()
+        with pytest.raises(Corrupt, match=f"{key}.* so nothing is known of them"):
+            use(RowStore.open(store.url))
         (publication / key).write_bytes(data)
 
 
@@ -130,9 +126,10 @@ def test_a_whole_ledger_of_another_publication_is_refused(store: RowStore, tmp_p
 
 def test_rows_that_grew_are_unchanged_and_others_are_not(store: RowStore, tmp_path: Path) -> None:
     store.require_unchanged()
-    np.save(tmp_path / "tree" / "x.npy", np.full((2, 2), 10, np.float32))
-    ingest(tmp_path / "tree", tmp_path / "store", rows_per_file="one")
-    store.require_unchanged()
+    for name in ("x", "y", "z"):  # the publication that was read is not kept for so long
+        np.save(tmp_path / "tree" / f"{name}.npy", np.full((2, 2), 10, np.float32))
+        ingest(tmp_path / "tree", tmp_path / "store", rows_per_file="one")
+        store.require_unchanged()
     np.save(tmp_path / "tree" / "3.npy", np.full((2, 2), 3.5, np.float32))
     ingest(tmp_path / "tree", tmp_path / "store", rows_per_file="one", overwrite=True)
     with pytest.raises(Corrupt, match="were replaced while they were read"):
@@ -141,6 +138,7 @@ def test_rows_that_grew_are_unchanged_and_others_are_not(store: RowStore, tmp_pa
 
 @pytest.mark.parametrize("change", ["the group is deleted", "it is begun anew"])
 def test_rows_that_vanished_are_not_unchanged(store: RowStore, tmp_path: Path, change: str) -> None:
+    store.records()
     if change == "it is begun anew":
         store.retract(LAYOUT, "rows", {}, "token")
     else:
@@ -198,7 +196,7 @@ def test_a_forged_description_is_refused_by_name(store: RowStore, tmp_path: Path
     group = json.loads(file.read_text())
     FORGED[case](group["attributes"]["cvae_dist"])
     file.write_text(json.dumps(group))
-    before = snapshot(tmp_path / "store")
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
     for use in (
         lambda: RowStore.find(store.url),
         lambda: RowStore.open(store.url),
@@ -206,7 +204,7 @@ def test_a_forged_description_is_refused_by_name(store: RowStore, tmp_path: Path
     ):
         with pytest.raises(InvalidInput, match="its description is damaged or forged"):
             use()
-    assert snapshot(tmp_path / "store") == before
+    assert {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()} == before
 
 
 def test_begun_store_is_empty_and_not_open_to_use(tmp_path: Path) -> None:
