@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from cvae_dist.store import Layout
-from tests.faults.drivers import Drivers, small_grid
+from tests.faults.drivers import SHARDS_PER_PACK, Drivers, small_grid
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +13,14 @@ def drivers() -> Iterator[Drivers]:
     server = Drivers()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_packs() -> Iterator[None]:
+    """Packs as small here as in the drivers, so that a few shards are several of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Layout, "shards_per_pack", SHARDS_PER_PACK)
+        yield
 
 
 @pytest.fixture

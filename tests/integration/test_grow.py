@@ -13,12 +13,13 @@ from cvae_dist.store import Layout, RowStore
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
 from cvae_dist.verbs.verify import verify
-from tests.faults.drivers import item, small_grid, stamps, write_items
+from tests.faults.drivers import SHARDS_PER_PACK, item, small_grid, stamps, write_items
 
 
 @pytest.fixture(autouse=True)
 def _tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "of", small_grid())
+    monkeypatch.setattr(Layout, "shards_per_pack", SHARDS_PER_PACK)
 
 
 def numbers(store: Path) -> list[int]:
@@ -120,8 +121,10 @@ def test_interrupted_growth_is_named_by_verify_and_finished_by_the_next_run(
             ingest(tree, store, label="folder")
     opened = RowStore.open(str(store))
     assert (opened.rows, len(opened.read("x"))) == (10, 10)
-    (problem,) = verify(str(store)).problems
-    assert "interrupted (the published rows are untouched then; run it again)" in str(problem)
+    problems = verify(str(store)).problems
+    assert [(problem.array, problem.shard) for problem in problems] == [("x", 2), ("id", 2), ("label", 2)]
+    for problem in problems:
+        assert "interrupted: the published rows are untouched then; run it again" in str(problem)
     result = ingest(tree, store, label="folder")
     assert (result.rows, result.rows_written) == (21, 0)
     assert len(numbers(store)) == 21
@@ -165,3 +168,26 @@ def test_another_tree_is_not_appended(tmp_path: Path) -> None:
     with pytest.raises(SettingsChanged, match=r"was made from .*one, and .*two holds none of its files"):
         ingest(tmp_path / "two", tmp_path / "s")
     assert RowStore.open(str(tmp_path / "s")).rows == 1
+
+
+def test_interrupted_growth_is_taken_back_when_its_files_vanish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, store = tmp_path / "tree", tmp_path / "store"
+    write_items(tree, 0, 10)
+    ingest(tree, store, label="folder")
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    write_items(tree, 10, 21)
+
+    def interrupted(self: RowStore, *arguments: object) -> RowStore:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStore, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(tree, store, label="folder")
+    for number in range(10, 21):
+        next(tree.rglob(f"*{number:04d}.npy")).unlink()
+    assert ingest(tree, store, label="folder").nothing_to_do
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+    assert len(numbers(store)) == 10

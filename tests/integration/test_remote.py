@@ -18,12 +18,13 @@ from cvae_dist.verbs.embed import embed
 from cvae_dist.verbs.info import info
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.verify import verify
-from tests.faults.drivers import item, small_grid, snapshot, write_items
+from tests.faults.drivers import SHARDS_PER_PACK, item, small_grid, snapshot, write_items
 
 
 @pytest.fixture(autouse=True)
 def _tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "of", small_grid())
+    monkeypatch.setattr(Layout, "shards_per_pack", SHARDS_PER_PACK)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_damage_is_named(tmp_path: Path, bucket: str) -> None:
     place.delete()
     (problem,) = verify(f"{bucket}/rows").problems
     assert "missing" in problem.reason
-    with pytest.raises(Corrupt, match="shard 1 is missing"):
+    with pytest.raises(Corrupt, match="x/c/1/0: the object is missing"):
         RowStore.open(f"{bucket}/rows").read("x")
 
 

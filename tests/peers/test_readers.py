@@ -78,7 +78,7 @@ def test_xarray(written: Written) -> None:
 
 
 def test_xarray_statistics(written: Written) -> None:
-    with xr.open_zarr(written.store, group="statistics") as rows:
+    with xr.open_zarr(written.store, group=RowStore.open(written.store).publication.path) as rows:
         np.testing.assert_allclose(rows["mean"], written.rows.mean(axis=0, dtype=np.float64), atol=1e-9)
         np.testing.assert_allclose(rows["std"], written.rows.std(axis=0, dtype=np.float64), rtol=1e-9)
         np.testing.assert_array_equal(rows["min"], written.rows.min(axis=0))

@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,16 +15,19 @@ from cvae_dist.store import Layout, RowStore
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.verify import verify
 
-GRID = classmethod(lambda cls, arrays, rows=None: cls(4, 2, arrays))
+GRID = classmethod(lambda cls, arrays, rows=None, **_: cls(4, 2, arrays))
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("shards_per_pack", [2, 100])
+@settings(max_examples=15, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
     bad=st.sets(st.integers(0, 53), max_size=6),
     data=st.data(),
 )
-def test_files_of_many_rows_in_several_goes(sizes: list[int], bad: set[int], data: st.DataObject) -> None:
+def test_files_of_many_rows_in_several_goes(
+    shards_per_pack: int, sizes: list[int], bad: set[int], data: st.DataObject
+) -> None:
     rows = np.arange(sum(sizes) * 2, dtype=np.float32).reshape(-1, 2)
     rows[[row for row in bad if row < len(rows)]] = np.nan
     kept = rows[np.isfinite(rows).all(axis=1)]
@@ -31,7 +35,7 @@ def test_files_of_many_rows_in_several_goes(sizes: list[int], bad: set[int], dat
     goes = data.draw(st.integers(1, len(sizes)))
     folder = Path(tempfile.mkdtemp())
     try:
-        with mock.patch.object(Layout, "of", GRID):
+        with mock.patch.object(Layout, "of", GRID), mock.patch.object(Layout, "shards_per_pack", shards_per_pack):
             for go in range(goes):
                 for name in list(files)[go * len(files) // goes : (go + 1) * len(files) // goes]:
                     os.makedirs(folder / "tree", exist_ok=True)
@@ -39,16 +43,19 @@ def test_files_of_many_rows_in_several_goes(sizes: list[int], bad: set[int], dat
                 so_far = sum(np.isfinite(np.load(path)).all(axis=1).sum() for path in (folder / "tree").iterdir())
                 if so_far:
                     assert ingest(folder / "tree", folder / "store", nonfinite="drop").rows == so_far
-        if len(kept):
-            store = RowStore.open(str(folder / "store"))
-            np.testing.assert_array_equal(store.read("x"), kept)
-            records = [store.ledger.read(shard) for shard in range(store.layout.shards(len(kept)))]
-            assert [record.rows for record in records if record] == [
-                min(4, len(kept) - start) for start in range(0, len(kept), 4)
-            ]
-            assert store.document["dropped"] <= len(rows) - len(kept)
-            assert sum(record.dropped for record in records if record) == store.document["dropped"]
-            np.testing.assert_allclose(store.statistics().mean, kept.astype(float).mean(0), rtol=1e-12)
-            assert verify(str(folder / "store")).ok
+            if len(kept):
+                require_rows(folder / "store", kept, len(rows) - len(kept))
     finally:
         shutil.rmtree(folder)
+
+
+def require_rows(folder: Path, kept: np.ndarray, dropped: int) -> None:
+    store = RowStore.open(str(folder))
+    np.testing.assert_array_equal(store.read("x"), kept)
+    records = store.records()
+    assert records.table[:, 1].tolist() == [min(4, len(kept) - start) for start in range(0, len(kept), 4)]
+    assert store.document["dropped"] <= dropped
+    assert records.dropped == store.document["dropped"]
+    np.testing.assert_allclose(store.statistics().mean, kept.astype(float).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(store.statistics().std, kept.astype(float).std(0), rtol=1e-12)
+    assert verify(str(folder)).ok
