@@ -93,13 +93,15 @@ class Output:
             It was made otherwise; a worker is too small; the storage refused; the lease was lost.
         """
         store = self._begin(job)
-        packs = _Packs(store, job)
+        packs = _Packs(store, job, self._lease)
         plan = Plan(job, packs.pending, store.rows, slots(self._client))
         self._tell("start", job.rows - plan.rows, job.rows, str(plan))
         finished = store.published and store.rows == job.rows
         if finished and store.interrupted:
             _withdraw(store.claimed(self._lease.token.token))
-        elif not finished:
+        elif finished:
+            store.settle()
+        else:
             store = store.claimed(self._lease.token.token) if store is self.existing else store
             self._write_shards(store, plan, packs)
             store = self._publish(store, job, packs)
@@ -212,8 +214,8 @@ class _Packs:
     Only what the driver of the store has to know of shards that are written by others is kept in its memory.
     """
 
-    def __init__(self, store: RowStore, job: Job) -> None:
-        self._store, self._job = store, job
+    def __init__(self, store: RowStore, job: Job, lease: Lease) -> None:
+        self._store, self._job, self._lease = store, job, lease
         self._size = job.layout.shards_per_pack
         self._published = store.records()
         self._fingerprints = job.fingerprints(range(job.first_shard, job.shards), store.rows)
@@ -266,6 +268,7 @@ class _Packs:
     def _new_moments(self, number: int) -> Moments:
         pack = self._store.journal.read(number)
         if pack is None or not np.array_equal(pack.records.table, self._recorded[number].table):
+            self._lease.check()
             raise StorageFailed(
                 f"pack {number} of the journal of {self._store.location} was changed by another writer while this run "
                 "wrote it. Nothing was published; run the same command again"
@@ -284,6 +287,7 @@ class _Packs:
             for shard, (key, size) in enumerate(zip(keys, records.sizes(place).tolist(), strict=True), self._first):
                 entry = found.pop(key, None)
                 if entry is None or entry.size != size or self._versions.get(key, entry.version) != entry.version:
+                    self._lease.check()
                     self._store.journal.forget(shard // self._size)
                     raise StorageFailed(
                         f"shard {shard} of {self._store.location}/{array.name} is not as this run wrote it. Another "
@@ -359,7 +363,7 @@ def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tu
     moments = made.moments or Moments.of(main.reshape(len(main), region.layout.n_features))
     region.lease.require()  # right before: the driver of this task may have died, and another one begun
     for key, buffers in encoded.items():
-        versions[key] = (region.output / key).write(*buffers)
+        versions[key] = (region.output / key).write_guarded(*buffers, guard=region.lease.require)
     digests = [Digest.of_shard(buffers) for buffers in encoded.values()]
     return Records.one(shard.fingerprint, rows, made.dropped, digests), moments
 
