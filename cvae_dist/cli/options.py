@@ -40,6 +40,7 @@ FLAGS: Mapping[str, Any] = {
     "grid_size": Count,
     "n": Annotated[Count, Parameter(name=["--n", "-n"])],
     "n_components": Count,
+    "fsync": Switch,
     "overwrite": Switch,
 }
 

@@ -89,13 +89,13 @@ def _map_dask(
 
 def _drain(client: "Client", futures: "list[Any]") -> None:
     """Wait for tasks that run, and give the others up."""
-    from distributed import wait
+    from distributed import as_completed
 
     processing = {key for keys in client.processing().values() for key in keys}
     client.cancel([future for future in futures if future.key not in processing])
     running = [future for future in futures if future.key in processing]
     try:
-        wait(running, timeout=_DRAIN_SECONDS)
+        list(as_completed(running, loop=client.loop, timeout=_DRAIN_SECONDS))
     except TimeoutError:
         _LOGGER.warning(
             "%d tasks still run after %d s; they stop before their next shard", len(running), _DRAIN_SECONDS

@@ -97,14 +97,14 @@ class Output:
         plan = Plan(job, packs.pending, store.rows, slots(self._client))
         self._tell("start", job.rows - plan.rows, job.rows, str(plan))
         finished = store.published and store.rows == job.rows
-        if finished and store.interrupted:
-            _withdraw(store.claimed(self._lease.token.token))
-        elif finished:
-            store.settle()
-        else:
+        if not finished:
             store = store.claimed(self._lease.token.token) if store is self.existing else store
             self._write_shards(store, plan, packs)
             store = self._publish(store, job, packs)
+        elif store.interrupted:
+            _withdraw(store.claimed(self._lease.token.token))
+        else:
+            store.settle()
         dropped, seconds = int(store.document["dropped"]), time.monotonic() - self._began
         message = "nothing to do, all rows were there" if finished else ""
         self._tell("done", store.rows, store.rows, message, seconds=seconds)

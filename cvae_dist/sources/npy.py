@@ -17,6 +17,7 @@ from cvae_dist.sources.pieces import Integers, Pieces
 from cvae_dist.sources.source import Listing, RowsPerFile, Schema
 from cvae_dist.store import Location
 
+_MOST_ROW_BYTES = 1_000_000_000
 _NAMED = 5  # bad files named in one message
 
 
@@ -79,7 +80,13 @@ class NpyTree:
             raise InvalidInput(
                 f"{directory}/{first} has shape {header.shape}: items without values cannot be used. {_KEPT}"
             )
-        return NpyFiles(directory, Schema(item_shape, header.dtype.newbyteorder("="), one), header, first)
+        schema = Schema(item_shape, header.dtype.newbyteorder("="), one)
+        if schema.row_bytes > _MOST_ROW_BYTES:
+            raise InvalidInput(
+                f"{directory}/{first} has items of shape {item_shape}, {schema.row_bytes:,} bytes each. A row has "
+                f"{_MOST_ROW_BYTES:,} bytes at most. {_KEPT}"
+            )
+        return NpyFiles(directory, schema, header, first)
 
     def _note(self, files: "NpyFiles", rows: Integers) -> str:
         """Say what the shapes were taken to mean: a tree of images looks like a tree of matrices."""
@@ -211,33 +218,38 @@ def _found(root: Location) -> tuple[str, list[tuple[str, int, int]]]:
         return root.path, found
     if not os.path.isfile(root.path):
         raise SourceNotFound(f"there is no directory or file {root}. Nothing was written; mend the path")
-    if not root.path.endswith(".npy"):
+    if not root.path.lower().endswith(".npy"):
         raise InvalidInput(f"{root} is no .npy file. Nothing was written; {how_to_convert(root.path)}")
     directory, name = os.path.split(root.path)
     status = os.stat(root.path)
     return directory, [(name, status.st_size, status.st_mtime_ns)]
 
 
-def _walk(root: str, prefix: str = "", above: tuple[str, ...] = ()) -> list[tuple[str, int, int]]:
+def _walk(root: str) -> list[tuple[str, int, int]]:
     """Return relative path, size and modification time of every ``.npy`` file."""
-    above = (*above, os.path.realpath(root))
     found = []
-    try:
-        with os.scandir(root) as entries:
-            for entry in entries:
-                name = entry.name
-                if name[-4:] == ".npy" and name[0] != ".":
-                    status = entry.stat()
-                    if stat.S_ISREG(status.st_mode):
-                        found.append((prefix + name, status.st_size, status.st_mtime_ns))
-                elif name[0] != "." and entry.is_dir():
-                    _refuse_loop(entry, above)
-                    found += _walk(entry.path, f"{prefix}{name}/", above)
-    except OSError as error:
-        raise InvalidInput(
-            f"{error.filename or root} cannot be read: {error.strerror}. Nothing was written; "
-            "mend or remove it and run the same command again"
-        ) from error
+    pending: list[tuple[str, str, tuple[str, ...]]] = [(root, "", ())]
+    while pending:
+        folder, prefix, above = pending.pop()
+        above = (*above, os.path.realpath(folder))
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == ".":
+                        continue
+                    if entry.is_dir():
+                        _refuse_loop(entry, above)
+                        pending.append((entry.path, f"{prefix}{name}/", above))
+                    elif name[-4:].lower() == ".npy":
+                        status = entry.stat()
+                        if stat.S_ISREG(status.st_mode):
+                            found.append((prefix + name, status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            raise InvalidInput(
+                f"{error.filename or folder} cannot be read: {error.strerror}. Nothing was written; "
+                "mend or remove it and run the same command again"
+            ) from error
     return found
 
 

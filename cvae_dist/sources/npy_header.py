@@ -71,6 +71,9 @@ def read_header(path: str) -> Header:
     return header
 
 
+_VERSIONS = (b"\x01\x00", b"\x02\x00", b"\x03\x00")
+
+
 @lru_cache(maxsize=64)
 def _parse_cached(head: bytes) -> Header:
     stream = io.BytesIO(head)
@@ -84,6 +87,8 @@ def _parse_header(path: str, head: bytes) -> Header:
     start = 10 if head[6:7] == b"\x01" else 12
     end = start + int.from_bytes(head[8:start], "little")
     try:
+        if head[6:8] not in _VERSIONS:
+            raise ValueError(f"format version {head[6]}.{head[7]}; NumPy writes 1.0, 2.0 and 3.0")
         if end > len(head):
             raise ValueError("too long")
         header = _parse_cached(head[:end])

@@ -206,8 +206,8 @@ class LocalFiles(Storage):
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file is one of ours that is no object: temporary, or a lock."""
-    return name.startswith(".") and name.endswith((_PARTIAL, _LOCK))
+    """Whether a file is no object: temporary, a lock, or what NFS keeps of a file that was deleted while open."""
+    return name.startswith(".") and (name.endswith((_PARTIAL, _LOCK)) or name.startswith(".nfs"))
 
 
 def _scan(folder: str, prefix: str) -> "list[tuple[str, os.DirEntry[str]]]":
@@ -240,7 +240,11 @@ def _take(descriptor: int, lock: str) -> bool:
 def _sweep_one(path: str) -> None:
     if path.endswith(_PARTIAL):
         os.unlink(path)
-        return
+    elif path.endswith(_LOCK):
+        _sweep_lock(path)
+
+
+def _sweep_lock(path: str) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         if _take(descriptor, path):

@@ -205,7 +205,7 @@ class Lease:
             if not first:
                 first, began = version, time.monotonic()
                 self._tell_wait(found)
-            time.sleep(found.term / _LOOKS)
+            time.sleep(min(found.term, _TERM) / _LOOKS)
 
     def _tell_wait(self, found: _Document) -> None:
         message = (

@@ -31,6 +31,8 @@ _AZURE_CONNECTION = {
     "BlobEndpoint": "endpoint",
 }  # fmt: skip
 _CREDENTIALS_LAST = timedelta(minutes=5)  # then botocore is asked again; it renews what is about to expire
+_LARGEST_PUT = 256_000_000  # bytes
+_PART = 64_000_000
 _CLIENT = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRIES = {
     "max_retries": 12,
@@ -41,14 +43,14 @@ _RETRIES = {
 
 @dataclass(frozen=True, repr=False)
 class ObjectStore(Storage):
-    """A bucket or container. ``options`` are those of s3fs or adlfs; versions are ETags."""
+    """A bucket or container. ``options`` are those of s3fs, or of adlfs; versions are ETags."""
 
     protocol: str
     bucket: str
     options: StorageOptions = field(hash=False)
 
     def url(self, path: str) -> str:
-        return f"{self.protocol}://{self.bucket}/{path}"
+        return f"{self.protocol}://{self.bucket}/{path}" if path else f"{self.protocol}://{self.bucket}"
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         import obstore
@@ -79,8 +81,9 @@ class ObjectStore(Storage):
     def size(self, path: str) -> int | None:
         import obstore
 
-        with contextlib.suppress(FileNotFoundError), self._errors(path) as store:
-            return int(obstore.head(store, path)["size"])
+        if path:
+            with contextlib.suppress(FileNotFoundError), self._errors(path) as store:
+                return int(obstore.head(store, path)["size"])
         return None
 
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
@@ -95,21 +98,22 @@ class ObjectStore(Storage):
     def list(self, path: str) -> Iterator[Entry]:
         import obstore
 
+        prefix = f"{path}/" if path else ""
         with self._errors(path) as store:
-            found = [entry for page in obstore.list(store, f"{path}/", chunk_size=1000) for entry in page]
-        skipped = len(path) + 1
-        # SeaweedFS and directory buckets have orders of their own
-        yield from sorted(Entry(one["path"][skipped:], one["size"], unquoted(one["e_tag"])) for one in found)
+            for page in obstore.list(store, prefix, chunk_size=1000):
+                for one in page:
+                    yield Entry(one["path"].removeprefix(prefix), one["size"], unquoted(one["e_tag"]))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore
 
-        names = [f"{path}/{entry.name}" for entry in self.list(path) if entry.name != keep]
+        prefix = f"{path}/" if path else ""
+        names = [prefix + entry.name for entry in self.list(path) if entry.name != keep]
         with self._errors(path) as store:
             if names:
                 obstore.delete(store, names)
-            if keep is None:
-                with contextlib.suppress(FileNotFoundError):
+            if path and keep is None:
+                with contextlib.suppress(FileNotFoundError):  # Azure says so
                     obstore.delete(store, path)
 
     def proof(self, path: str) -> tuple[str, ...] | None:
@@ -128,7 +132,9 @@ class ObjectStore(Storage):
 
         with self._errors(path, writes=True) as store:
             try:
-                result = obstore.put(store, path, data, mode=mode, use_multipart=False)
+                # a multipart upload that is killed leaves parts that cost money and that nobody sees
+                in_parts = mode == "overwrite" and len(data) > _LARGEST_PUT
+                result = obstore.put(store, path, data, mode=mode, use_multipart=in_parts, chunk_size=_PART)
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError) as error:
                 raise FileExistsError(self.url(path)) from error
             except FileNotFoundError as error:  # what was to be replaced

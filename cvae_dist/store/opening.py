@@ -13,6 +13,7 @@ from cvae_dist.store.remote import remote_storage
 from cvae_dist.store.storage import Storage, StorageOptions, clean
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
+_PACKAGES = {"s3": ("obstore", "botocore", "s3fs"), "azure": ("obstore",), "gcs": ("gcsfs",)}
 
 
 def open_storage(url: str, options: StorageOptions) -> tuple[Storage, str]:
@@ -25,7 +26,7 @@ def open_storage(url: str, options: StorageOptions) -> tuple[Storage, str]:
             f"{clean(url, options)} has credentials in it, which {extra} does not take from there; "
             "give them as storage options, or in the environment"
         )
-    if extra in ("s3", "azure") and importlib.util.find_spec("obstore") is None:
+    if extra and any(importlib.util.find_spec(package) is None for package in _PACKAGES[extra]):
         _refuse_missing(url, options, extra, "")
     if extra == "azure":
         return azure_storage(*_azure_place(bucket, options)), path

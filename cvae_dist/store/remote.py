@@ -68,7 +68,7 @@ class FsspecFiles(Storage):
         found: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError), self._errors(path):
             found = self.filesystem.find(path, detail=True)
-        for name in sorted(found):
+        for name in found:
             if name.startswith(f"{path}/"):
                 version = next((unquoted(found[name][key]) for key in _VERSIONS if found[name].get(key)), "")
                 yield Entry(name.removeprefix(f"{path}/"), int(found[name]["size"] or 0), version)
@@ -151,15 +151,18 @@ class _Conditional(FsspecFiles):
                 raise
 
     def exists(self, path: str) -> bool:
-        return Storage.exists(self, path)  # SeaweedFS remembers folders that are empty
+        if self.size(path) is not None:
+            return True
+        with self._errors(path):
+            return self._any_below(path)
 
     def delete(self, path: str, keep: str | None = None) -> None:
         names = [f"{path}/{entry.name}" for entry in self.list(path) if entry.name != keep]
         with self._errors(path):
-            self._delete_all(names if keep is not None else [*names, path])
+            self._delete_all(names if keep is not None or "/" not in path else [*names, path])
 
     def proof(self, path: str) -> tuple[str, ...] | None:
-        return (type(self).__name__, str(self.filesystem.storage_options), path.partition("/")[0])
+        return (type(self).__name__, str(self.filesystem.storage_options.get("endpoint_url")), path.partition("/")[0])
 
     @abstractmethod
     def _get(self, path: str, headers: Mapping[str, str]) -> tuple[bytes, str]:
@@ -168,6 +171,10 @@ class _Conditional(FsspecFiles):
     @abstractmethod
     def _put(self, path: str, data: bytes, condition: Mapping[str, str]) -> str:
         """Write an object in one request and return its version."""
+
+    @abstractmethod
+    def _any_below(self, path: str) -> bool:
+        """Whether any object lies below a prefix; folders that a server remembers are none."""
 
     @abstractmethod
     def _delete_all(self, paths: Sequence[str]) -> None:
@@ -198,6 +205,11 @@ class S3Files(_Conditional):
         bucket, key, _ = self.filesystem.split_path(path)
         answer = self.filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
         return unquoted(answer["ETag"])
+
+    def _any_below(self, path: str) -> bool:
+        bucket, key, _ = self.filesystem.split_path(path)
+        found = self.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=key and f"{key}/", MaxKeys=1)
+        return bool(found.get("Contents"))
 
     def _delete_all(self, paths: Sequence[str]) -> None:
         for first in range(0, len(paths), _AT_ONCE):
@@ -234,6 +246,11 @@ class GcsFiles(_Conditional):
         headers = {"Content-Type": f"multipart/related; boundary={border}"}
         upload = {"uploadType": "multipart", "headers": headers, "data": body}
         return str(self.filesystem.call("POST", where, json_out=True, **upload, **condition)["generation"])
+
+    def _any_below(self, path: str) -> bool:
+        bucket, key, _ = self.filesystem.split_path(path)
+        found = self.filesystem.call("GET", "b/{}/o", bucket, prefix=key and f"{key}/", maxResults=1, json_out=True)
+        return bool(found.get("items"))
 
     def _delete_all(self, paths: Sequence[str]) -> None:
         def delete(path: str) -> None:

@@ -98,7 +98,7 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, path: str) -> Iterator[Entry]:
-        """Yield every object below a prefix, sorted by name."""
+        """Yield every object below a prefix, in the order of the storage."""
 
     @abstractmethod
     def delete(self, path: str, keep: str | None = None) -> None:

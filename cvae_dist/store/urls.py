@@ -57,7 +57,7 @@ class Location:
         return cls(LocalFiles(fsync=True), url.path) if fsync and url.is_local else url
 
     def __truediv__(self, name: str) -> "Location":
-        return Location(self.storage, f"{self.path}/{name}")
+        return Location(self.storage, f"{self.path}/{name}" if self.path else name)
 
     def __str__(self) -> str:
         return self.storage.url(self.path)
@@ -145,7 +145,7 @@ class Location:
 
     def holds(self, suffix: str) -> bool:
         """Whether a file whose name ends in ``suffix`` is here, in this folder or one below it."""
-        return any(entry.name.endswith(suffix) for entry in itertools.islice(self.list(), _MOST_NAMES))
+        return any(entry.name.endswith(suffix) for entry in itertools.islice(self.storage.list(self.path), _MOST_NAMES))
 
     def is_blank(self) -> bool:
         """Whether nothing is here. Empty directories count as nothing, and so does what killed writers left."""
@@ -153,7 +153,8 @@ class Location:
 
     def list(self) -> Iterator[Entry]:
         """Yield every object below this prefix, sorted by name. Object stores are asked once per 1,000 objects."""
-        return self.storage.list(self.path)
+        entries = self.storage.list(self.path)
+        return entries if self.is_local else iter(sorted(entries))  # SeaweedFS has an order of its own
 
     def look(self, prefix: str, names: Sequence[str]) -> "dict[str, Entry]":
         """Return what lies at names below this one, all of which begin with ``prefix``; what is missing is left out.

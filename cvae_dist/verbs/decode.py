@@ -26,6 +26,7 @@ def decode(
     *,
     batch_size: int = 2048,
     overwrite: bool = False,
+    fsync: bool = False,
     storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
     on_event: OnEvent = ignore,
@@ -46,6 +47,8 @@ def decode(
         Rows the model sees at once. It changes no result.
     overwrite : bool
         Replace rows that were made otherwise.
+    fsync : bool
+        Wait until a local disk has what was written, so that a finished command survives a power loss.
     storage_options, client, on_event
         As for :func:`cvae_dist.embed`, and so are the result and the errors.
     """
@@ -61,7 +64,7 @@ def decode(
         source,
         handle,
         functools.partial(_rows, metric=metric),
-        Location.of(out, storage_options),
+        Location.of(out, storage_options, fsync),
         stage="decode",
         kind="rows",
         arrays=[handle.row_layout()],

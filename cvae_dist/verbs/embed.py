@@ -27,6 +27,7 @@ def embed(
     precision: ComputePrecision = "float32",
     metric: Literal["latent", "data"] = "latent",
     overwrite: bool = False,
+    fsync: bool = False,
     storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
     on_event: OnEvent = ignore,
@@ -54,6 +55,8 @@ def embed(
         undoes it, as the store says which it is.
     overwrite : bool
         Replace latents that were made otherwise.
+    fsync : bool
+        Wait until a local disk has what was written, so that a finished command survives a power loss.
     storage_options : Mapping, optional
         Options of the file system, for fsspec.
     client : distributed.Client, optional
@@ -85,7 +88,7 @@ def embed(
         StoreHandle.of(Location.of(store, storage_options), "rows", handle.n_features, handle.location),
         handle,
         functools.partial(_latents, precision=precision, metric=metric),
-        Location.of(latents, storage_options),
+        Location.of(latents, storage_options, fsync),
         stage="embed",
         kind="latents",
         arrays=[ArrayLayout("z", "<f4", ("sample", "latent"), (handle.dim_latent,))],

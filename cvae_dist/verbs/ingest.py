@@ -36,6 +36,7 @@ def ingest(
     label: Literal["folder"] | None = None,
     nonfinite: Nonfinite = "raise",
     overwrite: bool = False,
+    fsync: bool = False,
     storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
     on_event: OnEvent = ignore,
@@ -59,6 +60,8 @@ def ingest(
         What to do about rows with NaN or infinity. drop reads the source twice and counts what it left out.
     overwrite : bool
         Replace a store that was made with other settings.
+    fsync : bool
+        Wait until a local disk has what was written, so that a finished command survives a power loss.
     storage_options : Mapping, optional
         Options of the store's file system, for fsspec.
     client : distributed.Client, optional
@@ -84,7 +87,7 @@ def ingest(
     listing = opened.list()
     if listing.note:
         on_event(Event("ingest", "note", message=listing.note))
-    place = Location.of(store, storage_options)
+    place = Location.of(store, storage_options, fsync)
     plan = _IngestPlan(opened.url, listing, place, label, nonfinite, client, on_event)
     with Output.held(place, "ingest", overwrite=overwrite, client=client, on_event=on_event) as output:
         return output.write(plan.job(output.existing))

@@ -30,6 +30,7 @@ def sample(
     noise: bool = True,
     prior: Literal["normal", "mixture", "flow"] = "normal",
     overwrite: bool = False,
+    fsync: bool = False,
     storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
     on_event: OnEvent = ignore,
@@ -54,6 +55,8 @@ def sample(
         Where latents are drawn: N(0, I), or what fit-prior fitted to the latents of this model.
     overwrite : bool
         Replace rows that were made otherwise.
+    fsync : bool
+        Wait until a local disk has what was written, so that a finished command survives a power loss.
     storage_options, client, on_event
         As for :func:`cvae_dist.embed`, and so are the result and the errors.
 
@@ -84,7 +87,7 @@ def sample(
         lineage={"model": without_credentials(str(handle.location))},
         task_bytes=layout.shard_bytes,
     )
-    place = Location.of(out, storage_options)
+    place = Location.of(out, storage_options, fsync)
     place.require_apart(handle.location)
     with (
         contextlib.nullcontext(1) if client else one_thread_each() as threads,

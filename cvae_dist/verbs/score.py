@@ -25,6 +25,7 @@ def score(
     *,
     batch_size: int = 2048,
     overwrite: bool = False,
+    fsync: bool = False,
     storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
     on_event: OnEvent = ignore,
@@ -49,6 +50,8 @@ def score(
         Rows the model sees at once. It changes no result.
     overwrite : bool
         Replace scores that were made otherwise.
+    fsync : bool
+        Wait until a local disk has what was written, so that a finished command survives a power loss.
     storage_options, client, on_event
         As for :func:`cvae_dist.embed`, and so are the result and the errors.
     """
@@ -61,7 +64,7 @@ def score(
         StoreHandle.of(Location.of(store, storage_options), "rows", handle.n_features, handle.location),
         handle,
         numbered_scores,
-        Location.of(out, storage_options),
+        Location.of(out, storage_options, fsync),
         stage="score",
         kind="scores",
         arrays=[ArrayLayout(name, "<f4", ("sample",), (), {"long_name": text}) for name, text in _ARRAYS.items()],

@@ -273,7 +273,7 @@ def snapshot(store: Path) -> dict[str, bytes | dict[str, Any]]:
 
 def require_same(store: Path, expected: Mapping[str, Any]) -> None:
     found = snapshot(store)
-    assert sorted(found) == sorted(expected)
+    assert sorted(set(found) ^ set(expected)) == [], sorted(set(found) ^ set(expected))
     assert [name for name in found if found[name] != expected[name]] == []
 
 

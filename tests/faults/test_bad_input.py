@@ -225,18 +225,19 @@ def test_nonfinite_row_in_a_file_of_many(tmp_path: Path, dtype: str, bad: float)
 def test_nonfinite_row_of_its_own_file(tmp_path: Path, dtype: str) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    for number in range(11):
-        np.save(tree / f"{number:02d}.npy", np.full(3, np.nan if number in (6, 10) else number, dtype))
-    with pytest.raises(InvalidInput, match=r"tree/06\.npy, row 0, holds NaN"):
+    good = [number for number in range(15) if number not in (10, 14)]
+    for number in range(15):
+        np.save(tree / f"{number:02d}.npy", np.full(3, number if number in good else np.nan, dtype))
+    with pytest.raises(InvalidInput, match=r"tree/10\.npy, row 0, holds NaN"):
         ingest(tree, tmp_path / "store")
-    assert recorded(tmp_path / "store") == [0]
+    assert recorded(tmp_path / "store") == [0, 1]
     with pytest.raises(SettingsChanged, match="nonfinite: 'raise' there, 'drop' asked for"):
         ingest(tree, tmp_path / "store", nonfinite="drop")
     result = ingest(tree, tmp_path / "store", nonfinite="drop", overwrite=True)
     store = RowStore.open(str(tmp_path / "store"))
-    assert (result.rows, result.dropped, store.document["dropped"]) == (9, 2, 2)
-    assert store.read("x")[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9]
-    assert store.read("id").tolist() == [f"{n:02d}.npy" for n in (0, 1, 2, 3, 4, 5, 7, 8, 9)]
+    assert (result.rows, result.dropped, store.document["dropped"]) == (13, 2, 2)
+    assert store.read("x")[:, 0].tolist() == good
+    assert store.read("id").tolist() == [f"{number:02d}.npy" for number in good]
     assert store.records().dropped == 2
 
 
@@ -393,5 +394,5 @@ def test_a_lost_column_is_never_read_as_empty_text(tmp_path: Path) -> None:
     write_items(tree, 0, 10)
     ingest(tree, tmp_path / "store", label="folder")
     (tmp_path / "store" / "label" / "c" / "1").unlink()
-    with pytest.raises(Corrupt, match="label.*shard 1 is missing"):
+    with pytest.raises(Corrupt, match="shard 1 of label is missing"):
         RowStore.open(str(tmp_path / "store")).read("label", 5, 6)

@@ -144,7 +144,7 @@ def test_output_is_never_one_of_the_inputs(made: dict[str, Any], verb: Any) -> N
 def test_growth_under_way_changes_nothing_for_embed(
     made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The partial shard of the source and its record are replaced by a growth that was killed."""
+    """The partial shard of the source is replaced by a growth that was killed."""
     monkeypatch.setattr(Layout, "of", small_grid())
     tree, rows, out = tmp_path / "tree", tmp_path / "rows", tmp_path / "z"
     write_items(tree, 0, 10)
@@ -152,10 +152,12 @@ def test_growth_under_way_changes_nothing_for_embed(
     embed(rows, made["model"], out)
     before = snapshot(out)
     write_items(tree, 10, 19)
-    torch_drivers.run("ingest", tree, rows, label="folder", _below=str(rows), _die_at=18)
-    record = RowStore.open(str(rows)).ledger.read(2)
-    assert record is not None
-    assert (RowStore.open(str(rows)).rows, record.rows) == (10, 4), "the kill came at another moment"
+    shard, published = rows / "x/c/2/0", (rows / "x/c/2/0").read_bytes()
+    with running(torch_drivers.start("ingest", tree, rows, label="folder", _delay=0.3)) as driver:
+        driver.until(lambda: shard.read_bytes() != published)
+    assert driver.kill().signal == signal.SIGKILL
+    opened = RowStore.open(str(rows))
+    assert (opened.rows, opened.interrupted) == (10, True), "the kill came at another moment"
     assert embed(rows, made["model"], out).nothing_to_do
     assert snapshot(out) == before
     embed(rows, made["model"], tmp_path / "fresh")

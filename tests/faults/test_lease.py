@@ -17,7 +17,7 @@ from cvae_dist.store import lease as lease_module
 from cvae_dist.store.lease import Lease
 from cvae_dist.store.urls import Location
 from cvae_dist.verbs.ingest import ingest
-from tests.faults.drivers import Drivers, recorded, running, snapshot, wait_until, write_items
+from tests.faults.drivers import Driver, Drivers, recorded, running, snapshot, wait_until, write_items
 
 pytestmark = pytest.mark.usefixtures("tiny_shards")
 
@@ -63,11 +63,21 @@ def test_killed_but_not_reaped_holder_is_followed(drivers: Drivers, tree: Path, 
     first.wait()
 
 
+def stop(driver: Driver, store: Path) -> None:
+    """Stop a driver, but not while it has locked the file of its lease, which nobody could take over then."""
+    while True:
+        os.kill(driver.pid, signal.SIGSTOP)
+        wait_until(lambda: Path(f"/proc/{driver.pid}/stat").read_text().split()[2] == "T")
+        if not store.with_name(f".{store.name}.lease.lock").exists():
+            return
+        os.kill(driver.pid, signal.SIGCONT)
+
+
 def test_stopped_holder_is_followed_after_its_term(drivers: Drivers, tree: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with running(drivers.start("ingest", tree, store, _delay=0.02, _term=0.5)) as first:
         first.until(lambda: recorded(store))
-        os.kill(first.pid, signal.SIGSTOP)
+        stop(first, store)
         began = time.monotonic()
         assert ingest(tree, store).rows == 60
         assert time.monotonic() - began >= 0.5
@@ -84,8 +94,7 @@ def test_stopped_holder_that_goes_on_is_respected(drivers: Drivers, tree: Path, 
     store = tmp_path / "store"
     with running(drivers.start("ingest", tree, store, _delay=0.1, _term=1.0)) as first:
         first.until(lambda: recorded(store))
-        os.kill(first.pid, signal.SIGSTOP)
-        wait_until(lambda: Path(f"/proc/{first.pid}/stat").read_text().split()[2] == "T")
+        stop(first, store)
         with (
             pytest.raises(OutputLocked, match=str(first.pid)),
             Lease.held(Location.of(store), lambda _: os.kill(first.pid, signal.SIGCONT)),

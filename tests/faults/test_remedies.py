@@ -303,7 +303,7 @@ def test_every_extra_that_a_text_names_exists() -> None:
     assert {*named, *EXTRAS.values()} <= project["optional-dependencies"].keys()
 
 
-@pytest.mark.parametrize("protocol", [protocol for protocol, extra in EXTRAS.items() if extra != "gcs"])
+@pytest.mark.parametrize("protocol", EXTRAS)
 def test_a_url_whose_package_is_missing_names_its_extra(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=rf"pip install 'cvae-dist\[{EXTRAS[protocol]}\]'"):

@@ -33,7 +33,7 @@ from cvae_dist.training.fit import fit
 from cvae_dist.training.prepare import TrainingData
 from cvae_dist.training.trainer import Trainer
 
-advance, replace, writes = Trainer.advance, os.replace, 0
+advance, replace, acquire, writes, leases = Trainer.advance, os.replace, lease.Lease._acquire, 0, []
 
 rows = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
 
@@ -45,6 +45,10 @@ def train(directory, kill_at_step, kill_at_write, num_steps, stop_at_step):
     if stop_at_step:
         lease._TERM = 0.5
 
+    def acquire_and_keep(self):
+        leases.append(self)
+        acquire(self)
+
     def advance_and_die(self, *arguments):
         advance(self, *arguments)
         if self.step == 3:
@@ -52,16 +56,18 @@ def train(directory, kill_at_step, kill_at_write, num_steps, stop_at_step):
         if self.step == kill_at_step:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.step == stop_at_step:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            with leases[0]._changing:  # while the file of the lease is locked nobody could take it over
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     def replace_or_die(source, target):
         global writes
-        writes += 1
-        if writes == kill_at_write:
+        ours = not target.endswith(".lease")  # which is written again as time passes
+        writes += ours
+        if ours and writes == kill_at_write:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    Trainer.advance, os.replace = advance_and_die, replace_or_die
+    Trainer.advance, os.replace, lease.Lease._acquire = advance_and_die, replace_or_die, acquire_and_keep
     try:
         return 5 if run(directory, num_steps).figures.stopped_because == "interrupted" else 0
     except OutputLocked:
@@ -213,12 +219,14 @@ def test_stopped_for_longer_than_its_lease_it_changes_nothing_more(
     trainings.start(tmp_path / "model", stop_at_step=step)
     pid = trainings.pid()
     wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T")
-    rows = np.random.default_rng(1).normal(size=(100, 5)).astype(np.float32)
-    data = TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (5,))
-    config = TrainConfig(num_steps=3, tb_logging=False)
-    assert fit(data, config, str(tmp_path / "model"), overwrite=True).figures.stopped_because == "finished"
-    before = files_below(tmp_path)
-    os.kill(pid, signal.SIGCONT)
+    try:
+        rows = np.random.default_rng(1).normal(size=(100, 5)).astype(np.float32)
+        data = TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (5,))
+        config = TrainConfig(num_steps=3, tb_logging=False)
+        assert fit(data, config, str(tmp_path / "model"), overwrite=True).figures.stopped_because == "finished"
+        before = files_below(tmp_path)
+    finally:
+        os.kill(pid, signal.SIGCONT)
     assert trainings.exit_code() == LOST_ITS_LEASE
     assert files_below(tmp_path) == before
 

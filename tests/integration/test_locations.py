@@ -227,13 +227,40 @@ def test_a_bucket_that_is_not_there_is_no_missing_object(name: str, tmp_path: Pa
         (location / "a").create(b"")
 
 
+def test_a_whole_bucket_is_a_place(served: Location) -> None:
+    url = str(served).rpartition("/")[0]
+    bucket = Location.of(url, getattr(served.storage, "options", None) or served.storage.filesystem.storage_options)
+    assert str(bucket / "x") == f"{url}/x"
+    (bucket / served.name).write(b"content")
+    assert served.read() == b"content"
+    assert (bucket.exists(), bucket.is_file(), bucket.is_blank()) == (True, False, False)
+    assert served.name in [entry.name for entry in bucket.list()]
+    assert served.lies_in(bucket)
+
+
+@pytest.mark.parametrize("name", ["weed", "moto", "azurite"])
+def test_only_a_huge_object_goes_in_parts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_LARGEST_PUT", 10)
+    monkeypatch.setattr(objects, "_PART", 5 * 2**20)
+    huge, data = place(name, tmp_path) / "huge", bytes(range(256)) * 40_000
+    version = huge.write(data)
+    assert huge.read_versioned() == (data, version)
+
+
 def test_pages_of_a_long_list(tmp_path: Path) -> None:
     root = place("weed", tmp_path)
     names = [f"{number:04d}" for number in range(1_005)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: (root / name).write(b""), names))
     assert [entry.name for entry in root.list()] == names
-    root.delete()
+    with proxied(serve("weed").options["endpoint_url"]) as proxy:
+        behind = Location.of(str(root), {**serve("weed").options, "endpoint_url": proxy.endpoint})
+        assert behind.exists()
+        assert behind.holds("0000")
+        assert len(list(behind.list())) == len(names)
+        assert proxy.methods == ["HEAD", "GET", "GET", "GET", "GET"]
+        behind.delete()
+        assert proxy.methods == ["GET", "GET", "POST", "POST", "POST"]
     assert root.is_blank()
 
 

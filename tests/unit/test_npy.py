@@ -167,3 +167,47 @@ def test_any_change_of_a_header_is_refused_or_harmless(
     except CvaeDistError as error:
         refusal = str(error)
     assert header.size == len(content) if refusal is None else str(path) in refusal
+
+
+def test_folders_and_files_are_what_they_are_whatever_their_names(tmp_path: Path) -> None:
+    (tmp_path / "tree/folder.npy").mkdir(parents=True)
+    np.save(tmp_path / "tree/folder.npy/a.npy", np.ones((2, 3)))
+    np.save(tmp_path / "upper.npy", np.ones((4, 3)))
+    (tmp_path / "upper.npy").rename(tmp_path / "tree/UPPER.NPY")
+    listing = NpyTree(Location.of(tmp_path / "tree"), "auto").list()
+    assert listing.pieces.path.tolist() == ["UPPER.NPY", "folder.npy/a.npy"]
+    assert listing.pieces.total == 6
+
+
+def test_a_tree_that_is_deeper_than_python_recurses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        Path("d").mkdir()
+        monkeypatch.chdir("d")
+    np.save("a.npy", np.ones((2, 3)))
+    monkeypatch.chdir(tmp_path)
+    assert NpyTree(Location.of(tmp_path), "auto").list().pieces.total == 2
+    for folder, folders, files in os.walk(tmp_path, topdown=False):  # pytest would recurse
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in folders:
+            os.rmdir(os.path.join(folder, name))
+
+
+@pytest.mark.parametrize(
+    ("header", "refusal"),
+    [
+        ((9, 7, "(3, 4)"), "format version 9.7"),
+        ((1, 5, "(3, 4)"), "format version 1.5"),
+        ((1, 0, "(0, 4611686018427387904, 4)"), "bytes each"),
+        ((1, 0, "(0, 1099511627776)"), "bytes each"),
+    ],
+)
+def test_headers_that_nobody_writes(tmp_path: Path, header: tuple[int, int, str], refusal: str) -> None:
+    major, minor, shape = header
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    rows = bytes(48) if shape == "(3, 4)" else b""
+    data = b"\x93NUMPY" + bytes([major, minor]) + len(text).to_bytes(2 if major == 1 else 4, "little") + text + rows
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(InvalidInput, match=refusal):
+        NpyTree(Location.of(tmp_path), "many").list()
