@@ -100,7 +100,11 @@ class Output:
         if not finished:
             store = store.claimed(self._lease.token.token) if store is self.existing else store
             self._write_shards(store, plan, packs)
-            store = self._publish(store, job, packs)
+            try:
+                store = self._publish(store, job, packs)
+            except (Corrupt, StorageFailed):
+                self._lease.check()  # is it another driver who changed what this one reads?
+                raise
         elif store.interrupted:
             _withdraw(store.claimed(self._lease.token.token))
         else:
@@ -268,7 +272,6 @@ class _Packs:
     def _new_moments(self, number: int) -> Moments:
         pack = self._store.journal.read(number)
         if pack is None or not np.array_equal(pack.records.table, self._recorded[number].table):
-            self._lease.check()
             raise StorageFailed(
                 f"pack {number} of the journal of {self._store.location} was changed by another writer while this run "
                 "wrote it. Nothing was published; run the same command again"

@@ -135,6 +135,13 @@ def _timeless(group: dict[str, Any]) -> dict[str, Any]:
     return group
 
 
+def written(url: str, served: Served) -> int:
+    """Count the shards of the first array of a store of rows."""
+    from cvae_dist.store.urls import Location
+
+    return len(list(Location.of(f"{url}/x/c", served.options).list()))
+
+
 def require_content(url: str, served: Served, expected: Mapping[str, Any]) -> None:
     """Compare a store with another, object by object, and see that its driver left nothing beside it."""
     found = content(url, served)
@@ -167,8 +174,13 @@ def _run(real: Callable[[Mapping[str, Any]], dict[str, Any]], command: Mapping[s
         holder._machine = lambda: str(options["_machine"])
     for number, option in ((signal.SIGSTOP, "_freeze"), (signal.SIGKILL, "_die")):
         if option in options:
-            _MOMENTS[options[option]](lambda number=number: os.kill(os.getpid(), number))
+            _MOMENTS[options[option]](_once(lambda number=number: os.kill(os.getpid(), number)))
     return real(command)
+
+
+def _once(function: Callable[[], None]) -> Callable[[], None]:
+    left = [function]
+    return lambda: left.pop()() if left else None
 
 
 def _before_publication(stop: Callable[[], None]) -> None:
@@ -201,7 +213,21 @@ def _at_the_last_write(stop_before: Callable[[], None], stop_after: Callable[[],
     RowStore._replaced = replaced  # type: ignore[method-assign]
 
 
+def _after_a_look(stop: Callable[[], None]) -> None:
+    """Stop where a task has seen that its driver holds the lease, and has not written yet."""
+    from cvae_dist.store import LeaseToken
+
+    real = LeaseToken.require
+
+    def require(token: LeaseToken) -> None:
+        real(token)
+        stop()
+
+    LeaseToken.require = require  # type: ignore[method-assign]
+
+
 _MOMENTS: Mapping[str, Callable[[Callable[[], None]], None]] = {
+    "after a look at the lease": _after_a_look,
     "before publication": _before_publication,
     "before the last write": lambda stop: _at_the_last_write(stop, lambda: None),
     "after the last write": lambda stop: _at_the_last_write(lambda: None, stop),
