@@ -180,7 +180,12 @@ def _run(real: Callable[[Mapping[str, Any]], dict[str, Any]], command: Mapping[s
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:
     left = [function]
-    return lambda: left.pop()() if left else None
+
+    def run() -> None:
+        with contextlib.suppress(IndexError):
+            left.pop()()
+
+    return run
 
 
 def _before_publication(stop: Callable[[], None]) -> None:
