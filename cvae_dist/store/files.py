@@ -8,7 +8,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cvae_dist.errors import StorageFailed
@@ -63,7 +63,12 @@ class LocalFiles(Storage):
         return not os.path.lexists(path)
 
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
+        return self.write_guarded(path, buffers, lambda: None)
+
+    def write_guarded(self, path: str, buffers: Sequence[Buffer], guard: Callable[[], None]) -> str:
+        """Write an object as :meth:`write` does, with ``guard`` called right before it appears."""
         with _storage_errors(path), self._partial_file(path, buffers) as temporary:
+            guard()
             version = _version(os.stat(temporary))
             self._rename(temporary, path)
         return version

@@ -127,7 +127,7 @@ class RowStore:
         empty = type(self)(self.location, document, self.history, self.version)._replaced()
         self.location.clear(keep=METADATA)
         anew = {"kind": kind, "layout": layout.to_json(), "settings": dict(settings), "dropped": 0, "lineage": {}}
-        document = {**document, **anew, "fingerprint": digest_json({}), "publication": "", "arrays": {}}
+        document = {**document, **anew, "fingerprint": digest_json({}), "publication": "", "arrays": {}, "previous": ""}
         return type(self)(self.location, document, "", empty.version)._begun()
 
     def claimed(self, driver: str) -> Self:
@@ -348,17 +348,19 @@ class RowStore:
             **self.document, "published": True, "rows": rows, "dropped": records.dropped, "fingerprint": fingerprint,
             "lineage": {**lineage, "versions": versions()}, "publication": publication.path.rpartition("/")[2],
             "arrays": {name: asdict(stored) for name, stored in publication.arrays.items()},
+            "previous": self.document.get("publication", ""),
         }  # fmt: skip
         history = "\n".join(filter(None, [self.history, history_line(command)]))
-        store = type(self)(self.location, document, history, self.version)._finished(publication.finish())
-        store._forget(keep={document["publication"], self.document.get("publication")})
-        return store
+        return type(self)(self.location, document, history, self.version)._finished(publication.finish())
 
     def withdrawn(self) -> Self:
         """Take back what an interrupted driver left; the published rows are as they were."""
-        store = self._finished(self._published_members())
-        store._forget(keep={self.document["publication"]})
-        return store
+        return self._finished(self._published_members())
+
+    def settle(self) -> None:
+        """Finish what a driver still had to do that was killed right after it had published."""
+        if self.journal.numbers():
+            self._with_arrays()._forget()
 
     def _write_moments(self, publication: Publication, shards: int, moments: Iterable[Moments]) -> Moments:
         """Write the moments of every pack, and return those of all, merged in order. A single pack is the total."""
@@ -383,9 +385,14 @@ class RowStore:
         return self._replaced()._with_arrays()
 
     def _finished(self, members: Mapping[str, Any]) -> Self:
-        """Write the arrays, and then the group without its driver, which makes the rows visible."""
+        """Write the group without its driver, which makes the rows visible, and then what only follows it.
+
+        Nothing is changed before that one conditional write: this driver may have been frozen, and followed.
+        """
         document = {name: value for name, value in self.document.items() if name != "driver"}
-        return type(self)(self.location, document, self.history, self.version)._with_arrays()._replaced(members)
+        store = type(self)(self.location, document, self.history, self.version)._replaced(members)._with_arrays()
+        store._forget()
+        return store
 
     def _with_arrays(self) -> Self:
         for name, data in self._array_metadata().items():
@@ -424,12 +431,13 @@ class RowStore:
         members: Mapping[str, Any] = group["consolidated_metadata"]["metadata"]
         return {path: member for path, member in members.items() if path.startswith(PUBLICATIONS)}
 
-    def _forget(self, keep: set[Any]) -> None:
-        """Delete the journal and what older publications left; the one before is kept for readers that use it."""
-        self.journal.delete()
+    def _forget(self) -> None:
+        """Delete what older publications left, but for the one before, which readers may use; and last the journal."""
+        keep = {self.document["publication"], self.document.get("previous")}
         place = self.location / PUBLICATIONS
         for name in {entry.name.partition("/")[0] for entry in place.list()} - keep - {METADATA}:
             (place / name).delete()
+        self.journal.delete()
 
     def _require_sane(self) -> None:
         """Refuse a description that no driver wrote, before anything is done with it."""

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cvae_dist.errors import StorageFailed
@@ -13,6 +13,7 @@ from cvae_dist.errors import StorageFailed
 Buffer = bytes | bytearray | memoryview
 StorageOptions = Mapping[str, Any]
 
+_ATTEMPTS = 4  # to write what others write, too
 _SHORTEST_SECRET = 6
 _HARMLESS = ("endpoint_url", "region", "region_name", "account_name", "project", "default_location", "profile", "host")
 _BEYOND = ("416", "InvalidRange", "range is not satisfiable", "non-partial", "larger than")
@@ -72,6 +73,28 @@ class Storage(ABC):
     @abstractmethod
     def write_if(self, path: str, data: bytes, version: str | None) -> str:
         """Write an object where it has this version, or where none is (None), or raise ``FileExistsError``."""
+
+    def write_guarded(self, path: str, buffers: Sequence[Buffer], guard: Callable[[], None]) -> str:
+        """Write an object, and replace another's only as it was before ``guard`` passed; return its version.
+
+        A write that is slow, or that the client repeats, is refused where somebody else wrote after ``guard``.
+        """
+        data, version = b"".join(buffers), None
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self.write_if(path, data, version)
+            except (FileExistsError, StorageFailed):  # clients do not repeat such a write when its connection breaks
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            try:
+                there, version = self.read_versioned(path)
+            except FileNotFoundError:
+                version = None
+            else:
+                if there == data:
+                    return version
+            guard()
+        raise AssertionError("the last attempt returns or raises")
 
     @abstractmethod
     def remove(self, path: str, version: str) -> bool:

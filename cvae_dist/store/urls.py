@@ -4,7 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -166,6 +166,19 @@ class Location:
             The storage refused; nothing was changed.
         """
         return self.storage.write(self.path, buffers)
+
+    def write_guarded(self, *buffers: Buffer, guard: Callable[[], None]) -> str:
+        """Like :meth:`write`, but never over what somebody else wrote after ``guard`` passed, however long it takes.
+
+        ``guard`` raises where this caller may not write any more. On a mounted file system it is called right before
+        the file appears.
+
+        Raises
+        ------
+        StorageFailed, Changed
+            The storage refused; others write the same object all the time.
+        """
+        return self.storage.write_guarded(self.path, buffers, guard)
 
     def create(self, data: bytes) -> str:
         """Write the object only if it does not exist, and return its version; ``FileExistsError`` otherwise.

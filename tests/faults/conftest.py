@@ -6,6 +6,7 @@ import pytest
 
 from cvae_dist.store import Layout
 from tests.faults.drivers import SHARDS_PER_PACK, Drivers, small_grid
+from tests.faults.remote import RemoteDrivers, Sources
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,15 @@ def _small_packs() -> Iterator[None]:
 def tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of four rows in this process, for one test."""
     monkeypatch.setattr(Layout, "of", small_grid())
+
+
+@pytest.fixture(scope="session")
+def remote_drivers() -> Iterator[RemoteDrivers]:
+    server = RemoteDrivers()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return Sources.made(tmp_path_factory.mktemp("sources"))

@@ -180,7 +180,7 @@ def _run(command: Mapping[str, Any]) -> dict[str, Any]:
     try:
         from cvae_dist.cluster import resolve_client
 
-        with resolve_client(workers=private.get("_workers")) as client:
+        with resolve_client(private.get("_scheduler"), private.get("_workers")) as client:
             result = _verb(command["verb"])(*command["arguments"], **options, client=client)
     except BaseException as error:
         names = [base.__name__ for base in type(error).__mro__]

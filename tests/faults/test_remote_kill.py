@@ -1,0 +1,141 @@
+"""Drivers and workers killed with SIGKILL at any time, on every kind of storage: the next run leaves no trace of it."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.faults.drivers import running, wait_until
+from tests.faults.remote import STORAGES, RemoteDrivers, Sources, content, place, require_content, written
+from tests.servers import NAMES, Served, private_weed
+
+COMMANDS = ("ingest", "append", "overwrite", "embed")
+BEFORE = {"ingest": (), "append": ("ingest",), "overwrite": ("ingest",), "embed": ("overwrite",)}
+DELAY = 0.004  # seconds for each shard
+LONGEST = 0.6  # seconds until a kill; most commands take less, with everything they do at their beginning and end
+
+Expected = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def expected(remote_drivers: RemoteDrivers, sources: Sources) -> Iterator[Expected]:
+    """What every command leaves on a disk where nobody disturbs it."""
+    found = {}
+    with place("local") as served:
+        for name in COMMANDS:
+            command = sources.command(name, served)
+            remote_drivers.do(command, served)
+            found[name] = content(command.output, served)
+        yield found
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    with place(request.param) as served:
+        yield served
+
+
+def kill_and_repeat(
+    remote_drivers: RemoteDrivers, sources: Sources, served: Served, name: str, expected: Expected, seconds: float
+) -> bool:
+    """Kill a command after some time, repeat it, compare the store, and return whether it was killed."""
+    command = sources.command(name, served)
+    with running(remote_drivers.begin(command, served, _delay=DELAY)) as driver:
+        time.sleep(seconds)
+    killed = driver.kill().signal == signal.SIGKILL
+    remote_drivers.do(command, served)
+    require_content(command.output, served, expected[name])
+    return killed
+
+
+@pytest.mark.parametrize(
+    ("served", "names"),
+    [
+        ("local", ("append", "embed")),
+        ("shm", ("ingest", "overwrite")),
+        ("weed", ("ingest", "append")),
+        ("moto", ("overwrite",)),
+        ("azurite", ("append",)),
+        ("gcs", ("ingest", "embed")),
+    ],
+    indirect=["served"],
+)
+def test_killed_at_random_times(
+    remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, served: Served, names: Sequence[str]
+) -> None:
+    for seed, name in enumerate(names):
+        for before in BEFORE[name]:
+            remote_drivers.do(sources.command(before, served), served)
+        kill_and_repeat(
+            remote_drivers, sources, served, name, expected, random.Random(seed).uniform(0.05, LONGEST / 2)
+        )
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("served", STORAGES, indirect=True)
+def test_killed_often(remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, served: Served) -> None:
+    killed = 0
+    for seed in range(5):
+        part = served._replace(url=f"{served.url}/{seed}")
+        for name in COMMANDS:
+            seconds = random.Random(f"{seed} {name}").uniform(0, LONGEST)
+            killed += kill_and_repeat(remote_drivers, sources, part, name, expected, seconds)
+    assert killed >= 10
+
+
+@pytest.mark.parametrize("served", ["local", *(pytest.param(one, marks=pytest.mark.heavy) for one in NAMES)], indirect=True)
+@pytest.mark.parametrize("name", ["append", "overwrite"])
+def test_killed_right_after_publication(
+    remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, served: Served, name: str
+) -> None:
+    """What older publications and the journal leave is cleared by the next run, which has nothing else to do."""
+    remote_drivers.do(sources.command("ingest", served), served)
+    command = sources.command(name, served)
+    assert remote_drivers.begin(command, served, _die="after the last write").wait().signal == signal.SIGKILL
+    if name == "overwrite":
+        command.options["overwrite"] = False
+    assert remote_drivers.do(command, served)["rows_written"] == 0
+    require_content(command.output, served, expected[name])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("served", NAMES, indirect=True)
+def test_one_of_two_workers_killed(
+    remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, served: Served
+) -> None:
+    command = sources.command("overwrite", served)
+    with running(remote_drivers.begin(command, served, _workers=2, _delay=0.15)) as driver:
+        driver.until(lambda: written(command.output, served) > 1)
+        everyone = psutil.Process(driver.pid).children(recursive=True)
+        workers = [child for child in everyone if "spawn_main" in " ".join(child.cmdline())]
+        assert len(workers) == 2
+        workers[0].kill()
+        assert written(command.output, served) < 13
+        everyone += psutil.Process(driver.pid).children(recursive=True)
+        driver.wait().require_done()
+    require_content(command.output, served, expected["overwrite"])
+    wait_until(lambda: not any(process.is_running() for process in everyone))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", range(3))
+def test_server_killed_and_started_again(
+    remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, seed: int
+) -> None:
+    served, server, restart = private_weed()
+    command = sources.command("ingest", served)
+    with running(remote_drivers.begin(command, served, _delay=0.1)) as driver:
+        driver.until(lambda: written(command.output, served) > seed)
+        server.process.kill()
+        server.process.wait()
+        again = restart()
+        ended = driver.wait()
+    assert not ended.error or served.url in ended.error[1]
+    remote_drivers.do(command, served)
+    require_content(command.output, served, expected["ingest"])
+    again.process.kill()
+    again.process.wait()

@@ -1,0 +1,77 @@
+"""Drivers that sleep longer than their lease, or die, while what they began goes on: the next one's store stays whole."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvae_dist.errors import OutputLocked
+from cvae_dist.store.urls import Location
+from cvae_dist.verbs.verify import verify
+from tests.faults.drivers import Driver, running, wait_until
+from tests.faults.remote import RemoteDrivers, Sources, content, place, require_content, written
+from tests.servers import Served
+
+pytestmark = pytest.mark.usefixtures("tiny_shards")
+
+
+@pytest.fixture(params=["local", "weed"])
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    with place(request.param) as served:
+        yield served
+
+
+def wait_until_frozen(driver: Driver) -> None:
+    wait_until(lambda: Path(f"/proc/{driver.pid}/stat").read_text().rsplit(") ", 1)[1].startswith("T"))
+
+
+@pytest.mark.parametrize(
+    "moment", ["among its shards", "after a look at the lease", "before publication", "before the last write"]
+)
+@pytest.mark.parametrize("name", ["ingest", "append"])
+def test_frozen_driver_that_was_followed_changes_nothing(
+    remote_drivers: RemoteDrivers, sources: Sources, served: Served, moment: str, name: str
+) -> None:
+    if moment == "after a look at the lease" and Location.of(served.url, served.options).is_local:
+        pytest.skip("nothing but a lock could make a rename depend on another file")
+    other = sources.command("overwrite", served)
+    if name == "append":
+        remote_drivers.do(sources.command("ingest", served), served)
+    before = written(other.output, served)
+    options = {"_delay": 0.2} if moment == "among its shards" else {"_freeze": moment}
+    with running(remote_drivers.begin(sources.command(name, served), served, _term=0.5, **options)) as frozen:
+        if moment == "among its shards":
+            frozen.until(lambda: written(other.output, served) > before)
+            os.kill(frozen.pid, signal.SIGSTOP)
+        wait_until_frozen(frozen)
+        began = time.monotonic()
+        assert remote_drivers.do(other, served, _machine="another")["rows_written"] > 0
+        assert time.monotonic() - began >= 0.5, "the lease was not watched"
+        published = content(other.output, served)
+        os.kill(frozen.pid, signal.SIGCONT)
+        assert frozen.wait().error[0] == "OutputLocked"
+    require_content(other.output, served, published)
+    assert verify(other.output, storage_options=served.options).ok
+
+
+def test_a_write_is_refused_over_what_came_after_the_look_at_the_lease(storage: Served) -> None:
+    """The object was there before; another driver replaces it between this one's look and its write."""
+    place = Location.of(f"{storage.url}/object", storage.options)
+    looks = []
+
+    def look() -> None:
+        if looks:
+            raise OutputLocked("another has the lease")
+        looks.append(place.write(b"of the other"))
+
+    place.write(b"old")
+    with pytest.raises(OutputLocked):
+        place.write_guarded(b"of a ", b"zombie", guard=look)
+    assert place.read() == b"of the other"
+    place.write_guarded(b"of the ", b"other", guard=look)
+    assert place.write_guarded(b"later", guard=lambda: None) == next(
+        entry.version for entry in Location.of(storage.url, storage.options).list()
+    )
