@@ -228,10 +228,9 @@ def _found(root: Location) -> tuple[str, list[tuple[str, int, int]]]:
 def _walk(root: str) -> list[tuple[str, int, int]]:
     """Return relative path, size and modification time of every ``.npy`` file."""
     found = []
-    pending: list[tuple[str, str, tuple[str, ...]]] = [(root, "", ())]
+    pending = [(root, "", _Way(os.path.realpath(root)))]
     while pending:
-        folder, prefix, above = pending.pop()
-        above = (*above, os.path.realpath(folder))
+        folder, prefix, way = pending.pop()
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -239,8 +238,7 @@ def _walk(root: str) -> list[tuple[str, int, int]]:
                     if name[0] == ".":
                         continue
                     if entry.is_dir():
-                        _refuse_loop(entry, above)
-                        pending.append((entry.path, f"{prefix}{name}/", above))
+                        pending.append((entry.path, f"{prefix}{name}/", way.through(entry, folder)))
                     elif name[-4:].lower() == ".npy":
                         status = entry.stat()
                         if stat.S_ISREG(status.st_mode):
@@ -253,6 +251,27 @@ def _walk(root: str) -> list[tuple[str, int, int]]:
     return found
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How a folder was reached: where the last link led, and from where to where it went between those before."""
+
+    start: str
+    before: tuple[tuple[str, str], ...] = ()
+
+    def through(self, entry: "os.DirEntry[str]", folder: str) -> "_Way":
+        """Return the way on, which is the same one unless the entry of a folder is a link."""
+        if not entry.is_symlink():
+            return self
+        target = os.path.realpath(entry.path)
+        parts = (*self.before, (self.start, os.path.realpath(folder)))
+        if any(f"{target}/".startswith(f"{start}/") and f"{end}/".startswith(f"{target}/") for start, end in parts):
+            raise InvalidInput(
+                f"{entry.path} is a symbolic link to a directory it lies in, so the tree has no end. "
+                "Nothing was written; remove the link"
+            )
+        return _Way(target, parts)
+
+
 def _require_text(root: str, paths: Sequence[str]) -> None:
     """Refuse names that are not UTF-8: they become ids."""
     try:
@@ -263,14 +282,6 @@ def _require_text(root: str, paths: Sequence[str]) -> None:
         raise InvalidInput(
             f"the name {name!r} is not UTF-8, so it cannot be an id. Nothing was written; rename it"
         ) from None
-
-
-def _refuse_loop(entry: "os.DirEntry[str]", above: tuple[str, ...]) -> None:
-    if entry.is_symlink() and os.path.realpath(entry.path) in above:
-        raise InvalidInput(
-            f"{entry.path} is a symbolic link to a directory it lies in, so the tree has no end. "
-            "Nothing was written; remove the link"
-        )
 
 
 def _read_fully(file: io.FileIO, out: npt.NDArray[Any]) -> None:
