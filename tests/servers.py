@@ -193,7 +193,12 @@ def _gcs() -> Server:
     return start(command, _at(port))
 
 
-_START: Mapping[str, Callable[[], Server]] = {"weed": lambda: _weed(_folder(), _weed_ports()), "moto": _moto, "azurite": _azurite, "gcs": _gcs}
+_START: Mapping[str, Callable[[], Server]] = {
+    "weed": lambda: _weed(_folder(), _weed_ports()),
+    "moto": _moto,
+    "azurite": _azurite,
+    "gcs": _gcs,
+}
 
 
 def _make_bucket(name: str, endpoint: str) -> None:

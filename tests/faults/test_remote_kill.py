@@ -70,9 +70,7 @@ def test_killed_at_random_times(
     for seed, name in enumerate(names):
         for before in BEFORE[name]:
             remote_drivers.do(sources.command(before, served), served)
-        kill_and_repeat(
-            remote_drivers, sources, served, name, expected, random.Random(seed).uniform(0.05, LONGEST / 2)
-        )
+        kill_and_repeat(remote_drivers, sources, served, name, expected, random.Random(seed).uniform(0.05, LONGEST / 2))
 
 
 @pytest.mark.heavy
@@ -87,7 +85,9 @@ def test_killed_often(remote_drivers: RemoteDrivers, sources: Sources, expected:
     assert killed >= 10
 
 
-@pytest.mark.parametrize("served", ["local", *(pytest.param(one, marks=pytest.mark.heavy) for one in NAMES)], indirect=True)
+@pytest.mark.parametrize(
+    "served", ["local", *(pytest.param(one, marks=pytest.mark.heavy) for one in NAMES)], indirect=True
+)
 @pytest.mark.parametrize("name", ["append", "overwrite"])
 def test_killed_right_after_publication(
     remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, served: Served, name: str
