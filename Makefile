@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --d
 	-n "$$($(BIN)/python -c 'import os; print(1 + os.cpu_count())')"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-heavy lint bench bench-model clean
+.PHONY: help demo test test-heavy lint bench bench-store bench-model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 
 # Only npm has Azurite; where it cannot be installed, the tests against Azure are skipped and say so.
 $(AZURITE): tests/servers/package-lock.json
-	@npm ci --prefix tests/servers --no-audit --no-fund --loglevel=error || \
+	@npm ci --prefix tests/servers --ignore-scripts --no-audit --no-fund --loglevel=error || \
 		echo "Azurite could not be installed by npm, so nothing is tested against Azure"
 
 demo: $(READY) ## 1,797 real handwritten digits to latents and back, with pictures, in demo/
@@ -52,6 +52,9 @@ lint: $(READY) ## ruff, mypy (strict) and the import contracts
 
 bench: $(READY) ## ratios against bare reads, copies and models, measured in one run
 	$(BIN)/python -m tests.bench
+
+bench-store: $(READY) $(AZURITE) ## the store on an object store and at 200,000 shards: requests, seconds, bytes (about 10 minutes)
+	$(BIN)/python -m tests.bench store
 
 bench-model: $(READY) ## what the model is worth: quality, likelihoods, speed, beside the reference (about 25 minutes)
 	$(BIN)/python -m tests.bench.model

@@ -97,10 +97,18 @@ def _s3_place(endpoint: str) -> Served:
 @functools.cache
 def server(name: str) -> Server:
     """Return a server with one bucket, started by the first call."""
-    started = _START[name]()
-    atexit.register(_end, started.process)
-    _make_bucket(name, started.endpoint)
-    return started
+    for last in (False, False, True):
+        started = _START[name]()
+        atexit.register(_end, started.process)
+        try:
+            _make_bucket(name, started.endpoint)
+        except Exception:  # another process took one of its ports before it did
+            _end(started.process)
+            if last:
+                raise
+        else:
+            return started
+    raise AssertionError
 
 
 def free_port() -> int:

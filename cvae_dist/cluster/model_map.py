@@ -23,6 +23,7 @@ from cvae_dist.store.lineage import without_credentials
 if TYPE_CHECKING:
     from distributed import Client
 
+_WAITING_THREADS = 2
 _MOST_INPUT_SHARDS = 16  # input shards behind one output shard: enough work for a task, little to repeat
 _LEAST_OUTPUT_SHARDS = 8  # so that several workers have something to do
 
@@ -76,7 +77,8 @@ def map_rows(
         contextlib.nullcontext(1) if client else one_thread_each() as threads,
         Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output,
     ):
-        return output.write(replace(_keep_grid(job, output.existing), threads=threads))
+        waiting = not (source.location.is_local and out.is_local)  # for requests, while others compute
+        return output.write(replace(_keep_grid(job, output.existing), threads=threads + waiting * _WAITING_THREADS))
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,9 @@ class Fitted(BaseEstimator):  # type: ignore[misc]
             and errs by about 1 % of the latents' spread.
         metric : {"latent", "data"}
             What Euclidean distances mean. ``latent``: the latents as they are, where every direction weighs alike.
-            ``data``: every direction is stretched by how much it changes the rows, for searching neighbours and for
-            clustering; ``decode(z, metric="data")`` undoes it.
+            ``data``: every direction is stretched by how much it changes the rows, and where rows have one length,
+            as embeddings do, lengths of latents count less; for searching neighbours and for clustering.
+            ``decode(z, metric="data")`` undoes it.
 
         Raises
         ------

@@ -17,6 +17,7 @@ from cvae_dist.config import ModelConfig, make_config
 from cvae_dist.errors import Corrupt, NotFitted
 from cvae_dist.model import prior
 from cvae_dist.model.files import CONFIG, FORMAT, PRIORS, VERSION, WEIGHTS, prior_files, read_description, remedy
+from cvae_dist.model.metric import Stretch
 from cvae_dist.model.prior import Prior, PriorName
 from cvae_dist.model.scaling import Scaling
 from cvae_dist.model.vae import VAE
@@ -146,7 +147,8 @@ def _rebuild(place: Location, settings: Mapping[str, Any], weights: dict[str, Te
     try:
         scaling = Scaling(*(weights[f"scaling.{name}"] for name in ("center", "scale", "low", "high")))
         vae = VAE(make_config(ModelConfig, settings), scaling)
-        vae.stretch = weights.get("stretch")  # models of earlier releases have none
+        if "stretch.power" in weights:  # models of earlier releases have none
+            vae.stretch = Stretch(weights["stretch.matrices"], weights["stretch.power"])
         vae.load_state_dict(weights)
     except (KeyError, RuntimeError, ValueError) as error:
         raise Corrupt(f"{CONFIG} and {WEIGHTS} of {place} do not fit together ({error}); {remedy(place)}") from None

@@ -24,7 +24,7 @@ SUFFIXES = (".pt2", ".onnx")
 
 _EXAMPLE_ROWS = 8  # any number but 0 and 1, which torch.export would take for constants
 _ONNX_PACKAGES = ("onnx", "onnxscript")
-_UNUSED = {"embed": ("decoder", "likelihood"), "decode": ("encoder", "flow")}
+_UNUSED = {"embed": ("decoder", "likelihood", "stretch"), "decode": ("encoder", "flow", "stretch")}
 
 
 class _OneWay(nn.Module):
@@ -75,7 +75,6 @@ def _without(vae: VAE, unused: tuple[str, ...]) -> VAE:
     """Return a model that shares its parts with ``vae`` but lacks those unused: they would travel in the file."""
     part = copy.copy(vae)
     part._modules = {name: module for name, module in vae._modules.items() if name not in unused}
-    part._buffers = {"stretch": None}
     return part
 
 

@@ -19,6 +19,7 @@ _COMMON_SHARE = 0.6
 _FEWEST_COMMON = 8  # fewer features than this are too few to tell a common unit from chance
 _ALIKE = 5.0  # embeddings have a spread of 1.2 to 2.5, tables of mixed units 50 to 50,000
 _ALIKE_IN_ORDER = 100.0
+_TAIL = 2.5  # standard deviations: normal values reach 3 to 4, intensities of images 0.3 to 2 on their shorter side
 _SAFE_OFFSET = 4.0  # up to this |center| / scale, float32 arithmetic is exact to 1e-6
 _SAFE_MAGNITUDE = 1e30  # far from the ends of float32
 
@@ -49,6 +50,23 @@ def choose_normalization(
     if _common_bounds(moments):
         return Choice(False, "one scale for all features: they share their bounds")
     return _by_spread(moments)
+
+
+def are_vectors(moments: Moments, dtype: str | np.dtype[np.generic], item_shape: tuple[int, ...]) -> bool:
+    """Whether rows are like embeddings: their features vary alike, and have tails on both sides.
+
+    Intensities, such as those of images, end at a bound on one side at least, however they are scaled.
+    """
+    if not np.issubdtype(dtype, np.floating) or len(item_shape) > 1 or len(moments.mean) < _FEWEST_COMMON:
+        return False
+    varies = ~is_constant(moments)
+    if not varies.any():
+        return False
+    mean, std = moments.mean[varies], moments.std[varies]
+    with np.errstate(invalid="ignore"):  # what is not finite is refused later, by name
+        low, high = np.percentile(std, [5, 95])
+        reach = np.minimum(mean - moments.minimum[varies], moments.maximum[varies] - mean) / std
+        return bool(high <= _ALIKE * low and np.median(reach) >= _TAIL)
 
 
 def _common_bounds(moments: Moments) -> bool:

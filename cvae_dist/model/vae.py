@@ -12,9 +12,9 @@ from cvae_dist.config import ComputePrecision, Config, ModelConfig
 from cvae_dist.errors import InvalidInput
 from cvae_dist.model import posterior, tiling
 from cvae_dist.model.flow import choose_flow_length, make_flow, with_flow_widths
-from cvae_dist.model.kernels import compute_dtype, exact, inference
+from cvae_dist.model.kernels import compute_dtype, inference
 from cvae_dist.model.likelihood import choose_likelihood, make_likelihood
-from cvae_dist.model.metric import Metric, check_metric, mean_pullback, stretch_of
+from cvae_dist.model.metric import Metric, Stretch, check_metric, mean_pullback, stretch_of
 from cvae_dist.model.networks import Decoder, Encoder
 from cvae_dist.model.scaling import Scaling, choose_normalization
 from cvae_dist.model.tiling import BATCH_SIZE, Floats, Rows
@@ -69,11 +69,11 @@ class VAE(nn.Module):
 
     Attributes
     ----------
-    stretch : Tensor or None, shape (2, dim_latent, dim_latent), float32
-        What ``metric="data"`` multiplies latents by, and what undoes it; see :meth:`measure_stretch`.
+    stretch : Stretch or None
+        What ``metric="data"`` makes of latents; see :meth:`measure_stretch`.
     """
 
-    stretch: Tensor | None
+    stretch: Stretch | None
 
     def __init__(self, config: ModelConfig, scaling: Scaling) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(config.dim_latent, cells[::-1], scaling.n_features, blocks)
         self.flow = make_flow(config, [scaling.n_features, *cells][-1])
         self.likelihood = make_likelihood(config.likelihood, scaling)
-        self.register_buffer("stretch", None)  # until the model is trained
+        self.register_module("stretch", None)  # until the model is trained
 
     @classmethod
     def of(cls, config: ModelConfig, moments: Moments, dtype: str | np.dtype[np.generic], seed: int = 0) -> Self:
@@ -203,10 +203,12 @@ class VAE(nn.Module):
 
     def measure_stretch(self, rows: Rows) -> None:
         """Find the :attr:`stretch` of the trained model at ``rows``, (n, n_features), but for those not finite."""
-        latents = torch.from_numpy(self.embed_rows(rows[np.isfinite(rows).all(axis=1)]))
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        latents = torch.from_numpy(self.embed_rows(rows))
         with inference(often=True):
             pullback = mean_pullback(lambda z: self.likelihood.mean(self.decoder(z)) * self.scaling.active, latents)
-        self.stretch = stretch_of(pullback)
+            lengths = [found for _, found in tiling.by_tiles(lambda x: self.scaling(x).norm(dim=1), BATCH_SIZE, rows)]
+            self.stretch = stretch_of(pullback, latents, torch.from_numpy(np.concatenate(lengths)))
 
     def check_metric(self, metric: str) -> None:
         """Refuse a metric that this model does not know, with InvalidInput."""
@@ -232,7 +234,7 @@ class VAE(nn.Module):
             The rows have another number of features or hold NaN or infinity, or there is no such precision or metric.
         """
         self._check_rows(rows)
-        matrix = self._matrix(metric, 0)
+        stretch = self._stretch(metric)
         latents = np.empty((len(rows), self.dim_latent), np.float32)
         tile_rows = tiling.cached_rows(self.n_features, batch_size)
         multiple = tiling.padded_to((*self._widths, self.dim_latent))
@@ -243,7 +245,8 @@ class VAE(nn.Module):
                 standardised = self.scaling(tile)
                 tiling.check_finite(tile, standardised)
                 hidden.append(self._hidden(standardised, in_place=True))
-            found = _times(self._latents_of(torch.cat(hidden)), matrix)
+            found = self._latents_of(torch.cat(hidden))
+            found = stretch(found) if stretch else found
             latents[part] = found[: part.stop - part.start].numpy(force=True)
 
         with inference(compute_dtype(precision), often=len(rows) > _OFTEN * tile_rows):
@@ -269,7 +272,7 @@ class VAE(nn.Module):
         InvalidInput
             The latents have another width, or there is no such metric.
         """
-        matrix = self._matrix(metric, 1)
+        stretch = self._stretch(metric)
         if latents.ndim != 2 or latents.shape[1] != self.dim_latent:
             raise InvalidInput(
                 f"latents of shape {latents.shape} do not fit this model: it takes (n, {self.dim_latent})"
@@ -280,7 +283,8 @@ class VAE(nn.Module):
         multiple = tiling.padded_to(self._widths)
 
         def work(part: slice) -> None:
-            tile = _times(tiling.padded(latents[part], multiple), matrix)
+            tile = tiling.padded(latents[part], multiple)
+            tile = stretch.undo(tile) if stretch else tile
             rows[part] = tiling.cast(self.decode(tile)[: part.stop - part.start].numpy(force=True), rows.dtype)
 
         with inference(often=len(latents) > _OFTEN * tile_rows):
@@ -315,10 +319,10 @@ class VAE(nn.Module):
         flow = (self.config.iaf_context, self.config.iaf_cells)
         return (self.n_features, *(self.config.cells_encoder or ()), *(width for width in flow if width))
 
-    def _matrix(self, metric: Metric, direction: int) -> Tensor | None:
-        """Return what latents are multiplied by on their way from (0) or to (1) the networks; None: nothing."""
+    def _stretch(self, metric: Metric) -> Stretch | None:
+        """Return what lies between latents of this metric and those of the networks, if anything does."""
         self.check_metric(metric)
-        return None if metric == "latent" or self.stretch is None else self.stretch[direction]
+        return None if metric == "latent" else self.stretch
 
     def _check_rows(self, rows: Rows) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:
@@ -326,8 +330,3 @@ class VAE(nn.Module):
                 f"rows of shape {rows.shape} do not fit this model: it was trained on rows of "
                 f"{self.n_features} features"
             )
-
-
-def _times(latents: Tensor, matrix: Tensor | None) -> Tensor:
-    """Return latents (n, dim_latent) times a symmetric matrix, if there is one."""
-    return latents if matrix is None else exact(latents, matrix, torch.zeros(len(matrix)))

@@ -117,15 +117,16 @@ class LocalFiles(Storage):
                 shutil.rmtree(path)
             else:
                 for name in os.listdir(path):
-                    if name != keep:
+                    if _is_hidden(name):  # a lock may be held
+                        _sweep_one(os.path.join(path, name))
+                    elif name != keep:
                         self.delete(os.path.join(path, name))
 
     def sweep(self, path: str) -> None:
         """Delete temporary files, and locks that nobody holds, which killed writers left below a folder."""
         for folder, _, names in os.walk(path):
             for name in filter(_is_hidden, names):
-                with contextlib.suppress(FileNotFoundError):
-                    _sweep_one(os.path.join(folder, name))
+                _sweep_one(os.path.join(folder, name))
 
     def _locked_version(self, path: str) -> str | None:
         try:
@@ -193,7 +194,8 @@ class LocalFiles(Storage):
                     try:
                         yield
                     finally:
-                        os.unlink(lock)
+                        with contextlib.suppress(FileNotFoundError):  # the whole folder was deleted
+                            os.unlink(lock)
                     return
             finally:
                 os.close(descriptor)
@@ -238,19 +240,17 @@ def _take(descriptor: int, lock: str) -> bool:
 
 
 def _sweep_one(path: str) -> None:
-    if path.endswith(_PARTIAL):
-        os.unlink(path)
-    elif path.endswith(_LOCK):
-        _sweep_lock(path)
-
-
-def _sweep_lock(path: str) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if _take(descriptor, path):
+    """Delete a temporary file, or a lock that nobody holds."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.endswith(_PARTIAL):
             os.unlink(path)
-    finally:
-        os.close(descriptor)
+        elif path.endswith(_LOCK):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if _take(descriptor, path):
+                    os.unlink(path)
+            finally:
+                os.close(descriptor)
 
 
 def _version(status: os.stat_result) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,8 @@ _AZURE_CONNECTION = {
     "AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_key",
     "BlobEndpoint": "endpoint",
 }  # fmt: skip
-_CREDENTIALS_LAST = timedelta(minutes=5)  # then botocore is asked again; it renews what is about to expire
+_CREDENTIALS_LAST = timedelta(minutes=9)  # then botocore is asked again; it renews what ends within 10 minutes
+_MAKING = threading.Lock()  # many threads may be the first to need a client
 _LARGEST_PUT = 256_000_000  # bytes
 _PART = 64_000_000
 _CLIENT = {"timeout": "120s", "connect_timeout": "10s"}
@@ -53,19 +55,23 @@ class ObjectStore(Storage):
         return f"{self.protocol}://{self.bucket}/{path}" if path else f"{self.protocol}://{self.bucket}"
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
+        return bytes(self.view(path, start, stop))
+
+    def view(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
         import obstore
 
         with self._errors(path) as store:
             try:
                 if start is None:
-                    return bytes(obstore.get(store, path).bytes())
+                    return memoryview(obstore.get(store, path).bytes())
                 if start < 0 and self._lacks_suffixes:
-                    start, stop = _tail(int(obstore.head(store, path)["size"]), start)
+                    stop = int(obstore.head(store, path)["size"])
+                    start = max(0, stop + start)
                 if start < 0:
-                    return bytes(obstore.get(store, path, options={"range": {"suffix": -start}}).bytes())
+                    return memoryview(obstore.get(store, path, options={"range": {"suffix": -start}}).bytes())
                 if start == stop:
                     return b""
-                return bytes(obstore.get_range(store, path, start=start, end=stop))
+                return memoryview(obstore.get_range(store, path, start=start, end=stop))
             except obstore.exceptions.BaseError as error:
                 if self.ends_before(path, start, error):
                     return b""
@@ -146,7 +152,9 @@ class ObjectStore(Storage):
     @contextlib.contextmanager
     def _errors(self, path: str, writes: bool = False) -> "Iterator[S3Store | AzureStore]":
         with client_errors(self.url(path), self.options, writes):
-            yield _client(self)
+            with _MAKING:
+                store = _client(self)
+            yield store
 
 
 def s3_storage(bucket: str, options: StorageOptions) -> ObjectStore | None:
@@ -268,7 +276,3 @@ def _client_options(endpoint: str | None, verify: bool | str | None) -> dict[str
 def _endpoint(options: StorageOptions) -> str | None:
     endpoint: str | None = {**options, **(options.get("client_kwargs") or {})}.get("endpoint_url")
     return endpoint or options.get("account_name")
-
-
-def _tail(size: int, start: int) -> tuple[int, int]:
-    return max(0, size + start), size

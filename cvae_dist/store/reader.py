@@ -22,7 +22,7 @@ import numpy as np
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
 from cvae_dist.store.layout import Block, decompress_into, shard_key
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
-from cvae_dist.store.urls import Location
+from cvae_dist.store.urls import Buffer, Location
 
 if TYPE_CHECKING:
     from cvae_dist.store.row_store import RowStore
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _CHECKSUM_BYTES = 4
 _OPEN_SHARDS = 128  # file descriptors kept per reader
 _SHARDS_AT_ONCE = 64
-_FETCHED_BYTES = 8_000_000  # encoded chunks in flight
+_FETCHED_BYTES = 32_000_000  # encoded chunks in flight
+_REQUEST_BYTES = 8_000_000  # of neighbouring chunks in an object store: a request more costs as much as some megabytes
 _DECODED_BYTES = 8_000_000  # chunks of which a part is still to be asked for, as at the edge of a window
 _CHUNKS_PER_CALL = os.sysconf("SC_IOV_MAX") // 2
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
@@ -252,7 +253,7 @@ class _OpenShards(ABC):
         """Open shards and read their indices."""
 
     @abstractmethod
-    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
+    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> Sequence[bytes | memoryview]:
         """Return bytes of shards: (shard, offset, size) each."""
 
 
@@ -285,12 +286,18 @@ class _RemoteShards(_OpenShards):
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         locations = [self.array.shard(number) for number in numbers]
         indices = self._read([(location, -self.array.index_bytes, None) for location in locations])
-        return [_OpenShard(at, index, self.array) for at, index in zip(locations, indices, strict=True)]
+        return [_OpenShard(at, bytes(index), self.array) for at, index in zip(locations, indices, strict=True)]
 
-    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
-        return self._read([(shard.location, offset, offset + size) for shard, offset, size in ranges])
+    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[memoryview]:
+        runs = _neighbours(ranges)
+        wanted = [(ranges[first][0].location, ranges[first][1], sum(ranges[end - 1][1:])) for first, end in runs]
+        found: list[memoryview] = []
+        for (first, end), data in zip(runs, self._read(wanted), strict=True):
+            begin, view = ranges[first][1], memoryview(data)
+            found += [view[offset - begin : offset - begin + size] for _, offset, size in ranges[first:end]]
+        return found
 
-    def _read(self, ranges: Sequence[tuple[Location, int, int | None]]) -> list[bytes]:
+    def _read(self, ranges: Sequence[tuple[Location, int, int | None]]) -> Sequence[Buffer]:
         try:
             return Location.read_many(ranges)
         except FileNotFoundError as error:
@@ -438,13 +445,13 @@ class _ChunkRows:
             raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is missing"))
         return shard, int(shard.offset[chunk]), int(shard.size[chunk])
 
-    def _fetch(self, ranges: list[tuple[_OpenShard, int, int]]) -> list[bytes]:
+    def _fetch(self, ranges: list[tuple[_OpenShard, int, int]]) -> Sequence[bytes | memoryview]:
         try:
             return self._shards.fetch(ranges)
         except OSError as error:
             raise _storage_failed(self._array.location, error) from error
 
-    def _keep(self, number: int, where: tuple[_OpenShard, int, int], data: bytes) -> Block:
+    def _keep(self, number: int, where: tuple[_OpenShard, int, int], data: bytes | memoryview) -> Block:
         block = np.empty(self._array.chunk_bytes, np.uint8)
         self._decode(where[0], number, data, block.data)
         with self._lock:
@@ -453,7 +460,7 @@ class _ChunkRows:
                 self._decoded.popitem(last=False)
         return block
 
-    def _decode(self, shard: _OpenShard, number: int, data: bytes, out: memoryview) -> None:
+    def _decode(self, shard: _OpenShard, number: int, data: bytes | memoryview, out: memoryview) -> None:
         payload, checksum = memoryview(data)[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         if not _matches(checksum, payload):
             chunk = number % (self._array.rows_per_shard // self._array.rows_per_chunk)
@@ -486,6 +493,17 @@ def _check_request(reader: Reader, out: Block, starts: RowNumbers, counts: RowNu
             f"{rows} rows of {reader.n_features} {reader.dtype} values do not fit an array of shape "
             f"{out.shape} and type {out.dtype}; give a C-contiguous one of that size and type"
         )
+
+
+def _neighbours(ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[tuple[int, int]]:
+    """Return [first, end) of byte ranges that follow one another in a shard, up to some megabytes together."""
+    first = [0]
+    for number in range(1, len(ranges)):
+        (before, at, length), (shard, offset, size) = ranges[number - 1], ranges[number]
+        follows = before is shard and at + length == offset
+        if not follows or offset + size - ranges[first[-1]][1] > _REQUEST_BYTES:
+            first.append(number)
+    return list(zip(first, [*first[1:], len(ranges)], strict=True)) if len(ranges) else []
 
 
 def _advise(shard: _OpenShard, offset: int, size: int) -> None:

@@ -48,6 +48,10 @@ class Storage(ABC):
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Return bytes ``start:stop`` of an object, all by default. A negative ``start`` counts from the end."""
 
+    def view(self, path: str, start: int | None = None, stop: int | None = None) -> Buffer:
+        """Return the same as :meth:`read`, without a copy where the client has a buffer of its own."""
+        return self.read(path, start, stop)
+
     @abstractmethod
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         """Return an object and its version, from one look."""

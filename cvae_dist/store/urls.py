@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store.files import LocalFiles
@@ -66,11 +65,6 @@ class Location:
         return f"Location({str(self)!r})"
 
     @property
-    def filesystem(self) -> Any:
-        """The fsspec file system, for Zarr."""
-        return getattr(self.storage, "filesystem", None)
-
-    @property
     def name(self) -> str:
         """Last part of the path."""
         return self.path.rsplit("/", 1)[-1]
@@ -120,7 +114,7 @@ class Location:
         return self.storage.read(self.path, -count)
 
     @staticmethod
-    def read_many(ranges: Sequence[tuple["Location", int, int | None]]) -> list[bytes]:
+    def read_many(ranges: Sequence[tuple["Location", int, int | None]]) -> "Sequence[Buffer]":
         """Return many ranges of many objects, (object, start, stop) each, with many requests in flight.
 
         With a negative start and None as stop these are the last bytes of the object. A missing object is a
@@ -258,6 +252,6 @@ class Location:
         self.storage.sweep(self.path)
 
 
-def _read_one(one: tuple[Location, int, int | None]) -> bytes:
+def _read_one(one: tuple[Location, int, int | None]) -> Buffer:
     location, start, stop = one
-    return location.storage.read(location.path, start, stop)
+    return location.storage.view(location.path, start, stop)

@@ -8,6 +8,7 @@ import numpy as np
 
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig
 from cvae_dist.model.metric import rows_to_look_at
+from cvae_dist.model.scaling import are_vectors
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments, RowStore
 from cvae_dist.store.lineage import digest_bytes, versions, without_credentials
@@ -96,7 +97,8 @@ class Training:
     @classmethod
     def of(cls, data: TrainingData, asked: TrainConfig) -> Self:
         """Decide every automatic setting."""
-        config = asked.resolve(data.reader.n_rows, data.reader.n_features)
+        vectors = are_vectors(data.moments, data.reader.dtype, data.item_shape)
+        config = asked.resolve(data.reader.n_rows, data.reader.n_features, vectors=vectors)
         decided, reasons = decide(config, data.moments, data.reader.dtype, data.item_shape)
         n_rows = data.reader.n_rows
         if n_rows < _FEW_ROWS:

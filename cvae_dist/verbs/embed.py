@@ -51,8 +51,9 @@ def embed(
         Type to compute in. bf16 is about 1.6 times as fast on processors that have it, and errs by 1 %.
     metric : {"latent", "data"}
         What Euclidean distances mean. latent: the latents as they are, where every direction weighs alike. data: every
-        direction is stretched by how much it changes the rows, for searching neighbours and for clustering. decode
-        undoes it, as the store says which it is.
+        direction is stretched by how much it changes the rows, and where rows have one length, as embeddings do,
+        lengths of latents count less; for searching neighbours and for clustering. decode undoes it, as the store says
+        which it is.
     overwrite : bool
         Replace latents that were made otherwise.
     fsync : bool

@@ -71,6 +71,7 @@ def _store_entries(store: RowStore) -> dict[str, Any]:
         "history": dict(enumerate(store.history.splitlines(), 1)),
     }
     if store.published:
+        entries["publication"] = store.publication.path
         moments = store.statistics()
         entries["mean"] = f"{moments.mean.min():.6g} to {moments.mean.max():.6g} over features"
         entries["std"] = f"{moments.std.min():.6g} to {moments.std.max():.6g} over features"

@@ -19,8 +19,8 @@ from cvae_dist.events import Event
 from cvae_dist.model.directory import save_model
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Layout, Location, Moments
+from tests.bench.counting import CountingProxy
 from tests.bench.table import Row, alternate, median, seconds
-from tests.counting import CountingProxy
 from tests.servers import Served, serve
 
 _REMOTE_PACK = 16  # shards of 64 MB in a pack of 1 GB: tiny shards in packs of that size have no fewer requests
@@ -95,7 +95,9 @@ def _many_tiny_shards(shards: int) -> Iterator[Row]:
     with TemporaryDirectory() as folder, _grid(4, _REMOTE_PACK):
         source, store = _source(Path(folder) / "src", 4 * shards, 8), f"{bucket.url}/rows"
         model = str(Path(folder) / "model")
-        save_model(model, VAE.of(ModelConfig(cells_encoder=(8,)), Moments.of(np.eye(8)), "<f4"), {})
+        save_model(
+            model, VAE.of(ModelConfig(cells_encoder=(8,), likelihood="gaussian"), Moments.of(np.eye(8)), "<f4"), {}
+        )
         marks = _Marks()
         cvae_dist.ingest(source, store, storage_options=bucket.uncounted, on_event=marks)
         name = f"seconds on S3, {shards:,} tiny shards: "
@@ -195,13 +197,13 @@ def _upload(count: int = 200_000, features: int = 768) -> Iterator[Row]:
     yield Row("ingest of local float32 to S3 / plain parallel upload, MB/s", copied / ingested, 0.8, note=note)
 
 
-def _embed(count: int = 100_000, features: int = 768) -> Iterator[Row]:
+def _embed(count: int = 300_000, features: int = 768) -> Iterator[Row]:
     bucket = _Bucket()
     with TemporaryDirectory() as folder:
         source = _source(Path(folder) / "src", count, features)
         model = str(Path(folder) / "model")
         moments = Moments.of(np.load(source / "rows.npy", mmap_mode="r")[:1000])
-        save_model(model, VAE.of(ModelConfig(), moments, "<f4"), {})
+        save_model(model, VAE.of(ModelConfig(cells_encoder=(512, 256), likelihood="gaussian"), moments, "<f4"), {})
         cvae_dist.ingest(source, f"{folder}/rows")
         cvae_dist.ingest(source, f"{bucket.url}/rows", storage_options=bucket.uncounted)
 

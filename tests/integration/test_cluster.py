@@ -13,7 +13,7 @@ from cvae_dist.cluster import map_regions, resolve_client
 from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store import Layout
 from cvae_dist.verbs.ingest import ingest
-from tests.faults.drivers import small_grid, snapshot, wait_until, write_items
+from tests.faults.drivers import SHARDS_PER_PACK, small_grid, snapshot, wait_until, write_items
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def test_bytes_are_those_of_a_run_without_a_cluster(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(Layout, "of", small_grid())
+    monkeypatch.setattr(Layout, "shards_per_pack", SHARDS_PER_PACK)
     if kind == "one":
         write_items(tmp_path / "tree", 0, 90)
     else:
@@ -101,6 +102,7 @@ def test_bytes_are_those_of_a_run_without_a_cluster(
 
 def test_bad_file_is_named_by_a_cluster_too(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "of", small_grid())
+    monkeypatch.setattr(Layout, "shards_per_pack", SHARDS_PER_PACK)
     write_items(tmp_path / "tree", 0, 30, folders=1)
     np.save(tmp_path / "tree" / "class 0" / "item 0021.npy", np.zeros(3, np.int32))
     with pytest.raises(InvalidInput, match=r"item 0021\.npy has dtype int32"):

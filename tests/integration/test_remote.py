@@ -13,6 +13,7 @@ from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked
 from cvae_dist.model.directory import save_model
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Layout, Lease, Location, Moments, RowStore
+from cvae_dist.store.reader import RowReader
 from cvae_dist.verbs.decode import decode
 from cvae_dist.verbs.embed import embed
 from cvae_dist.verbs.info import info
@@ -105,3 +106,23 @@ def test_lease_and_foreign_objects(tmp_path: Path, bucket: str) -> None:
     with pytest.raises(InvalidInput, match="memory://.*not a store made by cvae-dist"):
         ingest(tmp_path / "tree", f"{bucket}/other", overwrite=True)
     assert Location.of(f"{bucket}/other/data").read() == b"precious"
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_a_reader_that_is_open_while_its_store_grows_keeps_reading(tmp_path: Path, bucket: str, dtype: str) -> None:
+    """The partial last shard is rewritten: its chunks and their places in the object change."""
+    (tmp_path / "tree").mkdir()
+    rows = np.random.default_rng(0).integers(0, 255, (14, 64)).astype(dtype)
+    np.save(tmp_path / "tree/a.npy", rows[:9])
+    ingest(tmp_path / "tree", f"{bucket}/rows")
+    store = RowStore.open(f"{bucket}/rows")
+    readers = [RowReader(store) for _ in range(2)]
+    readers[0].read(8, 9)  # knows the last shard, the other one does not
+    for count in (11, 14):
+        np.save(tmp_path / f"tree/b{count}.npy", rows[count - 3 if count == 14 else 9 : count])
+        ingest(tmp_path / "tree", f"{bucket}/rows")
+        for reader in readers:
+            np.testing.assert_array_equal(reader.read(0, 9), rows[:9])
+        store.require_unchanged()
+        np.testing.assert_array_equal(store.read("x"), rows[:9])
+    np.testing.assert_array_equal(RowStore.open(f"{bucket}/rows").read("x"), rows)

@@ -57,6 +57,27 @@ def test_widths_shrink_for_few_rows_and_deepen_for_many() -> None:
     assert TrainConfig().resolve(2_000_000, 784).cells_encoder == (512, 256, 256)
 
 
+@pytest.mark.parametrize(
+    ("dim_latent", "rows", "cells", "blocks"),
+    [
+        (2, 60_000, (512, 256), 2),
+        (16, 60_000, (512, 256), 0),
+        (64, 60_000, (1024,), 0),
+        (64, 2_000_000, (1024,), 0),
+        (64, 9_999, (512, 256), 0),
+    ],
+)
+def test_vectors_are_bent_less(dim_latent: int, rows: int, cells: tuple[int, ...], blocks: int) -> None:
+    config = TrainConfig(dim_latent=dim_latent).resolve(rows, 384, vectors=True)
+    assert (config.cells_encoder, config.residual_blocks) == (cells, blocks)
+
+
+def test_vectors_get_the_network_that_is_asked_for() -> None:
+    asked = TrainConfig(dim_latent=64, cells_encoder=(8, 4), residual_blocks=3)
+    config = asked.resolve(60_000, 384, vectors=True)
+    assert (config.cells_encoder, config.residual_blocks) == ((8, 4), 3)
+
+
 def test_automatic_training_settings() -> None:
     few, many = TrainConfig().resolve(500, 10), TrainConfig().resolve(60_000, 784)
     assert (few.batch_size, few.num_steps, few.ema_decay) == (50, 3000, 0.99)

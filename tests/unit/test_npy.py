@@ -1,6 +1,7 @@
 """Trees of .npy files: what is listed, and that rows arrive as NumPy reads them."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -179,19 +180,22 @@ def test_folders_and_files_are_what_they_are_whatever_their_names(tmp_path: Path
     assert listing.pieces.total == 6
 
 
-def test_a_tree_that_is_deeper_than_python_recurses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_tree_that_is_deeper_than_python_recurses(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    os.makedirs(root)
+    folder = os.open(root, os.O_RDONLY)
     for _ in range(1200):
-        Path("d").mkdir()
-        monkeypatch.chdir("d")
-    np.save("a.npy", np.ones((2, 3)))
-    monkeypatch.chdir(tmp_path)
-    assert NpyTree(Location.of(tmp_path), "auto").list().pieces.total == 2
-    for folder, folders, files in os.walk(tmp_path, topdown=False):  # pytest would recurse
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        for name in folders:
-            os.rmdir(os.path.join(folder, name))
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    with open(os.open("a.npy", os.O_CREAT | os.O_WRONLY, dir_fd=folder), "wb") as file:
+        np.save(file, np.ones((2, 3)))
+    os.close(folder)
+    try:
+        assert NpyTree(Location.of(root), "auto").list().pieces.total == 2
+    finally:
+        subprocess.run(["rm", "-rf", root], check=True)  # what Python has for it recurses
 
 
 @pytest.mark.parametrize(

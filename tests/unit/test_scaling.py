@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.model.scaling import Scaling, bounds, choose_normalization
+from cvae_dist.model.scaling import Scaling, are_vectors, bounds, choose_normalization
 from cvae_dist.store import Moments
 
 
@@ -146,6 +146,32 @@ def test_one_scale_is_chosen_where_features_share_their_unit(name: str) -> None:
     assert choice.value is (name in MIXED_UNITS), choice.reason
 
 
+VECTORS = {
+    "unit vectors", "vectors with norms of their own", "vectors with an offset", "vectors with large dimensions",
+    "vectors and constants", "a standardised table",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SHARED_UNIT, *MIXED_UNITS])
+def test_vectors_are_told_from_images_and_tables(name: str) -> None:
+    rows = (SHARED_UNIT | MIXED_UNITS)[name](np.random.default_rng(0))
+    assert are_vectors(Moments.of(rows), rows.dtype, rows.shape[1:]) == (name in VECTORS)
+
+
+def test_images_are_no_vectors_however_they_are_scaled() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.beta(0.3, 1, (2000, 64)) * rng.uniform(0.1, 1, 64)
+    for rows in (images, 1 - images, (images - images.mean(axis=0)) / images.std(axis=0), images - 0.3):
+        assert not are_vectors(Moments.of(rows), "<f4", (64,))
+
+
+def test_vectors_are_floats_in_one_dimension() -> None:
+    moments = Moments.of(np.random.default_rng(0).normal(size=(2000, 64)))
+    assert are_vectors(moments, "<f2", (64,))
+    assert not are_vectors(moments, "<f4", (8, 8))
+    assert not are_vectors(moments, "<i2", (64,))
+
+
 def test_the_number_that_decided_is_told() -> None:
     rows = load_wine().data
     low, high = np.percentile(rows.std(axis=0), [5, 95])
@@ -157,6 +183,7 @@ def test_the_number_that_decided_is_told() -> None:
 def test_what_is_not_finite_decides_nothing_but_breaks_nothing() -> None:
     huge = Moments(2, np.zeros(9), np.array([1.0, *[np.inf] * 8]), -np.ones(9), np.ones(9) * np.arange(1, 10))
     assert choose_normalization("auto", huge, "<f8", (9,)).value is True
+    assert not are_vectors(huge, "<f8", (9,))
 
 
 def test_bounds() -> None:

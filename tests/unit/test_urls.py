@@ -3,14 +3,18 @@
 import errno
 import fcntl
 import os
+import pickle
 import traceback
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request
 
 import pytest
 
 from cvae_dist.errors import CvaeDistError, StorageFailed
-from cvae_dist.store import files, objects
+from cvae_dist.store import files, objects, remote
 from cvae_dist.store.urls import Location
 
 
@@ -123,6 +127,7 @@ def test_a_lock_that_is_held_is_waited_for_and_named(tmp_path: Path, monkeypatch
         with pytest.raises(StorageFailed, match=r"\.x\.lock has been held .* so .*x was not changed; stop the process"):
             place.create(b"mine")
         Location.of(tmp_path).sweep_partial()
+        Location.of(tmp_path).clear(keep="nothing")
         assert lock.exists()
         assert list(Location.of(tmp_path).list()) == []
         assert Location.of(tmp_path).is_blank()
@@ -190,6 +195,42 @@ def test_list_follows_no_links_to_folders(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
     assert [(entry.name, entry.size) for entry in Location.of(tmp_path).list()] == [("d/x", 1), ("linked", 1)]
+
+
+def test_a_bucket_of_aws_is_asked_for_its_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    headers = Message()
+    answers: list[OSError] = [URLError("no network"), HTTPError("", 301, "elsewhere", headers, None)]
+
+    def urlopen(request: Request, timeout: float) -> None:
+        assert request.full_url == "https://s3.amazonaws.com/a-bucket"
+        raise answers.pop(0)
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    headers["x-amz-bucket-region"] = "eu-central-1"
+    for region in ("us-west-2", "eu-central-1"):
+        client = objects._s3_client(objects.ObjectStore("s3", "a-bucket", {"key": "k", "secret": "s"}))
+        assert client.config["region"] == region
+    named = objects.ObjectStore("s3", "a-bucket", {"key": "k", "secret": "s", "client_kwargs": {"region_name": "r"}})
+    assert objects._s3_client(named).config["region"] == "r"
+
+
+def test_options_that_only_s3fs_knows_go_to_it() -> None:
+    assert isinstance(Location.of("s3://b/x", {"anon": True}).storage, objects.ObjectStore)
+    for options in ({"requester_pays": True}, {"client_kwargs": {"config": None}}):
+        assert isinstance(Location.of("s3://b/x", options).storage, remote.S3Files)
+
+
+def test_one_client_serves_all_copies_of_a_location() -> None:
+    options = {"key": "k", "secret": "s", "endpoint_url": "http://127.0.0.1:1"}
+    copies = [pickle.loads(pickle.dumps(Location.of("s3://b/x", dict(options)))).storage for _ in range(3)]
+    assert len({id(objects._client(storage)) for storage in copies}) == 1
+    assert objects._client(Location.of("s3://b/x", {**options, "key": "other"}).storage) is not objects._client(
+        copies[0]
+    )
 
 
 SECRET = "hunter2-and-more"

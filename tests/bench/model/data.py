@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
+from sklearn.random_projection import GaussianRandomProjection
 
 _MNIST = Path(__file__).parents[4] / "shared" / "data" / "mnist.npz"
 _FASHION = Path("/usr/share/datasets/fashion-mnist")  # the Debian package dataset-fashion-mnist
@@ -63,18 +64,22 @@ class Text(NamedTuple):
 
 
 @functools.cache
-def text(longest: int = 1000) -> Text:
+def text(longest: int = 1000, *, projected: bool = False) -> Text:
     """Return latent semantic analysis (Deerwester et al. 1990) of docstrings of installed packages.
 
     No more than the ``longest`` first characters are read. Short texts have fewer words, so that a nonlinear embedding
     finds more in them that PCA does not. The class is the subpackage of a docstring, which is noisy.
+
+    With ``projected``, random projections take the place of the analysis. All directions then weigh alike, so that
+    latents of fewer dimensions lose much of what the vectors know about the classes.
     """
     texts, classes = _docstrings()
     weighted = TfidfVectorizer(sublinear_tf=True, min_df=3, max_features=30_000).fit_transform(
         words[:longest] for words in texts
     )
     known = np.diff(weighted.indptr) > 0  # texts of rare words alone have no direction
-    vectors = TruncatedSVD(_FEATURES, random_state=0).fit_transform(weighted[known].astype(np.float32))
+    reduction = (GaussianRandomProjection if projected else TruncatedSVD)(_FEATURES, random_state=0)
+    vectors = reduction.fit_transform(weighted[known].astype(np.float32))
     return Text(normalize(vectors), classes[known])
 
 
