@@ -21,24 +21,31 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def map_regions(
-    function: Callable[[Input], Result], tasks: Iterable[Input], *, client: "Client | None" = None, threads: int = 1
+    function: Callable[[Input], Result],
+    tasks: Iterable[Input],
+    *,
+    client: "Client | None" = None,
+    threads: int = 1,
+    stopping: Callable[[], None] = lambda: None,
 ) -> Generator[Result, None, None]:
     """Yield ``function(task)`` of every task, as they finish, made by ``client`` or else by threads of this process.
 
     Only a few tasks per slot are in flight and every result is drained and released at once, so a dead worker can
     cost no more than what it was doing: finished work is never asked for again. Tasks are taken lazily. A client needs
     picklable ones and a function that can be imported, and may run it more than once per task.
+
+    Whatever ends it early, it waits for tasks that run. ``stopping`` is called before, and may tell them to end.
     """
     if client is not None:
-        yield from _map_dask(function, tasks, client)
+        yield from _map_dask(function, tasks, client, stopping)
     elif threads == 1:
         yield from map(function, tasks)
     else:
-        yield from _map_threads(function, tasks, threads)
+        yield from _map_threads(function, tasks, threads, stopping)
 
 
 def _map_threads(
-    function: Callable[[Input], Result], tasks: Iterable[Input], threads: int
+    function: Callable[[Input], Result], tasks: Iterable[Input], threads: int, stopping: Callable[[], None]
 ) -> Generator[Result, None, None]:
     queue = iter(tasks)
     with ThreadPoolExecutor(threads, thread_name_prefix="region") as pool:
@@ -55,10 +62,12 @@ def _map_threads(
         finally:
             for future in pending:
                 future.cancel()
+            if pending:
+                stopping()
 
 
 def _map_dask(
-    function: Callable[[Input], Result], tasks: Iterable[Input], client: "Client"
+    function: Callable[[Input], Result], tasks: Iterable[Input], client: "Client", stopping: Callable[[], None]
 ) -> Generator[Result, None, None]:
     from distributed import as_completed
 
@@ -83,6 +92,8 @@ def _map_dask(
             yield result
     finally:
         # A task that runs cannot be cancelled, and must not write after its driver has let go of the output.
+        if pending:
+            stopping()
         if pending and client.status == "running":
             _drain(client, list(pending.values()))
 

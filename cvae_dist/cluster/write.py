@@ -137,19 +137,16 @@ class Output:
         regions = (
             _Region(self._output, job.layout, self._lease.token, packs.shards(shards)) for shards in plan.regions()
         )
-        results = map_regions(_write_region, regions, client=self._client, threads=job.threads)
+        stopping = self._lease.ending  # tasks stop before their next shard
+        results = map_regions(_write_region, regions, client=self._client, threads=job.threads, stopping=stopping)
         # closed at once, whatever ends the loop: nothing may be written after the lease is released
         with contextlib.closing(results):
-            try:
-                for region in results:
-                    written += region.records.rows
-                    self._lease.require()
-                    packs.add(region)
-                    rate = written / max(time.monotonic() - began, 1e-9)
-                    self._tell("progress", job.rows - plan.rows + written, job.rows, rows_per_second=rate)
-            except BaseException:
-                self._lease.ending()  # tasks stop before their next shard
-                raise
+            for region in results:
+                written += region.records.rows
+                self._lease.require()
+                packs.add(region)
+                rate = written / max(time.monotonic() - began, 1e-9)
+                self._tell("progress", job.rows - plan.rows + written, job.rows, rows_per_second=rate)
 
     def _publish(self, store: RowStore, job: Job, packs: "_Packs") -> RowStore:
         job.confirm()

@@ -1,6 +1,6 @@
 """Stored objects that changed in an object store: `verify` names the shard, and nothing reads them as rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -22,12 +22,12 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.fixture(scope="module", params=["weed", "gcs"])
-def stored(request: pytest.FixtureRequest, sources: Sources) -> Iterator[tuple[Served, RowStore]]:
+def stored(request: pytest.FixtureRequest, sources: Sources) -> tuple[Served, RowStore]:
     served = serve(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cvae_dist.store.Layout.of", small_grid())
         ingest(sources.first, f"{served.url}/rows", label="folder", storage_options=served.options)
-    yield served, RowStore.open(f"{served.url}/rows", served.options)
+    return served, RowStore.open(f"{served.url}/rows", served.options)
 
 
 def problems(store: RowStore, served: Served) -> dict[tuple[str, int | None], str]:

@@ -1,0 +1,37 @@
+"""Given to Dask's workers as a preload: their tasks are slow while a file says so.
+
+The file is named by an environment variable. It says where a task sleeps: when it has made its rows, or when it has
+seen that its driver holds the lease and is about to write. The task leaves a file beside it when it falls asleep.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILE = "TEST_SLOW_TASKS"
+SECONDS = 2.5
+
+
+def dask_setup(worker: object) -> None:
+    """Called by a worker."""
+    from cvae_dist.store import LeaseToken
+    from cvae_dist.verbs import ingest
+
+    LeaseToken.require = _slow("after its look", LeaseToken.require)  # type: ignore[method-assign]
+    module: Any = ingest
+    module._CopyShard.__call__ = _slow("after its rows", module._CopyShard.__call__)
+
+
+def _slow(moment: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        asked = Path(os.environ[FILE])
+        sleeps = asked.exists() and asked.read_text() == moment
+        result = real(*arguments)
+        if sleeps:
+            asked.with_name(f"asleep {os.getpid()}").touch()
+            time.sleep(SECONDS)
+        return result
+
+    return slow
