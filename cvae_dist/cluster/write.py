@@ -11,7 +11,7 @@ import numpy as np
 
 from cvae_dist.cluster.plan import Job, Plan, Span, Task
 from cvae_dist.cluster.regions import map_regions, slots
-from cvae_dist.errors import Corrupt, SettingsChanged, StorageFailed
+from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.store import Digest, Layout, Lease, LeaseToken, Location, Moments, Pack, Records, RowStore
 
@@ -141,12 +141,16 @@ class Output:
         results = map_regions(_write_region, regions, client=self._client, threads=job.threads, stopping=stopping)
         # closed at once, whatever ends the loop: nothing may be written after the lease is released
         with contextlib.closing(results):
-            for region in results:
-                written += region.records.rows
-                self._lease.require()
-                packs.add(region)
-                rate = written / max(time.monotonic() - began, 1e-9)
-                self._tell("progress", job.rows - plan.rows + written, job.rows, rows_per_second=rate)
+            try:
+                for region in results:
+                    written += region.records.rows
+                    self._lease.require()
+                    packs.add(region)
+                    rate = written / max(time.monotonic() - began, 1e-9)
+                    self._tell("progress", job.rows - plan.rows + written, job.rows, rows_per_second=rate)
+            except OutputLocked:
+                self._lease.check()  # knows better than a task how it was lost
+                raise
 
     def _publish(self, store: RowStore, job: Job, packs: "_Packs") -> RowStore:
         job.confirm()

@@ -1,4 +1,4 @@
-"""Drivers that are frozen for longer than their lease: they change nothing of what the next one published."""
+"""Drivers that sleep past their lease, or die, while what they began goes on: the next one's store stays whole."""
 
 import itertools
 import os

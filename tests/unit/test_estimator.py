@@ -22,9 +22,10 @@ from sklearn.pipeline import make_pipeline
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import Corrupt, InvalidInput, NotFitted, SettingsChanged, SourceNotFound
 from cvae_dist.estimator import CompressionVAE
-from cvae_dist.store import RowStore
+from cvae_dist.store import Location, RowStore
 from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.verbs.ingest import ingest
+from tests.servers import serve
 
 DIGITS = load_digits()
 X = DIGITS.data[:300].astype(np.float32)
@@ -253,11 +254,11 @@ class TestRows:
 
 
 class TestModelDirectory:
-    def test_storage_options_reach_it(self, tmp_path: Path) -> None:
-        options = {"path": str(tmp_path), "target_protocol": "file", "target_options": {"auto_mkdir": True}}
-        trained = CompressionVAE(X, logdir="dir://model", storage_options=options, **QUICK).train()
-        assert (tmp_path / "model" / "model.safetensors").exists()
-        restored = CompressionVAE(logdir="dir://model", storage_options=options)
+    def test_storage_options_reach_it(self) -> None:
+        url, options, _ = serve("moto")
+        trained = CompressionVAE(X, logdir=f"{url}/model", storage_options=options, **QUICK).train()
+        assert Location.of(f"{url}/model/model.safetensors", options).size()
+        restored = CompressionVAE(logdir=f"{url}/model", storage_options=options)
         np.testing.assert_array_equal(restored.embed(X), trained.embed(X))
 
     def test_restored_without_data_also_after_a_move(self, tmp_path: Path) -> None:
