@@ -119,7 +119,8 @@ class Output:
         if self.existing is not None:
             self.existing.require_settings(job.kind, job.settings)
             _require_layout(self.existing, job)
-            self._output.sweep_partial()
+            if self.existing.interrupted:
+                self._output.sweep_partial()
             return self.existing
         job.require_memory(self._client)
         self._output.sweep_partial()

@@ -32,6 +32,7 @@ Objects = dict[str, ZarrBuffer]  # the content of a Zarr MemoryStore
 STRING = "string"
 _SHARD_BYTES = 16_000_000  # larger shards leave the allocator's and the cache's comfortable range
 _REMOTE_SHARD_BYTES = 64_000_000  # a request costs as much as some megabytes
+# A store keeps to the packs and tiles it was made with: other numbers are another version of the format.
 _PACK_BYTES = 1_000_000_000  # what a killed driver may have to repeat
 _PACK_SHARE = 0.02  # of a pack's data: as much may its moments take in the ledger
 _MOMENT_BYTES = 32  # of one feature: mean, m2, minimum and maximum

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOpti
 __all__ = ["Buffer", "Changed", "Entry", "Location", "StorageOptions"]
 
 _MOST_NAMES = 10_000  # that are looked at to say what a place holds
+_PAUSES = (0.2, 1.0)  # seconds before a conditional write is tried again
 _THREADS = 32  # requests in flight of one caller who reads many ranges
 _PROVED: set[tuple[str, ...]] = set()  # stores that this process saw refuse a wrong condition
 
@@ -197,7 +199,7 @@ class Location:
 
     def _write_if(self, data: bytes, version: str | None) -> str:
         try:
-            return self.storage.write_if(self.path, data, version)
+            return self._write_if_again(data, version)
         except FileExistsError:
             if self.storage.proof(self.path) is not None:
                 with contextlib.suppress(FileNotFoundError):
@@ -207,6 +209,15 @@ class Location:
             refusal = FileExistsError if version is None else Changed
             how = "is there already" if version is None else "was changed or deleted by another"
             raise refusal(errno.EEXIST, f"{self} {how}; nothing was written") from None
+
+    def _write_if_again(self, data: bytes, version: str | None) -> str:
+        """Write on a condition, again where a connection broke: clients leave that to us, as it may have arrived."""
+        for pause in _PAUSES if not self.is_local else ():
+            try:
+                return self.storage.write_if(self.path, data, version)
+            except StorageFailed:
+                time.sleep(pause)
+        return self.storage.write_if(self.path, data, version)
 
     def remove(self, version: str) -> bool:
         """Delete the object only if it still has this version.
