@@ -24,7 +24,8 @@ def _from_json(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"write it as JSON, such as '{{\"anon\": true}}' ({error})") from None
     if not isinstance(options, dict):
-        raise ValueError(f"it must be a JSON object, such as '{{\"anon\": true}}', not {tokens[0].value}")
+        kind = type(options).__name__  # the value itself may be a secret
+        raise ValueError(f"it must be a JSON object, such as '{{\"anon\": true}}', not a {kind}")
     return options
 
 

@@ -59,7 +59,7 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         raise CycloptsError(msg=f"{where}: unknown option {name!r}: {suggestion(name, known)}")
     storage_options = options.get("storage_options", {})
     if not isinstance(storage_options, dict):
-        raise CycloptsError(msg=f"{where}: storage_options must be a mapping, but it is {storage_options!r:.80}.")
+        raise CycloptsError(msg=f"{where}: storage_options must be a mapping, not a {type(storage_options).__name__}.")
     if storage_options:
         options["storage_options"] = json.dumps(storage_options)
     source = cyclopts.config.Dict(options, source=where, use_commands_as_keys=False)

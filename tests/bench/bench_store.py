@@ -58,11 +58,11 @@ class _Bucket:
 
 
 @contextlib.contextmanager
-def _grid(rows_per_shard: int, shards_per_pack: int) -> Iterator[None]:
+def _grid(size: int, shards_per_pack: int) -> Iterator[None]:
     real = Layout.of.__func__  # type: ignore[attr-defined]
 
-    def of(cls: type[Layout], arrays: Any, rows: int | None = None, **options: Any) -> Layout:
-        layout: Layout = real(cls, arrays, rows or rows_per_shard, **options)
+    def of(cls: type[Layout], arrays: Any, rows_per_shard: int | None = None, **options: Any) -> Layout:
+        layout: Layout = real(cls, arrays, rows_per_shard or size, **options)
         return layout
 
     with (

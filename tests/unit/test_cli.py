@@ -498,3 +498,22 @@ def test_a_stopped_training_says_so_and_goes_on(
     assert end == {"event": "error", "kind": word.capitalize(), "message": message}
     assert "Traceback" not in stderr
     assert any((tmp_path / "model" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("how", ["flag", "broken flag", "variable", "config", "pipeline"])
+def test_storage_options_that_cannot_be_used_are_not_shown(
+    cvae_dist: Callable[..., Process], tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "options.yaml").write_text('storage_options: ["topsecret9"]\nstages: [{info: {url: rows}}]\n')
+    environment = {"CVAE_DIST_STORAGE_OPTIONS": '["topsecret9"]'} if how == "variable" else {}
+    arguments = {
+        "flag": ["info", "rows", "--storage-options", '["topsecret9"]'],
+        "broken flag": ["info", "rows", "--storage-options", '{"secret": "topsecret9"'],
+        "variable": ["info", "rows"],
+        "config": ["info", "rows", "--config", "options.yaml"],
+        "pipeline": ["run", "options.yaml"],
+    }[how]
+    ended = cvae_dist(*arguments, **environment)
+    assert ended.returncode == 2
+    assert "storage" in ended.stderr.lower()
+    assert "topsecret9" not in ended.stderr + ended.stdout
