@@ -501,9 +501,7 @@ def test_a_stopped_training_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize("how", ["flag", "broken flag", "variable", "config", "pipeline"])
-def test_storage_options_that_cannot_be_used_are_not_shown(
-    cvae_dist: Callable[..., Process], tmp_path: Path, how: str
-) -> None:
+def test_storage_options_that_cannot_be_used_are_not_shown(cvae_dist: Run, tmp_path: Path, how: str) -> None:
     (tmp_path / "options.yaml").write_text('storage_options: ["topsecret9"]\nstages: [{info: {url: rows}}]\n')
     environment = {"CVAE_DIST_STORAGE_OPTIONS": '["topsecret9"]'} if how == "variable" else {}
     arguments = {
