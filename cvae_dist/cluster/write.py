@@ -99,11 +99,12 @@ class Output:
         finished = store.published and store.rows == job.rows
         if not finished:
             store = store.claimed(self._lease.token.token) if store is self.existing else store
-            self._write_shards(store, plan, packs)
             try:
+                self._write_shards(store, plan, packs)
                 store = self._publish(store, job, packs)
             except (Corrupt, StorageFailed):
-                self._lease.check()  # is it another driver who changed what this one reads?
+                with contextlib.suppress(StorageFailed):
+                    self._lease.check()  # did another driver take what this one misses?
                 raise
         elif store.interrupted:
             _withdraw(store.claimed(self._lease.token.token))
@@ -158,6 +159,7 @@ class Output:
         self._lease.check()
         packs.require_written()
         if self.existing is not None and self.existing.interrupted:
+            self._lease.check()  # again, as the look at all shards takes its time
             _delete_beyond(store, job.shards)
         command = f"{self._stage} {self._output.name}"
         return store.publish(job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest)

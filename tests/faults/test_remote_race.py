@@ -11,7 +11,7 @@ from tests.faults.drivers import item, write_items
 from tests.faults.remote import STORAGES, Command, RemoteDrivers, place, require_nothing_left
 from tests.servers import Served
 
-ROWS = 9
+ROWS = 5
 
 
 @pytest.fixture

@@ -84,12 +84,12 @@ def test_no_shard_appears_after_a_driver_was_interrupted(
         command = sources.command("ingest", served)
         with running(remote_drivers.begin(command, served, _scheduler=scheduler)) as driver:
             fall_asleep(driver, slow)
+            slow.unlink()
             os.kill(driver.pid, signal.SIGINT)
             assert driver.wait().error[0] == "KeyboardInterrupt"
         require_nothing_left(command.output, served)
         there = written(command.output, served)
         time.sleep(slow_worker.SECONDS + 0.5)
         assert written(command.output, served) == there <= 2
-        slow.unlink()
         remote_drivers.do(command, served, _scheduler=scheduler)
         assert verify(command.output, storage_options=served.options).ok
