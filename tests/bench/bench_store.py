@@ -200,10 +200,11 @@ def _upload(count: int = 200_000, features: int = 768) -> Iterator[Row]:
 def _embed(count: int = 300_000, features: int = 768) -> Iterator[Row]:
     bucket = _Bucket()
     with TemporaryDirectory() as folder:
+        few = _source(Path(folder) / "few", 20_000, features)
+        model = f"{folder}/model"
+        cvae_dist.ingest(few, f"{folder}/few.zarr")
+        cvae_dist.train(f"{folder}/few.zarr", model, num_steps=1)  # of the default size
         source = _source(Path(folder) / "src", count, features)
-        model = str(Path(folder) / "model")
-        moments = Moments.of(np.load(source / "rows.npy", mmap_mode="r")[:1000])
-        save_model(model, VAE.of(ModelConfig(cells_encoder=(512, 256), likelihood="gaussian"), moments, "<f4"), {})
         cvae_dist.ingest(source, f"{folder}/rows")
         cvae_dist.ingest(source, f"{bucket.url}/rows", storage_options=bucket.uncounted)
 
