@@ -173,7 +173,8 @@ def _weed(folder: str, ports: Mapping[str, int]) -> Server:
 
 def _moto() -> Server:
     port = free_port()
-    return start([_program("moto_server", "moto[server]"), "-H", "127.0.0.1", "-p", str(port)], _at(port))
+    _program("moto_server", "moto[server]")
+    return start([sys.executable, str(Path(__file__).parent / "servers/serve_moto.py"), str(port)], _at(port))
 
 
 def _azurite() -> Server:

@@ -360,6 +360,7 @@ class RowStore:
     def settle(self) -> None:
         """Finish what a driver still had to do that was killed right after it had published."""
         if self.journal.numbers():
+            self.location.sweep_partial()
             self._with_arrays()._forget()
 
     def _write_moments(self, publication: Publication, shards: int, moments: Iterable[Moments]) -> Moments:

@@ -656,7 +656,9 @@ def test_a_training_that_lost_its_lease_changes_nothing_more(
         result = real(*arguments)
         if next(calls) == call:
             lease = tmp_path / "model.lease"
-            lease.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "x", "user": "eve"}))
+            taken = tmp_path / "taken"
+            taken.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "x", "user": "eve"}))
+            taken.replace(lease)  # whole at once, as a driver writes it
             time.sleep(0.15)  # so that a renewal notices
             before.update(files_of(tmp_path))
         return result
