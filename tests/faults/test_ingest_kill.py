@@ -195,7 +195,8 @@ def write_tree(tree: Path, kind: str) -> None:
         np.save(tree / f"part{number}.npy", part)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("one", marks=pytest.mark.heavy), "many"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["one", "many"])
 def test_driver_of_two_workers_killed(drivers: Drivers, tmp_path: Path, kind: str) -> None:
     tree, store, whole = tmp_path / "tree", tmp_path / "store", tmp_path / "whole"
     write_tree(tree, kind)

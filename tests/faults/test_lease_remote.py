@@ -29,7 +29,7 @@ with lease.Lease.held(Location.of(sys.argv[1])):
 """
 
 
-@pytest.fixture(params=["weed", "moto"])
+@pytest.fixture(params=["weed", pytest.param("moto", marks=pytest.mark.heavy)])
 def served(request: pytest.FixtureRequest) -> Served:
     return serve(request.param)
 

@@ -58,11 +58,11 @@ def kill_and_repeat(
     ("served", "names"),
     [
         ("local", ("append", "embed")),
-        ("shm", ("ingest", "overwrite")),
         ("weed", ("ingest", "append")),
-        ("moto", ("overwrite",)),
-        ("azurite", ("append",)),
-        ("gcs", ("ingest", "embed")),
+        pytest.param("shm", ("ingest", "overwrite"), marks=pytest.mark.heavy),
+        pytest.param("moto", ("overwrite",), marks=pytest.mark.heavy),
+        pytest.param("azurite", ("append",), marks=pytest.mark.heavy),
+        pytest.param("gcs", ("ingest", "embed"), marks=pytest.mark.heavy),
     ],
     indirect=["served"],
 )

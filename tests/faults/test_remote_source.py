@@ -21,7 +21,7 @@ def until_some_latents_are_there(driver: Driver, latents: str, served: Served) -
     driver.until(lambda: next(iter(Location.of(f"{latents}/z/c", served.options).list()), None))
 
 
-@pytest.mark.parametrize("served", ["weed", pytest.param("local", marks=pytest.mark.heavy)], indirect=True)
+@pytest.mark.parametrize("served", ["local", pytest.param("weed", marks=pytest.mark.heavy)], indirect=True)
 def test_a_source_that_is_overwritten_publishes_nothing(
     remote_drivers: RemoteDrivers, sources: Sources, served: Served
 ) -> None:

@@ -15,7 +15,7 @@ from cvae_dist.store.urls import Changed, Entry, Location
 from tests.proxy import Proxy, proxied
 from tests.servers import Served, serve
 
-SERVED = ["weed", "weed s3fs", "moto", "moto s3fs", "azurite", "gcs"]
+SERVED = ["weed", "weed s3fs", "moto", pytest.param("moto s3fs", marks=pytest.mark.heavy), "azurite", "gcs"]
 ODD = ["a b", "a%20b", "a+b=&c", "é", "x#y", "x?y", "[z]*", "~", "p/q", "p.r", "p/q/r"]
 
 

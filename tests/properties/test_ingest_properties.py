@@ -18,7 +18,7 @@ from cvae_dist.verbs.verify import verify
 GRID = classmethod(lambda cls, arrays, rows=None, **_: cls(4, 2, arrays))
 
 
-@pytest.mark.parametrize("shards_per_pack", [2, 100])
+@pytest.mark.parametrize("shards_per_pack", [2, pytest.param(100, marks=pytest.mark.heavy)])
 @settings(max_examples=15, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
