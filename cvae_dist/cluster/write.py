@@ -120,8 +120,8 @@ class Output:
         if self.existing is not None:
             self.existing.require_settings(job.kind, job.settings)
             _require_layout(self.existing, job)
-            if self.existing.interrupted:
-                self._output.sweep_partial()
+            # a walk through all shards takes long; a driver that was killed before it claimed the store left one file
+            self._output.sweep_partial(deep=self.existing.interrupted)
             return self.existing
         job.require_memory(self._client)
         self._output.sweep_partial()

@@ -122,11 +122,13 @@ class LocalFiles(Storage):
                     elif name != keep:
                         self.delete(os.path.join(path, name))
 
-    def sweep(self, path: str) -> None:
-        """Delete temporary files, and locks that nobody holds, which killed writers left below a folder."""
-        for folder, _, names in os.walk(path):
+    def sweep(self, path: str, deep: bool = True) -> None:
+        """Delete temporary files, and locks that nobody holds, which killed writers left in a folder, or below it."""
+        for folder, below, names in os.walk(path):
             for name in filter(_is_hidden, names):
                 _sweep_one(os.path.join(folder, name))
+            if not deep:
+                below.clear()
 
     def _locked_version(self, path: str) -> str | None:
         try:

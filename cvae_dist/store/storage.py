@@ -122,8 +122,8 @@ class Storage(ABC):
         entries = (Entry(f"{prefix}/{name}", size, version) for name, size, version in self.list(f"{path}/{prefix}"))
         return {entry.name: entry for entry in entries if entry.name in wanted}
 
-    def sweep(self, path: str) -> None:  # noqa: B027 - only a file system has them
-        """Delete what killed writers left below a prefix."""
+    def sweep(self, path: str, deep: bool = True) -> None:  # noqa: B027 - only a file system has them
+        """Delete what killed writers left below a prefix, or only directly there."""
 
     def proof(self, path: str) -> tuple[str, ...] | None:
         """Name the server and bucket that must be seen to heed conditions; None where that is certain."""

@@ -258,9 +258,9 @@ class Location:
         """Delete everything below this prefix but the object of that name directly in it."""
         self.storage.delete(self.path, keep)
 
-    def sweep_partial(self) -> None:
-        """Delete temporary files that killed writers left below this prefix."""
-        self.storage.sweep(self.path)
+    def sweep_partial(self, deep: bool = True) -> None:
+        """Delete temporary files that killed writers left below this prefix, or only directly in it."""
+        self.storage.sweep(self.path, deep)
 
 
 def _read_one(one: tuple[Location, int, int | None]) -> Buffer:
