@@ -70,6 +70,10 @@ class Storage(ABC):
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         """Write an object whole or not at all, and return its version."""
 
+    def joined(self, buffers: Sequence[Buffer]) -> bytes:
+        """Return buffers as one object, which may be valid only until this thread joins others."""
+        return b"".join(buffers)
+
     @abstractmethod
     def write_if(self, path: str, data: bytes, version: str | None) -> str:
         """Write an object where it has this version, or where none is (None), or raise ``FileExistsError``."""
@@ -79,7 +83,7 @@ class Storage(ABC):
 
         A write that is slow, or that the client repeats, is refused where somebody else wrote after ``guard``.
         """
-        data, version = b"".join(buffers), None
+        data, version = self.joined(buffers), None
         for attempt in range(_ATTEMPTS):
             try:
                 return self.write_if(path, data, version)

@@ -1,6 +1,7 @@
 """The store on an object store, and at 200,000 shards: requests, seconds, bytes beside the rows."""
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import time
@@ -179,16 +180,20 @@ def _upload(count: int = 200_000, features: int = 768) -> Iterator[Row]:
         storage = Location.of(bucket.url, bucket.uncounted).storage
         client = objects._client(storage)
 
+        runs = itertools.count()  # no run replaces what an earlier one wrote
+
         def plain() -> float:
+            run = next(runs)
+
             def put(number: int) -> None:
-                obstore.put(client, f"plain/{number}", parts[number].tobytes(), use_multipart=False)
+                obstore.put(client, f"plain{run}/{number}", parts[number].tobytes(), use_multipart=False)
 
             with ThreadPoolExecutor(6) as pool:
                 return seconds(lambda: list(pool.map(put, range(len(parts)))))
 
         def ours() -> float:
-            store = f"{bucket.url}/rows"
-            return seconds(lambda: cvae_dist.ingest(source, store, overwrite=True, storage_options=bucket.uncounted))
+            store = f"{bucket.url}/rows{next(runs)}"
+            return seconds(lambda: cvae_dist.ingest(source, store, storage_options=bucket.uncounted))
 
         ours()  # the first one begins with an empty server
         copied, ingested = (median(values) for values in alternate(3, plain, ours))
@@ -208,13 +213,14 @@ def _embed(count: int = 300_000, features: int = 768) -> Iterator[Row]:
         cvae_dist.ingest(source, f"{folder}/rows")
         cvae_dist.ingest(source, f"{bucket.url}/rows", storage_options=bucket.uncounted)
 
+        runs = itertools.count()
+
         def local() -> float:
-            return seconds(lambda: cvae_dist.embed(f"{folder}/rows", model, f"{folder}/z", overwrite=True))
+            return seconds(lambda: cvae_dist.embed(f"{folder}/rows", model, f"{folder}/z{next(runs)}"))
 
         def remote() -> float:
-            rows, latents = f"{bucket.url}/rows", f"{bucket.url}/z"
-            options = bucket.uncounted
-            return seconds(lambda: cvae_dist.embed(rows, model, latents, overwrite=True, storage_options=options))
+            rows, latents = f"{bucket.url}/rows", f"{bucket.url}/z{next(runs)}"
+            return seconds(lambda: cvae_dist.embed(rows, model, latents, storage_options=bucket.uncounted))
 
         near, far = (median(values) for values in alternate(3, local, remote))
     note = f"{count / far:,.0f} rows/s, local {count / near:,.0f}"
