@@ -25,7 +25,7 @@ Nonfinite = Literal["raise", "drop"]
 
 # Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
 _ARITHMETIC = threading.Lock()
-_REMOTE_THREADS = 6
+_REMOTE_THREADS = 4
 
 
 def ingest(
