@@ -22,7 +22,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 @pytest.mark.parametrize(
     ("served", "races"),
-    [("local", 5), ("weed", 5), *(pytest.param(name, 50, marks=pytest.mark.heavy) for name in STORAGES)],
+    [("weed", 5), *(pytest.param(name, 50, marks=pytest.mark.heavy) for name in STORAGES)],
     indirect=["served"],
 )
 def test_one_of_two_wins_and_nothing_is_lost(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("tiny_shards")
 
 
 MOMENTS = ("among its shards", "after a look at the lease", "before publication", "before the last write")
-DEFAULT = {("weed", MOMENTS[1], "append"), ("weed", MOMENTS[2], "ingest"), ("local", MOMENTS[3], "append")}
+DEFAULT = {("weed", MOMENTS[1], "append"), ("weed", MOMENTS[2], "ingest")}
 CASES = [
     pytest.param(*case, marks=[] if case in DEFAULT else pytest.mark.heavy)
     for case in itertools.product(("local", "weed"), MOMENTS, ("ingest", "append"))
