@@ -484,3 +484,13 @@ def test_a_region_is_small_enough_for_every_slot() -> None:
     work = job(4 * 1000, Make())
     sizes = {slots: Plan(work, (range(1000),), 0, slots).shards_per_region for slots in (0, 1, 25, 1000)}
     assert sizes == {0: 1, 1: 16, 25: 10, 1000: 1}
+
+
+def test_memory_of_a_task_counts_the_moments_of_wide_rows() -> None:
+    """A row of 4 million float32 is 16 MB, but its mean, squares, minimum and maximum are 32 MB each."""
+    layout = Layout.of((ArrayLayout("x", "<f4", ("sample", "feature"), (4_000_000,)),))
+    wide = job(10, Make(), layout=layout)
+    assert layout.shard_bytes == 16_000_000
+    assert wide.memory > 16_000_000 + 4 * 32_000_000
+    with pytest.raises(InvalidInput, match="may use 100 MB"):
+        wide.require_memory(SmallCluster())
