@@ -97,6 +97,19 @@ def test_tensorstore(written: Written) -> None:
         np.testing.assert_array_equal(array[len(expected) - 7 :].read().result(), expected[-7:])
 
 
+def test_tensorstore_reads_what_describes_the_rows(written: Written) -> None:
+    publication = RowStore.open(written.store).publication
+    numeric = [name for name, stored in publication.arrays.items() if stored.dtype != "string"]  # it knows no strings
+    assert {"mean", "std", "min", "max", "record", "manifest_rows"} <= {*numeric}
+    for name in numeric:
+        kvstore = {"driver": "file", "path": f"{written.store}/{publication.path}/{name}/"}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
+        np.testing.assert_array_equal(array.read().result(), publication.read(name))
+    kvstore["path"] = f"{written.store}/{publication.path}/mean/"
+    mean = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result().read().result()
+    np.testing.assert_allclose(mean, np.asarray(written.rows, np.float64).mean(axis=0), rtol=1e-12, atol=1e-14)
+
+
 ZARRS = """
 import sys, numpy as np, zarr, zarrs
 zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True})
