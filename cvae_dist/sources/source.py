@@ -1,21 +1,43 @@
-"""What a source of rows is: it lists pieces without reading their rows, and then reads some of them."""
+"""What a source of rows is: it lists files without opening them, says how many rows each has, and reads some of them."""
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from cvae_dist.sources.file_table import FileTable
+from cvae_dist.sources.files import BadFile, File, Files, Integers
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.store.layout import Block
+from cvae_dist.store.urls import Location
 
 RowsPerFile = Literal["auto", "one", "many"]
+
+_THREADS = 32  # files that are looked at at a time where that is waiting for a storage
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that travels with the rows.
+
+    Attributes
+    ----------
+    name : str
+    dtype : str
+        "string", or a little-endian NumPy code such as "<i8".
+    """
+
+    name: str
+    dtype: str
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What every piece of a source has in common.
+    """What all files of a source have in common.
 
     Attributes
     ----------
@@ -25,11 +47,17 @@ class Schema:
         Native byte order.
     one_per_file : bool
         Each file is one item, and the file's path the item's id.
+    columns : tuple of Column
+        What travels with the rows.
+    features : tuple of str
+        Names of the features; empty where they have none.
     """
 
     item_shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    one_per_file: bool
+    one_per_file: bool = False
+    columns: tuple[Column, ...] = ()
+    features: tuple[str, ...] = ()
 
     @property
     def n_features(self) -> int:
@@ -43,29 +71,84 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as settings of a store."""
-        return {"item_shape": list(self.item_shape), "dtype": self.dtype.name, "one_per_file": self.one_per_file}
+        document = {"item_shape": list(self.item_shape), "dtype": self.dtype.name, "one_per_file": self.one_per_file}
+        columns = {"columns": {column.name: column.dtype for column in self.columns}} if self.columns else {}
+        return {**document, **columns, **({"features": list(self.features)} if self.features else {})}
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What a source holds, or a part of it.
+class Reader(Protocol):
+    """Reads files of one kind. It travels with every task: small, picklable, and without state that matters.
 
     Attributes
     ----------
     schema : Schema
-    pieces : Pieces
-        All rows, in the order in which they are to be stored.
-    read : callable
-        ``read(pieces, out)`` reads the rows of some pieces into ``out``, shape (n_rows, n_features). Picklable and
-        small: it travels with every task. It raises ``InvalidInput`` where a file is not what was listed.
-    note : str
-        What a person should be told of how the source was understood; may be empty.
+        What every file has to follow.
     """
 
+    @property
+    def schema(self) -> Schema:
+        """What every file has to follow."""
+
+    def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
+        """Return the rows of every file, shape (n,), and what is wrong with those that cannot be used; they have 0.
+
+        Headers and footers are looked at, and no more where that says enough.
+        """
+
+    def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
+        """Read rows into ``out``, shape (n_rows, n_features), and return their columns by name.
+
+        Raises
+        ------
+        BadFile
+            A file is not what was listed, or holds something else than was counted.
+        """
+
+
+class FileReader(ABC):
+    """A reader that looks at each file by itself: what most kinds of files need.
+
+    Attributes
+    ----------
+    root : Location
+    schema : Schema
+    """
+
+    root: Location
     schema: Schema
-    pieces: Pieces
-    read: Callable[[Pieces, Block], None]
-    note: str = ""
+
+    @abstractmethod
+    def count_file(self, file: File) -> int:
+        """Return the rows of a file, which follows the schema, or raise :class:`BadFile`."""
+
+    @abstractmethod
+    def read_file(self, file: File, first: int, out: Block) -> Mapping[str, Block]:
+        """Read rows ``first`` to ``first + len(out)`` of a file into ``out``, and return their columns by name."""
+
+    def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
+        """Count the rows of every file; see :class:`Reader`."""
+
+        def count(file: File) -> int | BadFile:
+            try:
+                return self.count_file(file)
+            except BadFile as error:
+                return error
+
+        if self.root.is_local:
+            found = [count(file) for file in files.of(self.root)]
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found = list(pool.map(count, files.of(self.root)))
+        rows = np.array([0 if isinstance(one, BadFile) else one for one in found], dtype=np.int64)
+        return rows, [one for one in found if isinstance(one, BadFile)]
+
+    def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
+        """Read rows of several files; see :class:`Reader`."""
+        parts, start = [], 0
+        for file, first, rows in pieces.files(self.root):
+            parts.append(self.read_file(file, first, out[start : start + rows]))
+            start += rows
+        return {column.name: np.concatenate([part[column.name] for part in parts]) for column in self.schema.columns}
 
 
 @runtime_checkable
@@ -76,5 +159,8 @@ class Source(Protocol):
     def url(self) -> str:
         """Where it is, without credentials."""
 
-    def list(self) -> Listing:
-        """List what is there; no rows are read."""
+    def list(self) -> FileTable:
+        """List the files, sorted by path; none is opened."""
+
+    def reader(self, model: File) -> Reader:
+        """Return what reads the files, all of which have to be like ``model``; :class:`BadFile` if that is none."""

@@ -1,6 +1,7 @@
 """Objects in S3 and Azure through obstore: one request for each read and write, retried for as long as it may help."""
 
 import contextlib
+import errno
 import functools
 import os
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.store.storage import Buffer, Entry, Storage, StorageOptions, client_errors, unquoted
+from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOptions, client_errors, unquoted
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, S3Store
@@ -78,6 +79,19 @@ class ObjectStore(Storage):
                 if self.ends_before(path, start, error):
                     return b""
                 raise
+
+    def read_as(self, path: str, version: str, start: int, stop: int) -> Buffer:
+        import obstore
+
+        if start == stop:
+            return b""
+        with self._errors(path) as store:
+            try:
+                options = {"range": (start, stop), **({"if_match": f'"{version}"'} if version else {})}
+                found = obstore.get(store, path, options=options)
+            except obstore.exceptions.PreconditionError:
+                raise Changed(errno.EEXIST, f"{self.url(path)} is not of version {version}") from None
+            return memoryview(found.bytes())
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         import obstore

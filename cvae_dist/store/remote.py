@@ -1,6 +1,7 @@
 """Objects through the file systems of fsspec: whatever obstore does not speak."""
 
 import contextlib
+import errno
 import json
 import threading
 import uuid
@@ -16,7 +17,7 @@ from fsspec.asyn import sync
 
 from cvae_dist.errors import StorageFailed
 from cvae_dist.store.lineage import digest_bytes
-from cvae_dist.store.storage import Buffer, Entry, Storage, clean_url, client_errors, unquoted
+from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, clean_url, client_errors, unquoted
 
 _MEMORY = threading.Lock()  # the objects of memory:// live in this process
 _CONFLICT = (409, 412)
@@ -49,6 +50,10 @@ class FsspecFiles(Storage):
             return int(found["size"] or 0) if found["type"] == "file" else None
         return None
 
+    def version(self, path: str) -> str:
+        with self._errors(path):
+            return _version(self.filesystem.info(path))
+
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         data = b"".join(buffers)
         with self._errors(path, writes=True):
@@ -70,8 +75,7 @@ class FsspecFiles(Storage):
             found = self.filesystem.find(path, detail=True)
         for name in found:
             if name.startswith(f"{path}/"):
-                version = next((unquoted(found[name][key]) for key in _VERSIONS if found[name].get(key)), "")
-                yield Entry(name.removeprefix(f"{path}/"), int(found[name]["size"] or 0), version)
+                yield Entry(name.removeprefix(f"{path}/"), int(found[name]["size"] or 0), _version(found[name]))
 
     def exists(self, path: str) -> bool:
         with self._errors(path):
@@ -112,6 +116,9 @@ class MemoryFiles(FsspecFiles):
             with contextlib.suppress(FileNotFoundError):
                 yield entry._replace(version=digest_bytes(self.read(f"{path}/{entry.name}")))
 
+    def version(self, path: str) -> str:
+        return self._version(path) or ""
+
     def _version(self, path: str) -> str | None:
         try:
             return self.read_versioned(path)[1]
@@ -136,6 +143,15 @@ class _Conditional(FsspecFiles):
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         with self._errors(path):
             return self._get(path, {})
+
+    def read_as(self, path: str, version: str, start: int, stop: int) -> Buffer:
+        if start == stop:
+            return b""
+        with self._errors(path):
+            data, found = self._get(path, {"Range": _http_range(start, stop)})
+        if version and found != version:
+            raise Changed(errno.EEXIST, f"{self.url(path)} is not of version {version}")
+        return data
 
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         with self._errors(path, writes=True):
@@ -273,6 +289,11 @@ def remote_storage(filesystem: Any) -> Storage:
 
 def _http_range(start: int, stop: int | None) -> str:
     return f"bytes={start}" if start < 0 else f"bytes={start}-{'' if stop is None else stop - 1}"
+
+
+def _version(found: Mapping[str, Any]) -> str:
+    """Return the version in what a file system says of a file."""
+    return next((unquoted(found[key]) for key in _VERSIONS if found.get(key)), "")
 
 
 def _status(error: BaseException | None) -> int | None:

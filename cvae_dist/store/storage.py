@@ -56,6 +56,20 @@ class Storage(ABC):
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         """Return an object and its version, from one look."""
 
+    def read_as(self, path: str, version: str, start: int, stop: int) -> Buffer:
+        """Return bytes ``start:stop`` of an object that has this version, or raise ``Changed``.
+
+        An empty version is that of a storage that knows none.
+        """
+        data = self.view(path, start, stop)
+        if version and self.version(path) != version:
+            raise Changed(errno.EEXIST, f"{self.url(path)} is not of version {version}")
+        return data
+
+    def version(self, path: str) -> str:
+        """Return the version that a listing gives an object; empty where the storage knows none."""
+        return next((entry.version for entry in self.list(path)), "")
+
     @abstractmethod
     def size(self, path: str) -> int | None:
         """Return the size of an object in bytes, None where there is none."""

@@ -111,6 +111,16 @@ class Location:
         """Return bytes ``start:stop``, fewer where the object ends before."""
         return self.storage.read(self.path, start, stop)
 
+    def read_as(self, version: str, start: int, stop: int) -> Buffer:
+        """Return bytes ``start:stop``, fewer where the object ends before, of an object that has a listed version.
+
+        Raises
+        ------
+        Changed
+            It has another one by now.
+        """
+        return self.storage.read_as(self.path, version, start, stop)
+
     def read_tail(self, count: int) -> bytes:
         """Return the last ``count`` bytes, fewer where the object is smaller."""
         return self.storage.read(self.path, -count)
