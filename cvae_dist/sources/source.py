@@ -5,15 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from cvae_dist.sources.file_table import FileTable
 from cvae_dist.sources.files import BadFile, File, Files, Integers
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import Location
+
+if TYPE_CHECKING:
+    from cvae_dist.sources.file_table import FileTable
 
 RowsPerFile = Literal["auto", "one", "many"]
 
@@ -159,7 +161,7 @@ class Source(Protocol):
     def url(self) -> str:
         """Where it is, without credentials."""
 
-    def list(self) -> FileTable:
+    def list(self) -> "FileTable":
         """List the files, sorted by path; none is opened."""
 
     def reader(self, model: File) -> Reader:
