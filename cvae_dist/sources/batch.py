@@ -11,6 +11,7 @@ import numpy as np
 
 from cvae_dist.sources.files import Integers
 from cvae_dist.sources.pieces import Pieces
+from cvae_dist.store.columns import regrouped
 from cvae_dist.store.manifest import Entries
 from cvae_dist.store.urls import Location
 
@@ -31,7 +32,7 @@ class Batch:
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the batch
         self._ends: list[int] = []
         self._digest = hashlib.blake2b(digest_size=8)
-        for part in _even(entries):
+        for part in regrouped(entries, _FILES):
             data = _encoded(part)
             self._digest.update(data)
             self._spool.write(data)
@@ -190,23 +191,10 @@ def _update(hashed: "hashlib._Hash", entries: Entries) -> None:
         hashed.update(numbers.tobytes())
 
 
-def _even(entries: Iterable[Entries]) -> Iterator[Entries]:
-    """Yield the same files in parts of one length."""
-    waiting: list[Entries] = []
-    for part in entries:
-        waiting.append(part)
-        while sum(map(len, waiting)) >= _FILES:
-            joined = Entries.join(waiting)
-            yield joined[:_FILES]
-            waiting = [joined[_FILES:]]
-    if sum(map(len, waiting)):
-        yield Entries.join(waiting)
-
-
 def _encoded(entries: Entries) -> bytes:
     import pyarrow
 
-    table = pyarrow.table(entries.arrays())
+    table = pyarrow.table(entries.columns())
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)

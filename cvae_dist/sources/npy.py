@@ -38,7 +38,7 @@ def npy_reader(root: Location, model: File, rows_per_file: RowsPerFile) -> "NpyR
     if schema.row_bytes > _MOST_ROW_BYTES:
         size = f"{schema.row_bytes:,} bytes each; a row has {_MOST_ROW_BYTES:,} bytes at most"
         raise BadFile(model.path, "shape", f"has items of shape {item_shape}, {size}")
-    return NpyReader(root, schema, header, model.path)
+    return NpyReader(root, schema, header, model.path, guessed=rows_per_file == "auto" and not one)
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,15 @@ class NpyReader(FileReader):
         That of the file whose shape and dtype all others have to have.
     first : str
         Path of that file.
+    guessed : bool
+        Nobody said whether a file is one item.
     """
 
     root: Location
     schema: Schema
     model: Header
     first: str
+    guessed: bool
 
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Count the rows of every file. Items whose file has the expected size are not looked at before they are read."""
@@ -81,6 +84,16 @@ class NpyReader(FileReader):
             there = f"has dtype {header.dtype}, the first file, {self.first}, has {schema.dtype}"
             raise BadFile(file.path, "dtype", there)
         return 1 if schema.one_per_file else header.shape[0]
+
+    def remark(self, files: int, rows: int) -> str:
+        """Say what the shapes were taken to mean: a tree of images looks like a tree of matrices."""
+        each = self.model.shape[0]
+        if not self.guessed or files < 2 or rows != files * each:
+            return ""
+        return (
+            f"each of {files:,} files of shape {self.model.shape} is read as {each:,} rows; "
+            "if each is one item, say --rows-per-file one --overwrite"
+        )
 
     def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
         """Read rows, and return the paths of items as their ids."""

@@ -158,8 +158,10 @@ def ingest(
     if max_bad is not None and bad == "raise":
         raise InvalidInput("max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written")
     place = Location.of(store, storage_options, fsync)
-    options = FileOptions(format, rows_per_file, array, tuple(columns), id, tuple(carry))
-    opened = open_source(source, options, source_storage_options, storage_options, place)
+    options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
+    if source_storage_options is None and _protocol(source) == _protocol(store):
+        source_storage_options = storage_options
+    opened = open_source(source, options, source_storage_options)
     run = _Run(opened, place, label, nonfinite, bad, max_bad, client, on_event)
     return run.write(overwrite)
 
@@ -167,6 +169,10 @@ def ingest(
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise InvalidInput(f"{name}={value!r} is none of {', '.join(map(repr, choices))}; nothing was written")
+
+
+def _protocol(place: object) -> str:
+    return str(place).partition("://")[0] if "://" in str(place) else ""
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,8 @@ class _Run:
         self._require_unchanged(changes, grown)
         published = grown.rows if grown is not None else 0
         batch, bad = self._batch(reader, changes, skipped, published)
+        if remark := reader.remark(batch.files, batch.rows):
+            self.on_event(Event("ingest", "note", message=remark))
         rows = published + batch.rows
         if rows == 0:
             what = f"{batch.files:,} files" if batch.files else "no files"
