@@ -13,6 +13,7 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.store import Layout, Moments
 from cvae_dist.store.layout import Block
 from cvae_dist.store.lineage import digest_json
+from cvae_dist.store.manifest import Batches
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -81,8 +82,10 @@ class Job:
         Shards before it are published already and stay as they are.
     threads : int
         Threads to use when there is no cluster.
-    manifest : Mapping
-        Arrays over ``piece`` that say where the rows came from.
+    manifest : callable, optional
+        Yields the files that the rows came from, sorted by path, whenever it is called.
+    news : bool
+        The manifest is to be published though there may be no new rows.
     """
 
     kind: str
@@ -97,7 +100,7 @@ class Job:
     task_bytes: int = 0
     first_shard: int = 0
     threads: int = 1
-    manifest: Mapping[str, Block] = field(default_factory=dict)
+    manifest: Batches | None = None
     news: bool = False
 
     @property

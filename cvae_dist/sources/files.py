@@ -6,15 +6,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from cvae_dist.errors import InvalidInput
+from cvae_dist.store.columns import Columns, Integers, Texts
 from cvae_dist.store.storage import Buffer, Changed
 from cvae_dist.store.urls import Location
 
-Integers = npt.NDArray[np.int64]
-Texts = npt.NDArray[np.object_]
+__all__ = ["BadFile", "File", "FileStream", "Files", "Integers", "Texts", "local_version"]
 
 _RANGE = 8_000_000  # bytes of one request: enough to forget its latency, few enough to have several in flight
 _THREADS = 8
@@ -59,7 +56,7 @@ class BadFiles(InvalidInput):
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Columns):
     """Some files as they were listed.
 
     Attributes
@@ -76,12 +73,6 @@ class Files:
     path: Texts
     size: Integers
     version: Texts
-
-    def __len__(self) -> int:
-        return len(self.path)
-
-    def __getitem__(self, index: slice | npt.NDArray[np.bool_] | Integers) -> "Files":
-        return Files(self.path[index], self.size[index], self.version[index])
 
     def of(self, root: Location) -> "Iterator[File]":
         """Yield every file by itself."""
@@ -110,6 +101,10 @@ class File:
             The file is missing, or another one by now, or shorter than it was said to be.
         """
         stop = self.size if stop is None else min(stop, self.size)
+        if self.root.is_local:
+            filled = bytearray(max(0, stop - start))
+            _fill(self, start, memoryview(filled))
+            return filled
         try:
             data = (self.root / self.path).read_as(self.version, start, stop)
         except Changed:
@@ -118,7 +113,9 @@ class File:
             raise BadFile(self.path, "missing", "was deleted after it was listed") from None
         if len(data) != stop - start:
             raise BadFile(
-                self.path, "truncated", f"gave {len(data):,} bytes where {stop - start:,} were asked for, from {start:,}"
+                self.path,
+                "truncated",
+                f"gave {len(data):,} bytes where {stop - start:,} were asked for, from {start:,}",
             )
         return data
 
@@ -179,7 +176,7 @@ class FileStream(io.RawIOBase):
             self._file.read_into(self._position, view[:count])
         elif count:
             if not self._start <= self._position <= self._position + count <= self._start + len(self._block):
-                self._start = self._position
+                self._start = max(0, min(self._position, self._file.size - self._BLOCK))  # an end is fetched whole
                 self._block = memoryview(self._file.read(self._start, self._start + self._BLOCK))
             first = self._position - self._start
             view[:count] = self._block[first : first + count]

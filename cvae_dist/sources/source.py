@@ -1,4 +1,4 @@
-"""What a source of rows is: it lists files without opening them, says how many rows each has, and reads some of them."""
+"""What a source of rows is: it lists files, says how many rows each of them has, and reads some of these."""
 
 import math
 from abc import ABC, abstractmethod
