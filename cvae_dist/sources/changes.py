@@ -78,8 +78,8 @@ def compare(listed: FileTable, known: Iterable[Entries]) -> Changes:
         new.append(files[~there])
         before, now = stored[place[there]], files[there]
         differs = _differ(before, now)
-        others = {"size_now": now.size[differs], "version_now": now.version[differs]}
-        changed.append(ChangedFiles(**before[differs].columns(), **others))
+        as_now: dict[str, Any] = {"size_now": now.size[differs], "version_now": now.version[differs]}
+        changed.append(ChangedFiles(**as_now, **before[differs].columns()))
         gone = np.ones(len(stored), bool)
         gone[place[there]] = False
         deleted.append(stored[gone])

@@ -155,8 +155,9 @@ class FileReader(ABC):
         """Read rows of several files; see :class:`Reader`."""
         parts, start = [], 0
         for file, first, rows in pieces.files(self.root):
-            parts.append(self.read_file(file, first, out[start : start + rows]))
-            start += rows
+            if rows:
+                parts.append(self.read_file(file, first, out[start : start + rows]))
+                start += rows
         return {column.name: np.concatenate([part[column.name] for part in parts]) for column in self.schema.columns}
 
 

@@ -14,7 +14,7 @@ from cvae_dist.store.publication import Publication, mapped
 
 _PREFIX = "manifest_"  # how the names of its arrays begin
 _CHUNK_ROWS = 65_536  # a chunk of long paths has about 8 MB
-_SPANS = re.compile(r"\d{1,18}(-\d{1,18})?(,\d{1,18}(-\d{1,18})?)*")
+_SPANS = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?(,[0-9]{1,18}(-[0-9]{1,18})?)*")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_tree_is_nested_sorted_and_follows_links(tmp_path: Path) -> None:
     save(tmp_path / "elsewhere" / "far.npy", np.full(2, 9, np.float32))
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "file link.npy").symlink_to(tmp_path / "elsewhere" / "far.npy")
-    for name in (".hidden.npy", ".cache/c.npy", "notes.txt", "b/data.npz"):
+    for name in (".hidden.npy", ".cache/c.npy", "notes.txt", "b/data.json"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("no array")
     os.mkfifo(root / "pipe.npy")
