@@ -13,6 +13,7 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.store import Layout, Moments
 from cvae_dist.store.layout import Block
 from cvae_dist.store.lineage import digest_json
+from cvae_dist.store.manifest import Batches
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -79,8 +80,8 @@ class Job:
         Shards before it are published already and stay as they are.
     threads : int
         Threads to use when there is no cluster.
-    manifest : Mapping
-        Arrays over ``piece`` that say where the rows came from.
+    manifest : callable, optional
+        Yields the files that the rows came from, sorted by path, whenever it is called.
     """
 
     kind: str
@@ -94,7 +95,7 @@ class Job:
     task_bytes: int = 0
     first_shard: int = 0
     threads: int = 1
-    manifest: Mapping[str, Block] = field(default_factory=dict)
+    manifest: Batches | None = None
 
     @property
     def shards(self) -> int:

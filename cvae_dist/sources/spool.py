@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.store.columns import Columns, Rows, regrouped
+from cvae_dist.store.columns import Rows, regrouped
 
 if TYPE_CHECKING:
     import pyarrow as pa
