@@ -38,13 +38,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Made:
-    """The rows of one shard, by array name; how many rows of the source were left out of it (``dropped``).
+    """The rows of one shard, by array name.
 
     ``moments`` are those of the new rows of the main array, where they are known already.
     """
 
     blocks: Mapping[str, Block]
-    dropped: int = 0
     moments: Moments | None = None
 
 
@@ -78,6 +77,8 @@ class Job:
         What is recorded with it, as JSON, and not compared.
     task_bytes : int
         Memory a task needs beside the blocks it returns and their moments.
+    dropped : int
+        Rows of the source that are left out.
     first_shard : int
         Shards before it are published already and stay as they are.
     threads : int
@@ -98,6 +99,7 @@ class Job:
     confirm: Callable[[], None] = lambda: None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     task_bytes: int = 0
+    dropped: int = 0
     first_shard: int = 0
     threads: int = 1
     manifest: Batches | None = None

@@ -107,7 +107,7 @@ class _CopyShard:
             moments = Moments.of(block[self.carried :])
         if not moments.is_finite:
             self._refuse_nonfinite(block, pieces)
-        return Made(blocks, self.interval.dropped, moments)
+        return Made(blocks, moments)
 
     def _carry(self, store: RowStore, blocks: dict[str, Block]) -> None:
         """Put the rows that were published before in front of the new ones."""

@@ -23,16 +23,17 @@ class Batch:
 
     Attributes
     ----------
-    files, rows : int
-        How many there are; rows that are kept of all of them.
+    files, rows, dropped : int
+        How many there are; rows that are kept of all of them, and rows that are left out.
     """
 
     def __init__(self, entries: Iterable[Entries]) -> None:
         self._spool = Spool(Entries)
-        self.rows = 0
+        self.rows = self.dropped = 0
         for part in entries:
             self._spool.append(part)
             self.rows += int(part.rows.sum())
+            self.dropped += sum(map(_dropped_count, part.dropped))
         self.files = len(self._spool)
         self._digest = digest_of(self._spool)
 
@@ -56,12 +57,9 @@ class Batch:
         intervals: list[Interval] = []
         hashed, before, base = hashlib.blake2b(digest_size=16), 0, 0
         file = skip = 0
-        dropped = np.zeros(max(1, len(edges) - 1), dtype=np.int64)
         for part in self:
             ends = before + np.cumsum(part.rows)
             starts = ends - part.rows
-            owner = np.clip(np.searchsorted(edges, starts, side="right") - 1, 0, len(dropped) - 1)
-            np.add.at(dropped, owner, [_dropped_count(text) for text in part.dropped])
             while len(intervals) < len(edges) - 1 and edges[len(intervals)] < ends[-1]:
                 start, stop = edges[len(intervals)], edges[len(intervals) + 1]
                 lo, hi = np.searchsorted(ends, start, side="right"), np.searchsorted(starts, stop, side="left")
@@ -71,12 +69,9 @@ class Batch:
                 _update(hashed, part[lo:hi])
                 if stop > ends[-1]:
                     break
-                intervals.append(Interval(file, skip, int(stop - start), 0, hashed.digest()))
+                intervals.append(Interval(file, skip, int(stop - start), hashed.digest()))
             before, base = int(ends[-1]), base + len(part)
-        return [
-            Interval(one.file, one.skip, one.rows, int(left), one.identity)
-            for one, left in zip(intervals, dropped, strict=False)
-        ]
+        return intervals
 
     def pieces(self, rows: int) -> Iterator[Pieces]:
         """Yield all rows, at most so many at a time."""
@@ -94,8 +89,6 @@ class Interval:
     ----------
     file, skip, rows : int
         Number of the first file, kept rows of it that come before, and how many rows there are.
-    dropped : int
-        Rows of the source that are left out, of files that begin here.
     identity : bytes
         Tells these rows from others.
     """
@@ -103,7 +96,6 @@ class Interval:
     file: int
     skip: int
     rows: int
-    dropped: int
     identity: bytes
 
 

@@ -321,13 +321,14 @@ class RowStore:
         lineage: Mapping[str, Any],
         command: str,
         manifest: Batches | None = None,
+        dropped: int = 0,
     ) -> Self:
         """Make the first ``rows`` rows visible, every shard of which must have been written.
 
-        ``records`` are those of all shards, and ``moments`` those of every pack, in order. ``manifest`` is called twice:
-        for the name of the publication, and for what is written. All that describes the rows comes first, in a
-        subgroup of its own. One last conditional write of the group shows readers all the new
-        rows at once. After an interruption the next publication finishes it.
+        ``records`` are those of all shards, and ``moments`` those of every pack, in order. ``manifest`` is called
+        twice: for the name of the publication, and for what is written. ``dropped`` rows of the source were left out. All that describes the rows comes first, in a
+        subgroup of its own. One last conditional write of the group shows readers all the new rows at once. After an
+        interruption the next publication finishes it.
 
         Raises
         ------
@@ -335,9 +336,8 @@ class RowStore:
             Another driver has taken the store over.
         """
         fingerprint = _fingerprint(records)
-        publication = Publication(
-            self.location, _name(fingerprint, rows, digest_of(manifest()) if manifest else ""), {}
-        )
+        name = _name(fingerprint, rows, digest_of(manifest()) if manifest else "")
+        publication = Publication(self.location, name, {})
         total = self._write_moments(publication, len(records), moments)
         dim = self.layout.arrays[0].dims[-1:] if self.layout.arrays[0].shape else ("statistic",)
         for name, values in zip(_SHOWN, (total.mean, total.std, total.minimum, total.maximum), strict=True):
@@ -346,7 +346,7 @@ class RowStore:
         if manifest:
             write_manifest(publication, manifest())
         document = {
-            **self.document, "published": True, "rows": rows, "dropped": records.dropped, "fingerprint": fingerprint,
+            **self.document, "published": True, "rows": rows, "dropped": dropped, "fingerprint": fingerprint,
             "lineage": {**lineage, "versions": versions()}, "publication": publication.path.rpartition("/")[2],
             "arrays": {name: asdict(stored) for name, stored in publication.arrays.items()},
             "previous": self.document.get("publication", ""),

@@ -244,6 +244,7 @@ class _Run:
             stage=shards.stage,
             lineage={"source": without_credentials(self.source.url)},
             task_bytes=16_000_000,
+            dropped=batch.dropped + (int(grown.document["dropped"]) if grown is not None else 0),
             first_shard=first_shard,
             threads=self._threads(reader.schema),
             manifest=lambda: merged(known(), batch),

@@ -171,7 +171,7 @@ def test_file_cut_while_it_is_read_is_named(
     for name in "abc":
         np.save(tree / f"{name}.npy", np.ones((9, 5), np.float32))
     after_listing(monkeypatch, lambda: (tree / "b.npy").write_bytes((tree / "b.npy").read_bytes()[:-1]))
-    with pytest.raises(InvalidInput, match=r"b\.npy (was changed after it was listed|gave 0 bytes)"):
+    with pytest.raises(InvalidInput, match=r"b\.npy became shorter while it was read"):
         ingest(tree, tmp_path / "store", rows_per_file=rows_per_file)
 
 
@@ -304,7 +304,7 @@ def test_missing_source_and_empty_tree(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="there is no directory or file .*nowhere"):
         ingest(tmp_path / "nowhere", tmp_path / "store")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceNotFound, match=r"no \.npy file below"):
+    with pytest.raises(SourceNotFound, match=r"no file below .* that can be read"):
         ingest(tmp_path / "empty", tmp_path / "store")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InvalidInput, match=r"notes.txt is no \.npy file"):
@@ -397,7 +397,7 @@ def test_changed_source_file(tmp_path: Path) -> None:
     ingest(tree, store)
     before = snapshot(store)
     np.save(tree / "03.npy", GOOD - 1)
-    with pytest.raises(SettingsChanged, match=r"1 files that .* was made from have changed since, 03\.npy first"):
+    with pytest.raises(SettingsChanged, match=r"1 files that .* was made from have changed since: 03\.npy"):
         ingest(tree, store)
     assert snapshot(store) == before
     ingest(tree, store, overwrite=True)
