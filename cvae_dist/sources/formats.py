@@ -132,6 +132,8 @@ def _kind(root: Location, found: FileTable) -> Format:
     """Return what the names of the files say that they are."""
     there = {kind: [found.kinds[suffix] for suffix in _SUFFIXES[kind] if suffix in found.kinds] for kind in _PLAIN}
     there = {kind: counts for kind, counts in there.items() if counts}
+    if not there and root.is_file():
+        raise InvalidInput(f"{root} is no file of a kind that can be read. {_remedy(root, found)}")
     if not there:
         raise SourceNotFound(f"there is no file below {root} that can be read. {_remedy(root, found)}")
     if there.keys() == {"npy", "parquet"} and all(

@@ -326,9 +326,9 @@ class RowStore:
         """Make the first ``rows`` rows visible, every shard of which must have been written.
 
         ``records`` are those of all shards, and ``moments`` those of every pack, in order. ``manifest`` is called
-        twice: for the name of the publication, and for what is written. ``dropped`` rows of the source were left out. All that describes the rows comes first, in a
-        subgroup of its own. One last conditional write of the group shows readers all the new rows at once. After an
-        interruption the next publication finishes it.
+        twice: for the name of the publication, and for what is written. ``dropped`` rows of the source were left out.
+        All that describes the rows comes first, in a subgroup of its own. One last conditional write of the group
+        shows readers all the new rows at once. After an interruption the next publication finishes it.
 
         Raises
         ------

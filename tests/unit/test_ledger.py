@@ -66,7 +66,7 @@ def test_any_changed_byte_makes_it_no_pack(journal: Journal, tmp_path: Path) -> 
 
 def test_a_whole_pack_of_other_arrays_is_none(journal: Journal, tmp_path: Path) -> None:
     narrow = Journal(Location.of(tmp_path), Layout(4, 2, LAYOUT.arrays[:1]))
-    narrow.write(0, Pack(Records.one(1, 4, 0, [Digest(5, 6)]), Moments.of(BLOCK)))
+    narrow.write(0, Pack(Records.one(1, 4, [Digest(5, 6)]), Moments.of(BLOCK)))
     assert narrow.read(0) is not None
     assert journal.read(0) is None
 
