@@ -66,7 +66,10 @@ class FileSource:
 
     @cached_property
     def _files(self) -> FileTable:
-        return self.found.only(lambda path: path.lower().endswith(_SUFFIXES[self.format]))
+        wanted = _SUFFIXES[self.format]
+        if len(self.found) == sum(count for suffix, (count, _) in self.found.kinds.items() if suffix in wanted):
+            return self.found
+        return self.found.only(lambda path: path.lower().endswith(wanted))
 
     def reader(self, model: Files) -> Reader:
         """Return what reads the files, as one of them says."""

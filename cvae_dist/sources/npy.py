@@ -129,7 +129,8 @@ class NpyReader(FileReader):
         width = out.shape[1] * out.itemsize
         root = f"{self.root}/"
         start = 0
-        for number, (path, version) in enumerate(zip(pieces.path, pieces.version, strict=True)):
+        listed = zip(pieces.path.tolist(), map(int, pieces.version), strict=True)
+        for number, (path, version) in enumerate(listed):
             try:
                 descriptor = os.open(root + path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
@@ -140,8 +141,9 @@ class NpyReader(FileReader):
                     modified = os.fstat(descriptor).st_mtime_ns
                 finally:
                     os.close(descriptor)
-            if count != size or header != expected or str(modified) != version:  # or it is only written otherwise
-                self._read_item(File(self.root, path, int(pieces.size[number]), version), out[number : number + 1])
+            if count != size or header != expected or modified != version:  # or it is only written otherwise
+                file = File(self.root, path, int(pieces.size[number]), pieces.version[number])
+                self._read_item(file, out[number : number + 1])
             start += width
 
     def _read_items(self, pieces: Pieces, out: Block) -> None:
