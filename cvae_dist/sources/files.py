@@ -93,6 +93,10 @@ class File:
             The file is missing, or another one by now, or shorter than it was said to be.
         """
         stop = self.size if stop is None else min(stop, self.size)
+        if self.root.is_local:
+            filled = bytearray(max(0, stop - start))
+            _fill(self, start, memoryview(filled))
+            return filled
         try:
             data = (self.root / self.path).read_as(self.version, start, stop)
         except Changed:
@@ -101,7 +105,9 @@ class File:
             raise BadFile(self.path, "missing", "was deleted after it was listed") from None
         if len(data) != stop - start:
             raise BadFile(
-                self.path, "truncated", f"gave {len(data):,} bytes where {stop - start:,} were asked for, from {start:,}"
+                self.path,
+                "truncated",
+                f"gave {len(data):,} bytes where {stop - start:,} were asked for, from {start:,}",
             )
         return data
 
@@ -162,7 +168,7 @@ class FileStream(io.RawIOBase):
             self._file.read_into(self._position, view[:count])
         elif count:
             if not self._start <= self._position <= self._position + count <= self._start + len(self._block):
-                self._start = self._position
+                self._start = max(0, min(self._position, self._file.size - self._BLOCK))  # an end is fetched whole
                 self._block = memoryview(self._file.read(self._start, self._start + self._BLOCK))
             first = self._position - self._start
             view[:count] = self._block[first : first + count]
