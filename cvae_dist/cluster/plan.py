@@ -69,6 +69,8 @@ class Job:
     identity : callable
         ``identity(span)`` is what the rows of a shard are made from, beside the settings. Called once for a shard and
         run, in the driver, and cheap: there may be hundreds of thousands.
+    stage : callable
+        Called before the first task runs, once there are some: it writes what tasks read, below the journal.
     confirm : callable
         Called before anything is published. It raises when what the rows were made from was replaced meanwhile.
     lineage : Mapping
@@ -89,12 +91,14 @@ class Job:
     settings: Mapping[str, Any]
     task: Callable[[Span], Task]
     identity: Callable[[Span], bytes] = lambda span: b""
+    stage: Callable[[], None] = lambda: None
     confirm: Callable[[], None] = lambda: None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     task_bytes: int = 0
     first_shard: int = 0
     threads: int = 1
     manifest: Mapping[str, Block] = field(default_factory=dict)
+    news: bool = False
 
     @property
     def shards(self) -> int:

@@ -13,6 +13,7 @@ from cvae_dist.cluster.plan import Job, Plan, Span, Task
 from cvae_dist.cluster.regions import map_regions, slots
 from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, EventKind, OnEvent
+from cvae_dist.sources.files import BadFile, BadFiles
 from cvae_dist.store import Digest, Layout, Lease, LeaseToken, Location, Moments, Pack, Records, RowStore
 
 if TYPE_CHECKING:
@@ -91,12 +92,14 @@ class Output:
         ------
         SettingsChanged, InvalidInput, StorageFailed, OutputLocked
             It was made otherwise; a worker is too small; the storage refused; the lease was lost.
+        BadFiles
+            Files of the source turned out bad when they were read. What was recorded of others is kept.
         """
         store = self._begin(job)
         packs = _Packs(store, job, self._lease)
         plan = Plan(job, packs.pending, store.rows, slots(self._client))
         self._tell("start", job.rows - plan.rows, job.rows, str(plan))
-        finished = store.published and store.rows == job.rows
+        finished = store.published and store.rows == job.rows and not job.news
         if not finished:
             store = store.claimed(self._lease.token.token) if store is self.existing else store
             try:
@@ -135,7 +138,8 @@ class Output:
         job = plan.job
         if plan.pending:
             job.require_memory(self._client)
-        began, written = time.monotonic(), 0
+            job.stage()
+        began, written, problems = time.monotonic(), 0, list[BadFile]()
         regions = (
             _Region(self._output, job.layout, self._lease.token, packs.shards(shards)) for shards in plan.regions()
         )
@@ -145,14 +149,19 @@ class Output:
         with contextlib.closing(results):
             try:
                 for region in results:
-                    written += region.records.rows
                     self._lease.require()
+                    if region.problems:
+                        problems += region.problems
+                        continue
+                    written += region.records.rows
                     packs.add(region)
                     rate = written / max(time.monotonic() - began, 1e-9)
                     self._tell("progress", job.rows - plan.rows + written, job.rows, rows_per_second=rate)
             except OutputLocked:
                 self._lease.check()  # knows better than a task how it was lost
                 raise
+        if problems:
+            raise BadFiles(problems)
 
     def _publish(self, store: RowStore, job: Job, packs: "_Packs") -> RowStore:
         job.confirm()
@@ -208,12 +217,16 @@ class _Region:
 
 @dataclass(frozen=True)
 class _Written:
-    """What a worker made of a region: the moments of the new rows of each tile, and the objects' versions by key."""
+    """What a worker made of a region: the moments of the new rows of each tile, and the objects' versions by key.
+
+    Where files of the source turned out bad, these (``problems``) are all that is told of it.
+    """
 
     first: int
     records: Records
     moments: tuple[Moments, ...]
     versions: dict[str, str]
+    problems: tuple[BadFile, ...] = ()
 
 
 class _Packs:
@@ -346,14 +359,22 @@ def _write_region(region: _Region) -> _Written:
     records: list[Records] = []
     moments: list[Moments] = []
     versions: dict[str, str] = {}
+    problems: list[BadFile] = []
     for _, tile in groupby(region.shards, lambda shard: shard.span.shard // region.layout.shards_per_tile):
         total = Moments.empty(region.layout.n_features)
         for shard in tile:
-            record, new = _write_shard(region, shard, versions)
+            try:
+                record, new = _write_shard(region, shard, versions)
+            except BadFile as error:  # the other shards may know of more
+                problems.append(error)
+                continue
             records.append(record)
             total = total.merge(new)
         moments.append(total)
-    return _Written(region.shards[0].span.shard, Records.joined(records), tuple(moments), versions)
+    first = region.shards[0].span.shard
+    if problems:
+        return _Written(first, Records.none(region.layout), (), {}, tuple(problems))
+    return _Written(first, Records.joined(records), tuple(moments), versions)
 
 
 def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tuple[Records, Moments]:

@@ -1,48 +1,36 @@
-"""The line of Python that makes a ``.npy`` file of another format."""
+"""The line of Python that makes ``.npy`` files of another format."""
 
 import os
-
-from cvae_dist.store import Location
-from cvae_dist.store.foreign import zarr_conversion, zarr_kind
+from collections.abc import Mapping
 
 _IMAGE = "PIL.Image", "numpy.asarray(PIL.Image.open({path}))"
 # Suffix: the module that reads a file, and the expression that gives its array.
 _READERS = {
-    ".csv": ("pandas", "pandas.read_csv({path})"),
-    ".tsv": ("pandas", "pandas.read_csv({path}, sep='\\t')"),
-    ".parquet": ("pandas", "pandas.read_parquet({path})"),
     ".feather": ("pandas", "pandas.read_feather({path})"),
-    ".npz": ("", "next(iter(numpy.load({path}).values()))"),
-    ".nc": ("xarray", "next(iter(xarray.open_dataset({path}).values()))"),
-    ".h5": ("h5py", "next(iter(h5py.File({path}).values()))[:]"),
-    ".hdf5": ("h5py", "next(iter(h5py.File({path}).values()))[:]"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif"), _IMAGE),
+    ".xlsx": ("pandas", "pandas.read_excel({path})"),
+    ".json": ("pandas", "pandas.read_json({path})"),
+    ".jsonl": ("pandas", "pandas.read_json({path}, lines=True)"),
+    ".pt": ("torch", "torch.load({path}, weights_only=True).numpy()"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"), _IMAGE),
 }
 
 
-def how_to_convert(path: str) -> str:
-    """Return the line of Python that makes a ``.npy`` file of what lies at a local path, or else what to mend."""
-    if (kind := zarr_kind(Location.of(path))) is not None:
-        return f"convert it with Python: {zarr_conversion(path, kind)}"
-    folder = os.path.isdir(path)
-    suffix = next(filter(_READERS.__contains__, map(_suffix, _files(path) if folder else [path])), None)
+def how_to_convert(url: str, kinds: Mapping[str, tuple[int, str]]) -> str:
+    """Return the line of Python that makes a ``.npy`` file of what lies at ``url``, or else what to mend.
+
+    ``kinds`` holds, for every suffix that is there, how many files have it, and the first one's path.
+    """
+    suffix = next(filter(_READERS.__contains__, kinds), None)
     if suffix is None:
         return "mend the path, or convert the data: numpy.save('rows.npy', rows) writes an array (n, ...) of numbers"
     module, array = _READERS[suffix]
-    if folder:
-        paths = f"sorted(pathlib.Path({path!r}).rglob('*{suffix}'))"
+    many = not url.lower().endswith(suffix)
+    if many:
+        paths = f"sorted(pathlib.Path({url!r}).rglob('*{suffix}'))"
         join = "stack" if module == _IMAGE[0] else "concatenate"
         rows = f"numpy.{join}([{array.format(path='path')} for path in {paths}])"
     else:
-        rows = array.format(path=repr(path)) + ("[None]" if module == _IMAGE[0] else "")
-    modules = ", ".join(filter(None, ["numpy", module, "pathlib" if folder else ""]))
-    target = os.path.splitext(path.rstrip("/"))[0] + ".npy"
+        rows = array.format(path=repr(url)) + ("[None]" if module == _IMAGE[0] else "")
+    modules = ", ".join(filter(None, ["numpy", module, "pathlib" if many else ""]))
+    target = os.path.splitext(url.rstrip("/"))[0] + ".npy"
     return f"convert it with Python: import {modules}; numpy.save({target!r}, {rows})"
-
-
-def _files(folder: str) -> "list[str]":
-    return [name for _, _, names in os.walk(folder) for name in names]
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -39,6 +39,23 @@ class BadFile(InvalidInput):
 
     def __reduce__(self) -> tuple[type["BadFile"], tuple[str, str, str]]:
         return BadFile, (self.path, self.code, self.detail)
+
+
+class BadFiles(InvalidInput):
+    """Several files that cannot be used as they are.
+
+    Attributes
+    ----------
+    problems : tuple of BadFile
+        All of them.
+    """
+
+    def __init__(self, problems: Iterable[BadFile]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[type["BadFiles"], tuple[tuple[BadFile, ...]]]:
+        return BadFiles, (self.problems,)
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,11 @@ class FileStream(io.RawIOBase):
             view[:count] = self._block[first : first + count]
         self._position += count
         return count
+
+
+def file_name(url: str, path: str) -> str:
+    """Return path or URL of a file of the source at ``url``, which may be that file."""
+    return url if url.endswith(f"/{path}") else f"{url}/{path}"
 
 
 def local_version(status: os.stat_result) -> str:

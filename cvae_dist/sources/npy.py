@@ -1,293 +1,179 @@
-"""Trees of ``.npy`` files, and single ones: one item per file, or many rows per file."""
+"""Files of the kind ``.npy``: one item per file, or many rows per file."""
 
-import io
 import os
-import stat
-from collections.abc import Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cvae_dist.errors import InvalidInput, SourceNotFound
-from cvae_dist.sources.convert import how_to_convert
+from cvae_dist.sources.files import BadFile, File, Files, Integers
 from cvae_dist.sources.npy_header import Header, read_header
-from cvae_dist.sources.pieces import Integers, Pieces
-from cvae_dist.sources.source import Listing, RowsPerFile, Schema
-from cvae_dist.store import Location
+from cvae_dist.sources.pieces import Pieces
+from cvae_dist.sources.source import Column, FileReader, RowsPerFile, Schema
+from cvae_dist.store.layout import STRING, Block
+from cvae_dist.store.urls import Location
 
 _MOST_ROW_BYTES = 1_000_000_000
-_NAMED = 5  # bad files named in one message
+_THREADS = 32  # small files that are read at a time where that is waiting for a storage
+
+
+def npy_reader(root: Location, model: File, rows_per_file: RowsPerFile) -> "NpyReader":
+    """Return what reads ``.npy`` files that are like ``model``.
+
+    ``rows_per_file`` is "one" where each file is one item of any shape, and "many" where the first axis of each file
+    counts items. With "auto" a file with one axis is one vector, and others hold many.
+
+    Raises
+    ------
+    BadFile
+        It is no array of numbers, or one whose rows cannot be used.
+    """
+    header = read_header(model)
+    one = rows_per_file == "one" or (rows_per_file == "auto" and len(header.shape) == 1)
+    item_shape = header.shape if one else header.shape[1:] or (1,)
+    if 0 in item_shape:
+        raise BadFile(model.path, "shape", f"has shape {header.shape}: items without values cannot be used")
+    schema = Schema(item_shape, header.dtype.newbyteorder("="), one, (Column("id", STRING),) if one else ())
+    if schema.row_bytes > _MOST_ROW_BYTES:
+        size = f"{schema.row_bytes:,} bytes each; a row has {_MOST_ROW_BYTES:,} bytes at most"
+        raise BadFile(model.path, "shape", f"has items of shape {item_shape}, {size}")
+    return NpyReader(root, schema, header, model.path, guessed=rows_per_file == "auto" and not one)
 
 
 @dataclass(frozen=True)
-class NpyTree:
-    """A directory tree of ``.npy`` files of one item shape and dtype, or one such file.
+class NpyReader(FileReader):
+    """Reads ``.npy`` files of one item shape and dtype.
 
     Attributes
     ----------
     root : Location
-        A local directory, which is walked recursively, hidden names left out; or a file.
-    rows_per_file : {"auto", "one", "many"}
-        ``one``: each file is one item of any shape. ``many``: the first axis of each file counts items.
-        ``auto``: a file with one axis is one vector, others hold many.
+        The folder that paths are relative to.
+    schema : Schema
+    model : Header
+        That of the file whose shape and dtype all others have to have.
+    first : str
+        Path of that file.
+    guessed : bool
+        Nobody said whether a file is one item.
     """
 
     root: Location
-    rows_per_file: RowsPerFile
-
-    @property
-    def url(self) -> str:
-        """Path of the directory or file."""
-        return str(self.root)
-
-    def list(self) -> Listing:
-        """List the files: names, sizes and headers; no rows are read.
-
-        Raises
-        ------
-        SourceNotFound
-            No such directory or file, or no ``.npy`` file in it.
-        InvalidInput
-            A file that is no array of numbers, is truncated, or differs from the first in shape or dtype; or the data
-            are of another format.
-        """
-        directory, found = _found(self.root)
-        paths, sizes, times = (list(column) for column in zip(*found, strict=True))
-        files = self._files(directory, paths[0])
-        _require_text(directory, paths)
-        if files.schema.one_per_file:
-            expected = files.model.size
-            files.headers([path for path, size in zip(paths, sizes, strict=True) if size != expected])
-            rows = np.ones(len(paths), dtype=np.int64)
-        else:
-            rows = np.array([header.shape[0] for header in files.headers(paths)], dtype=np.int64)
-        starts = np.zeros(len(paths), dtype=np.int64)
-        names = np.array(paths, dtype=object)
-        pieces = Pieces(names, starts, rows, np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64))
-        return Listing(files.schema, pieces, files.read, self._note(files, rows))
-
-    def _files(self, directory: str, first: str) -> "NpyFiles":
-        """Return what reads the files, all of which have to be like the first one."""
-        try:
-            header = read_header(os.path.join(directory, first))
-        except InvalidInput as error:
-            raise InvalidInput(f"{error}. {_KEPT}") from None
-        one = self.rows_per_file == "one" or (self.rows_per_file == "auto" and len(header.shape) == 1)
-        item_shape = header.shape if one else header.shape[1:] or (1,)
-        if 0 in item_shape:
-            raise InvalidInput(
-                f"{directory}/{first} has shape {header.shape}: items without values cannot be used. {_KEPT}"
-            )
-        schema = Schema(item_shape, header.dtype.newbyteorder("="), one)
-        if schema.row_bytes > _MOST_ROW_BYTES:
-            raise InvalidInput(
-                f"{directory}/{first} has items of shape {item_shape}, {schema.row_bytes:,} bytes each. A row has "
-                f"{_MOST_ROW_BYTES:,} bytes at most. {_KEPT}"
-            )
-        return NpyFiles(directory, schema, header, first)
-
-    def _note(self, files: "NpyFiles", rows: Integers) -> str:
-        """Say what the shapes were taken to mean: a tree of images looks like a tree of matrices."""
-        guessed = self.rows_per_file == "auto" and not files.schema.one_per_file and len(rows) > 1
-        if not guessed or (rows != rows[0]).any():
-            return ""
-        return (
-            f"each of {len(rows):,} files of shape {files.model.shape} is read as {int(rows[0]):,} rows; "
-            "if each is one item, say --rows-per-file one --overwrite"
-        )
-
-
-@dataclass(frozen=True)
-class NpyFiles:
-    """Reads files that were listed; small, as it travels with every task.
-
-    Attributes
-    ----------
-    root : str
-        The directory.
-    schema : Schema
-    model : Header
-        That of the first file, which every other has to follow.
-    first : str
-        Path of that file, relative to the root.
-    """
-
-    root: str
     schema: Schema
     model: Header
     first: str
+    guessed: bool
 
-    def read(self, pieces: Pieces, out: npt.NDArray[Any]) -> None:
-        """Read the rows of ``pieces`` into ``out``, shape (n_rows, n_features).
+    def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
+        """Count the rows of every file. Items whose file has the expected size are not looked at before they are read."""
+        if not self.schema.one_per_file:
+            return super().count(files)
+        rows = np.ones(len(files), dtype=np.int64)
+        others = np.flatnonzero(files.size != self.model.size)
+        rows[others], problems = super().count(files[others])
+        return rows, problems
 
-        Raises
-        ------
-        InvalidInput
-            A file is missing, truncated, too long, of another shape or dtype, or no array at all.
-        """
-        if self.schema.one_per_file and self.model.plain:
-            self._read_items(pieces, out)
+    def count_file(self, file: File) -> int:
+        """Return the rows of a file, after a look at its header."""
+        header, schema = read_header(file), self.schema
+        shape = header.shape if schema.one_per_file else header.shape[1:] or (1,)
+        if shape != schema.item_shape:
+            there = f"has items of shape {shape}, the first file, {self.first}, has {schema.item_shape}"
+            raise BadFile(file.path, "shape", there)
+        if header.dtype.newbyteorder("=") != schema.dtype:
+            there = f"has dtype {header.dtype}, the first file, {self.first}, has {schema.dtype}"
+            raise BadFile(file.path, "dtype", there)
+        return 1 if schema.one_per_file else header.shape[0]
+
+    def remark(self, files: int, rows: int) -> str:
+        """Say what the shapes were taken to mean: a tree of images looks like a tree of matrices."""
+        each = self.model.shape[0]
+        if not self.guessed or files < 2 or rows != files * each:
+            return ""
+        return (
+            f"each of {files:,} files of shape {self.model.shape} is read as {each:,} rows; "
+            "if each is one item, say --rows-per-file one --overwrite"
+        )
+
+    def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
+        """Read rows, and return the paths of items as their ids."""
+        if not self.schema.one_per_file:
+            return super().read(pieces, out)
+        if self.model.plain and self.root.is_local:
+            self._read_local_items(pieces, out)
         else:
-            start = 0
-            for path, first, rows in zip(pieces.path, pieces.first, pieces.rows, strict=True):
-                if rows:
-                    self._read_rows(path, int(first), out[start : start + int(rows)])
-                start += int(rows)
+            self._read_items(pieces, out)
+        return {"id": pieces.path}
 
-    def _read_items(self, pieces: Pieces, out: npt.NDArray[Any]) -> None:
-        """Read one item per file with three system calls each: header, row and end of file in one ``preadv``."""
+    def read_file(self, file: File, first: int, out: Block) -> Mapping[str, Block]:
+        """Read rows of one file, whatever its byte order and the order of its axes."""
+        self.count_file(file)
+        header = read_header(file)
+        if header.plain:
+            file.read_into(header.offset + first * out.shape[1] * out.itemsize, out.data.cast("B"))
+        elif self.schema.one_per_file:
+            item = np.frombuffer(file.read(header.offset), header.dtype)
+            out[0] = item.reshape(header.shape, order="F" if header.fortran else "C").ravel()
+        elif header.fortran and len(header.shape) > 1:
+            _read_columns(file, header, first, out)
+        else:
+            file.read_into(header.offset + first * out.shape[1] * out.itemsize, out.data.cast("B"))
+            out.byteswap(inplace=True)
+        return {}
+
+    def _read_local_items(self, pieces: Pieces, out: Block) -> None:
+        """Read one item per file with few system calls: header, row and end of file come by one ``preadv``."""
         expected, size = self.model.text, self.model.size
         header, beyond = bytearray(self.model.offset), bytearray(1)
         rows = out.data.cast("B") if out.size else memoryview(b"")
         width = out.shape[1] * out.itemsize
-        root = self.root + "/"
-        for number, path in enumerate(pieces.path):
-            start = number * width
+        root = f"{self.root}/"
+        start = 0
+        for number, (path, version) in enumerate(zip(pieces.path, pieces.version, strict=True)):
             try:
                 descriptor = os.open(root + path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise InvalidInput(f"{root}{path} cannot be read: {error.strerror}. {_KEPT}") from error
-            try:
-                count = os.preadv(descriptor, (header, rows[start : start + width], beyond), 0)
-            finally:
-                os.close(descriptor)
-            if count != size or header != expected:
-                self._read_rows(path, 0, out[number : number + 1])
+            except OSError:
+                count, modified = -1, 0
+            else:
+                try:
+                    count = os.preadv(descriptor, (header, rows[start : start + width], beyond), 0)
+                    modified = os.fstat(descriptor).st_mtime_ns
+                finally:
+                    os.close(descriptor)
+            if count != size or header != expected or str(modified) != version:  # or it is only written otherwise
+                self._read_item(File(self.root, path, int(pieces.size[number]), version), out[number : number + 1])
+            start += width
 
-    def _read_rows(self, path: str, first: int, out: npt.NDArray[Any]) -> None:
-        """Read rows of any file that numpy reads, after checking it against the schema."""
-        try:
-            header = self._header(path)
-        except InvalidInput as error:
-            raise InvalidInput(f"{error}. {_KEPT}") from None
-        full = os.path.join(self.root, path)
-        if header.plain:
-            with open(full, "rb", buffering=0) as file:
-                file.seek(header.offset + first * out.shape[1] * out.itemsize)
-                _read_fully(file, out)
-        else:
-            array = np.load(full, mmap_mode="r", allow_pickle=False)
-            items = array[None] if self.schema.one_per_file else array[first : first + len(out)]
-            out[:] = items.reshape(len(out), -1)
+    def _read_items(self, pieces: Pieces, out: Block) -> None:
+        """Read one item per file, many at a time."""
 
-    def headers(self, paths: Sequence[str]) -> list[Header]:
-        """Return the headers of files, or refuse all unusable ones in one message."""
-        headers, problems = [], []
-        for path in paths:
-            try:
-                headers.append(self._header(path))
-            except InvalidInput as error:
-                problems.append(str(error))
-        if problems:
-            count = f"{len(problems):,} unusable file{'s' * (len(problems) > 1)}"
-            more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
-            raise InvalidInput(f"{count}: {'; '.join(problems[:_NAMED])}{more}. {_KEPT}")
-        return headers
+        def read(numbered: tuple[int, tuple[File, int, int]]) -> None:
+            number, (file, _, _) = numbered
+            self._read_item(file, out[number : number + 1])
 
-    def _header(self, path: str) -> Header:
-        """Return the header of a file that follows the schema."""
-        full = os.path.join(self.root, path)
-        header, schema = read_header(full), self.schema
-        shape = header.shape if schema.one_per_file else header.shape[1:] or (1,)
-        if shape != schema.item_shape:
-            raise InvalidInput(
-                f"{full} has items of shape {shape}, the first file, {self.first}, has {schema.item_shape}"
-            )
-        if header.dtype.newbyteorder("=") != schema.dtype:
-            raise InvalidInput(f"{full} has dtype {header.dtype}, the first file, {self.first}, has {schema.dtype}")
-        return header
+        with ThreadPoolExecutor(1 if self.root.is_local else _THREADS) as pool:
+            list(pool.map(read, enumerate(pieces.files(self.root))))
+
+    def _read_item(self, file: File, row: Block) -> None:
+        """Read the one item of a file into ``row``, shape (1, n_features)."""
+        if file.size == self.model.size and self.model.plain and not self.root.is_local:  # most likely by one request
+            data = memoryview(file.read())
+            if data[: self.model.offset] == self.model.text:
+                row.data.cast("B")[:] = data[self.model.offset :]
+                return
+        self.read_file(file, 0, row)
 
 
-_KEPT = (
-    "Nothing of it was used and rows recorded before are kept; mend or remove the file and run the same command again"
-)
+def _read_columns(file: File, header: Header, first: int, out: Block) -> None:
+    """Read rows of a file in which the values of each feature lie together, by one read for each feature."""
+    rows, size = header.shape[0], out.itemsize
+    features = np.arange(out.shape[1]).reshape(header.shape[1:]).ravel(order="F").tolist()
 
+    def read(position: int) -> None:
+        start = header.offset + (position * rows + first) * size
+        column = np.empty(len(out), header.dtype)
+        file.read_into(start, column.data.cast("B"))
+        out[:, features[position]] = column
 
-def _found(root: Location) -> tuple[str, list[tuple[str, int, int]]]:
-    """Return a directory, and path, size and modification time of every ``.npy`` file below it that ``root`` means."""
-    if not root.is_local:
-        raise InvalidInput(f"{root} is not a local directory; trees of .npy files are read from a mounted file system")
-    if os.path.isdir(root.path):
-        found = sorted(_walk(root.path))
-        if not found:
-            raise SourceNotFound(
-                f"there is no .npy file below {root}. Nothing was written; {how_to_convert(root.path)}"
-            )
-        return root.path, found
-    if not os.path.isfile(root.path):
-        raise SourceNotFound(f"there is no directory or file {root}. Nothing was written; mend the path")
-    if not root.path.lower().endswith(".npy"):
-        raise InvalidInput(f"{root} is no .npy file. Nothing was written; {how_to_convert(root.path)}")
-    directory, name = os.path.split(root.path)
-    status = os.stat(root.path)
-    return directory, [(name, status.st_size, status.st_mtime_ns)]
-
-
-def _walk(root: str) -> list[tuple[str, int, int]]:
-    """Return relative path, size and modification time of every ``.npy`` file."""
-    found = []
-    pending = [(root, "", _Way(os.path.realpath(root)))]
-    while pending:
-        folder, prefix, way = pending.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name[0] == ".":
-                        continue
-                    if entry.is_dir():
-                        pending.append((entry.path, f"{prefix}{name}/", way.through(entry, folder)))
-                    elif name[-4:].lower() == ".npy":
-                        status = entry.stat()
-                        if stat.S_ISREG(status.st_mode):
-                            found.append((prefix + name, status.st_size, status.st_mtime_ns))
-        except OSError as error:
-            raise InvalidInput(
-                f"{error.filename or folder} cannot be read: {error.strerror}. Nothing was written; "
-                "mend or remove it and run the same command again"
-            ) from error
-    return found
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How a folder was reached: where the last link led, and from where to where it went between those before."""
-
-    start: str
-    before: tuple[tuple[str, str], ...] = ()
-
-    def through(self, entry: "os.DirEntry[str]", folder: str) -> "_Way":
-        """Return the way on, which is the same one unless the entry of a folder is a link."""
-        if not entry.is_symlink():
-            return self
-        target = os.path.realpath(entry.path)
-        parts = (*self.before, (self.start, os.path.realpath(folder)))
-        if any(f"{target}/".startswith(f"{start}/") and f"{end}/".startswith(f"{target}/") for start, end in parts):
-            raise InvalidInput(
-                f"{entry.path} is a symbolic link to a directory it lies in, so the tree has no end. "
-                "Nothing was written; remove the link"
-            )
-        return _Way(target, parts)
-
-
-def _require_text(root: str, paths: Sequence[str]) -> None:
-    """Refuse names that are not UTF-8: they become ids."""
-    try:
-        "\0".join(paths).encode()
-    except UnicodeEncodeError as error:
-        start = error.object.rfind("\0", 0, error.start) + 1
-        name = os.fsencode(os.path.join(root, error.object[start:].split("\0", 1)[0]))
-        raise InvalidInput(
-            f"the name {name!r} is not UTF-8, so it cannot be an id. Nothing was written; rename it"
-        ) from None
-
-
-def _read_fully(file: io.FileIO, out: npt.NDArray[Any]) -> None:
-    view = out.data.cast("B")
-    while len(view):
-        count = file.readinto(view)
-        if not count:
-            raise InvalidInput(f"{file.name} became shorter while it was read. {_KEPT}")
-        view = view[count:]
+    with ThreadPoolExecutor(1 if file.root.is_local else _THREADS) as pool:
+        list(pool.map(read, range(len(features))))

@@ -1,13 +1,12 @@
 """The header of a ``.npy`` file: read and checked, never trusted."""
 
 import io
-import os
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvae_dist.errors import InvalidInput
+from cvae_dist.sources.files import BadFile, File
 
 _HEADER_BYTES = 4096
 
@@ -47,27 +46,24 @@ class Header(NamedTuple):
         return self.dtype.isnative and (not self.fortran or len(self.shape) < 2)
 
 
-def read_header(path: str) -> Header:
+@lru_cache(maxsize=4096)
+def read_header(file: File) -> Header:
     """Read and check the header of one file.
 
     Raises
     ------
-    InvalidInput
+    BadFile
         It is not a whole ``.npy`` file of real numbers.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(_HEADER_BYTES)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+    head = bytes(file.read(0, _HEADER_BYTES))
     if not head.startswith(b"\x93NUMPY"):
-        what = "is empty" if not size else "is not a .npy file"
-        raise InvalidInput(f"{path} {what} (it starts with {head[:8]!r})")
-    header = _parse_header(path, head)
-    if header.size != size:
-        how = "truncated" if size < header.size else "longer than its header says"
-        raise InvalidInput(f"{path} is {how}: {size:,} bytes, {header.size:,} expected for shape {header.shape}")
+        what = f"is not a .npy file (it starts with {head[:8]!r})" if head else "is empty"
+        raise BadFile(file.path, "header", what)
+    header = parse_header(file.path, head)
+    if header.size != file.size:
+        how = "is truncated" if file.size < header.size else "is longer than its header says"
+        said = f"{how}: {file.size:,} bytes, {header.size:,} expected for shape {header.shape}"
+        raise BadFile(file.path, "truncated" if file.size < header.size else "size", said)
     return header
 
 
@@ -83,7 +79,8 @@ def _parse_cached(head: bytes) -> Header:
     return Header(shape, dtype, fortran, head)
 
 
-def _parse_header(path: str, head: bytes) -> Header:
+def parse_header(path: str, head: bytes) -> Header:
+    """Return what the first bytes of a ``.npy`` file say, or raise :class:`BadFile`, which names ``path``."""
     start = 10 if head[6:7] == b"\x01" else 12
     end = start + int.from_bytes(head[8:start], "little")
     try:
@@ -94,11 +91,12 @@ def _parse_header(path: str, head: bytes) -> Header:
         header = _parse_cached(head[:end])
     except Exception as error:  # NumPy's parser lets several kinds of error through when the text is garbage
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(f"{path} has an unusable .npy header ({why})") from error
+        raise BadFile(path, "header", f"has an unusable .npy header ({why})") from error
     if header.dtype.hasobject:
-        raise InvalidInput(f"{path} holds pickled Python objects, which are never loaded: they could run code")
+        raise BadFile(path, "dtype", "holds pickled Python objects, which are never loaded: they could run code")
     if header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
-        raise InvalidInput(f"{path} has dtype {header.dtype}; float16, float32, float64 and integers are accepted")
+        accepted = "float16, float32, float64 and integers are accepted"
+        raise BadFile(path, "dtype", f"has dtype {header.dtype}; {accepted}")
     if not header.shape or any(n < 0 for n in header.shape):
-        raise InvalidInput(f"{path} has shape {header.shape}, which holds no rows")
+        raise BadFile(path, "shape", f"has shape {header.shape}, which holds no rows")
     return header

@@ -51,3 +51,16 @@ class Pieces:
         columns = (self.path, self.size.tolist(), self.version, self.first.tolist(), self.rows.tolist())
         for path, size, version, first, rows in zip(*columns, strict=True):
             yield File(root, path, size, version), first, rows
+
+    def locate(self, row: int) -> tuple[str, int]:
+        """Return the file of a row of all pieces, and its number in the file."""
+        piece = int(np.searchsorted(self.ends, row, side="right"))
+        return self.path[piece], row - int(self.ends[piece] - self.rows[piece]) + int(self.first[piece])
+
+    def cut(self, start: int, stop: int) -> "Pieces":
+        """Return rows ``start:stop`` of all pieces."""
+        starts = self.ends - self.rows
+        lo, hi = np.maximum(starts, start), np.minimum(self.ends, stop)
+        kept = lo < hi
+        first = (self.first + lo - starts)[kept]
+        return Pieces(self.path[kept], self.size[kept], self.version[kept], first, (hi - lo)[kept])

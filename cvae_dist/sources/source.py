@@ -106,6 +106,9 @@ class Reader(Protocol):
             A file is not what was listed, or holds something else than was counted.
         """
 
+    def remark(self, files: int, rows: int) -> str:
+        """Return what a person should be told of how so many files were understood; may be empty."""
+
 
 class FileReader(ABC):
     """A reader that looks at each file by itself: what most kinds of files need.
@@ -144,6 +147,10 @@ class FileReader(ABC):
         rows = np.array([0 if isinstance(one, BadFile) else one for one in found], dtype=np.int64)
         return rows, [one for one in found if isinstance(one, BadFile)]
 
+    def remark(self, files: int, rows: int) -> str:
+        """Return nothing: there is no doubt how these files are to be understood."""
+        return ""
+
     def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
         """Read rows of several files; see :class:`Reader`."""
         parts, start = [], 0
@@ -164,5 +171,11 @@ class Source(Protocol):
     def list(self) -> "FileTable":
         """List the files, sorted by path; none is opened."""
 
-    def reader(self, model: File) -> Reader:
-        """Return what reads the files, all of which have to be like ``model``; :class:`BadFile` if that is none."""
+    def reader(self, model: Files) -> Reader:
+        """Return what reads the files, all of which have to be like the one in ``model``.
+
+        Raises
+        ------
+        BadFile
+            That one cannot be used.
+        """

@@ -215,8 +215,8 @@ class RowStore:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the carried columns: ``id``, ``label``, ..."""
-        return tuple(array.name for array in self.layout.arrays if array.dtype == STRING)
+        """Names of the carried columns: ``id``, ``label``, ...; CF conventions call them coordinates."""
+        return tuple(str(self.layout.arrays[0].attributes.get("coordinates", "")).split())
 
     @property
     def n_features(self) -> int:
@@ -450,6 +450,8 @@ class RowStore:
             if not re.fullmatch(r"[0-9a-f]*", name) or (self.published and not name):
                 raise ValueError(f"its publication is named {name!r}")
             _ = self.document["settings"].items(), self.document["lineage"].items(), self.fingerprint, self.kind
+            if not {*self.columns} <= {array.name for array in self.layout.arrays}:
+                raise ValueError(f"its columns are {self.columns}")
             arrays = self.publication.arrays
             shards = self.layout.shards(self.rows)
             if self.published and arrays["record"].shape != (shards, record_width(self.layout)):

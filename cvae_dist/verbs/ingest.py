@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -9,61 +10,126 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from cvae_dist.cluster import Job, Made, Output, Span, StoreResult, map_regions, reused_block
-from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.errors import InvalidInput, SettingsChanged, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.sources import Listing, Pieces, RowsPerFile, Schema, Source, open_source
+from cvae_dist.sources import (
+    BadFile,
+    BadFiles,
+    Batch,
+    Changes,
+    File,
+    Format,
+    Interval,
+    Pieces,
+    Reader,
+    RowsPerFile,
+    Schema,
+    Source,
+    StagedBatch,
+    compare,
+    open_source,
+)
+from cvae_dist.sources.batch import dropped_text
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, Moments, RowStore
 from cvae_dist.store.layout import Block, shard_bytes_at
 from cvae_dist.store.lineage import without_credentials
-from cvae_dist.store.ranges import RowNumbers
+from cvae_dist.store.manifest import Entries, merged
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Nonfinite = Literal["raise", "drop"]
+Bad = Literal["raise", "skip"]
 
-# Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
-_ARITHMETIC = threading.Lock()
 _REMOTE_THREADS = 4
+_SCAN_BYTES = 16_000_000  # of rows that one task looks through
+_NAMED = 5  # files in one message
+_KEPT = (
+    "Nothing of it was used and rows recorded before are kept; mend or remove the file and run the same command again"
+)
+
+
+_MODELS = 1000  # files that are tried, if need be, until one can be used
+
+
+@dataclass(frozen=True)
+class IngestResult(StoreResult):
+    """What an ingest did.
+
+    Attributes
+    ----------
+    files, bad_files : int
+        Files that were new, and those of them that were left out.
+    """
+
+    files: int
+    bad_files: int
 
 
 def ingest(
     source: str | os.PathLike[str] | Source,
     store: str | os.PathLike[str],
     *,
+    format: Format = "auto",
     rows_per_file: RowsPerFile = "auto",
+    array: str | None = None,
+    columns: tuple[str, ...] = (),
+    id: str | None = None,
+    carry: tuple[str, ...] = (),
     label: Literal["folder"] | None = None,
     nonfinite: Nonfinite = "raise",
+    bad: Bad = "raise",
+    max_bad: int | None = None,
     overwrite: bool = False,
     fsync: bool = False,
     storage_options: StorageOptions | None = None,
+    source_storage_options: StorageOptions | None = None,
     client: "Client | None" = None,
     on_event: OnEvent = ignore,
-) -> StoreResult:
-    """Copy rows from a tree of .npy files into a chunked Zarr store, with statistics.
+) -> IngestResult:
+    """Copy rows from files anywhere into a chunked Zarr store, with statistics.
 
-    New files of a known tree are appended. The output is a Zarr group with ``x (sample, feature)`` in the dtype of
-    the files (float16, float32, float64 or integers, one item shape and dtype in all of them).
+    New files of a known source are appended, and only they are read. The output is a Zarr group with
+    ``x (sample, feature)`` in the dtype of the source (float16, float32, float64 or integers; one item shape and dtype
+    in all files), its ids and its carried columns.
 
     Parameters
     ----------
-    source : path or Source
-        Directory of the .npy files, nested as you like.
+    source : path, URL or Source
+        A folder or prefix of files, nested as you like, or one file; or a Zarr array.
     store : path or URL
         Zarr store to write.
+    format : {"auto", "npy", "npz", "parquet", "csv", "laion", "zarr", "hdf5"}
+        What the files are; auto: what their names say. laion: img_emb_*.npy and metadata_*.parquet in the same order.
     rows_per_file : {"auto", "one", "many"}
-        Whether a file is one row of any shape, or its first axis counts rows. auto: a file with one axis is one row.
+        Of .npy files: whether a file is one row of any shape, or its first axis counts rows. auto: a file with one
+        axis is one row.
+    array : str, optional
+        Which array of an .npz, Zarr or HDF5 file; needed where there are several.
+    columns : tuple of str, optional
+        Columns of a table that are the features. By default its only list column, or else every numeric one.
+    id : str, optional
+        Column of a table, of integers or strings, that becomes `id`.
+    carry : tuple of str, optional
+        Columns of a table that travel with the rows, and on to the latents.
     label : {"folder"}, optional
         'folder' carries the name of each file's folder along as the column `label`.
     nonfinite : {"raise", "drop"}
         What to do about rows with NaN or infinity. drop reads the source twice and counts what it left out.
+    bad : {"raise", "skip"}
+        What to do about files that cannot be used. raise names them all, after the others were looked at; skip leaves
+        them out, records why, and tries them again in the next run.
+    max_bad : int, optional
+        With skip: how many such files are accepted.
     overwrite : bool
         Replace a store that was made with other settings.
     fsync : bool
         Wait until a local disk has what was written, so that a finished command survives a power loss.
     storage_options : Mapping, optional
-        Options of the store's file system, for fsspec.
+        Options of the store's file system, for fsspec; those of the source, too, where it has none of its own.
+    source_storage_options : Mapping, optional
+        Options of the source's file system.
     client : distributed.Client, optional
         Dask cluster to use; threads of this process when None.
     on_event : callable
@@ -71,26 +137,33 @@ def ingest(
 
     Returns
     -------
-    StoreResult
+    IngestResult
 
     Raises
     ------
     SourceNotFound, InvalidInput
-        No directory or no files; a bad file or a non-finite row, named.
+        No source, or a mixture of formats; bad files or a non-finite row, named.
     SettingsChanged, OutputLocked, StorageFailed
-        The store was made otherwise, is being written, or cannot be written. What was recorded is kept.
+        The store was made otherwise, files that it was made from have changed, it is being written, or cannot be
+        written. What was recorded is kept.
     """
-    _require_choice("rows_per_file", rows_per_file, get_args(RowsPerFile))
-    _require_choice("label", label, (None, "folder"))
-    _require_choice("nonfinite", nonfinite, get_args(Nonfinite))
-    opened = open_source(source, rows_per_file)
-    listing = opened.list()
-    if listing.note:
-        on_event(Event("ingest", "note", message=listing.note))
+    for name, value, choices in (
+        ("format", format, get_args(Format)),
+        ("rows_per_file", rows_per_file, get_args(RowsPerFile)),
+        ("label", label, (None, "folder")),
+        ("nonfinite", nonfinite, get_args(Nonfinite)),
+        ("bad", bad, get_args(Bad)),
+    ):
+        _require_choice(name, value, choices)
+    if max_bad is not None and bad == "raise":
+        raise InvalidInput("max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written")
     place = Location.of(store, storage_options, fsync)
-    plan = _IngestPlan(opened.url, listing, place, label, nonfinite, client, on_event)
-    with Output.held(place, "ingest", overwrite=overwrite, client=client, on_event=on_event) as output:
-        return output.write(plan.job(output.existing))
+    options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
+    if source_storage_options is None and _protocol(source) == _protocol(store):
+        source_storage_options = storage_options
+    opened = open_source(source, options, source_storage_options)
+    run = _Run(opened, place, label, nonfinite, bad, max_bad, client, on_event)
+    return run.write(overwrite)
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -98,250 +171,248 @@ def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> No
         raise InvalidInput(f"{name}={value!r} is none of {', '.join(map(repr, choices))}; nothing was written")
 
 
-@dataclass(frozen=True)
-class _IngestPlan:
-    """Decides which rows go where, knowing what the store holds already."""
+def _protocol(place: object) -> str:
+    return str(place).partition("://")[0] if "://" in str(place) else ""
 
-    url: str
-    listing: Listing
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of the verb: decides which rows go where, knowing what the store holds already."""
+
+    source: Source
     place: Location
     label: str | None
     nonfinite: Nonfinite
+    bad: Bad
+    max_bad: int | None
     client: "Client | None"
     on_event: OnEvent
 
-    @property
-    def schema(self) -> Schema:
-        return self.listing.schema
+    def write(self, overwrite: bool) -> IngestResult:
+        """Write the store, again without files that turned out bad where these are to be skipped."""
+        skipped: dict[str, BadFile] = {}
+        while True:
+            try:
+                with Output.held(
+                    self.place, "ingest", overwrite=overwrite, client=self.client, on_event=self.on_event
+                ) as output:
+                    planned = self._plan(output.existing, skipped)
+                    written = output.write(planned.job)
+                    return IngestResult(**vars(written), files=planned.files, bad_files=planned.bad)
+            except BadFiles as error:
+                if self.bad == "raise" or skipped.keys() >= {problem.path for problem in error.problems}:
+                    raise self._refusal(error.problems) from None
+                skipped |= {problem.path: problem for problem in error.problems}
+                overwrite = False  # it is begun anew already, and keeps what was recorded
 
-    def job(self, store: RowStore | None) -> Job:
+    def _plan(self, store: RowStore | None, skipped: Mapping[str, BadFile]) -> "_Planned":
         """Describe the whole store after this run: the published rows, then those of new files."""
         grown = store if store is not None and store.published else None
-        layout = self._layout(store)
+        reader = self._reader(grown)
+        layout = self._layout(reader.schema, store)
+        settings = {**reader.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
         if grown is not None:  # told before anything is compared with a manifest made otherwise
-            grown.require_settings("rows", self._settings())
-        pieces, known = self._order(grown)
-        dropped = self._dropped(pieces, known, grown)
-        kept = replace(self.listing, pieces=pieces.without(dropped))
-        rows = kept.pieces.total
-        if rows == 0:
-            raise InvalidInput(f"{self.url} holds {len(pieces):,} files but no usable rows. Nothing was written")
+            grown.require_settings("rows", settings)
+        changes = compare(self.source.list(), grown.manifest().batches() if grown is not None else ())
+        self._require_unchanged(changes, grown)
         published = grown.rows if grown is not None else 0
-        first_shard = published // layout.rows_per_shard if rows > published else layout.shards(rows)
-        counted = _counted(grown, first_shard, len(dropped))
-        cut = _Cut(self.url, kept, self.label is not None, dropped, grown, counted)
-        return Job(
+        batch, bad = self._batch(reader, changes, skipped, published)
+        if remark := reader.remark(batch.files, batch.rows):
+            self.on_event(Event("ingest", "note", message=remark))
+        rows = published + batch.rows
+        if rows == 0:
+            what = f"{batch.files:,} files" if batch.files else "no files"
+            raise InvalidInput(f"{self.source.url} holds {what} but no usable rows. Nothing was written")
+        first_shard = published // layout.rows_per_shard if batch.rows else layout.shards(rows)
+        folder, labelled = self.place / JOURNAL / "files", self.label is not None
+        shards = SourceMap(reader, batch, self.source.url, folder, labelled, grown, layout, first_shard)
+        job = Job(
             kind="rows",
             layout=layout,
             rows=rows,
-            settings=self._settings(),
-            task=cut.task,
-            identity=cut.identity,
-            lineage={"source": without_credentials(self.url)},
+            settings=settings,
+            task=shards.task,
+            identity=shards.identity,
+            stage=shards.stage,
+            lineage={"source": without_credentials(self.source.url)},
             task_bytes=16_000_000,
             first_shard=first_shard,
-            threads=self._threads(),
-            manifest={**pieces.arrays(), "dropped": dropped},
+            threads=self._threads(reader.schema),
+            manifest=lambda: merged(grown.manifest().batches() if grown is not None else (), batch),
+            news=self._is_news(batch, bad, grown),
         )
+        return _Planned(job, batch.files, len(bad))
 
-    def _threads(self) -> int:
-        """Return how many threads serve: reads, arithmetic and writes overlap, and object stores make writers wait."""
-        if not self.place.is_local:
-            return _REMOTE_THREADS
-        # one file an item is bound by system calls, where a second thread only fights for the interpreter
-        return 1 if self.schema.one_per_file else min(3, os.cpu_count() or 1)
+    def _reader(self, grown: RowStore | None) -> Reader:
+        """Return what reads the files: one that was read before decides how, or else the first that can be used."""
+        problems: list[BadFile] = []
+        for model in self._models(grown):
+            try:
+                return self.source.reader(model)
+            except BadFile as error:
+                problems.append(error)
+        raise self._refusal(problems)
 
-    def _layout(self, store: RowStore | None) -> Layout:
-        """Return the shard grid of a store that is there, else the best one."""
-        layout = Layout.of(self._arrays(), shard_bytes=shard_bytes_at(self.place))
-        return store.layout if store is not None and store.layout.arrays == layout.arrays else layout
+    def _models(self, grown: RowStore | None) -> Iterator[Files]:
+        known = grown.manifest().batches() if grown is not None else ()
+        for entries in known:
+            read = entries[entries.rows > 0]
+            if len(read):
+                yield Files(read.path, read.size, read.version)[:1]
+                break
+        looked = 0
+        for files in self.source.list().batches():
+            for number in range(min(len(files), _MODELS - looked)):
+                yield files[number : number + 1]
+            looked += len(files)
 
-    def _arrays(self) -> tuple[ArrayLayout, ...]:
-        columns = ["id"] * self.schema.one_per_file + ["label"] * (self.label is not None)
-        attributes: dict[str, Any] = {"item_shape": list(self.schema.item_shape)}
-        if columns:
-            attributes["coordinates"] = " ".join(columns)
-        dtype = self.schema.dtype.newbyteorder("<").str
-        main = ArrayLayout("x", dtype, ("sample", "feature"), (self.schema.n_features,), attributes)
-        return (main, *(ArrayLayout(name, STRING, ("sample",)) for name in columns))
+    def _batch(
+        self, reader: Reader, changes: Changes, skipped: Mapping[str, BadFile], published: int
+    ) -> tuple[Batch, list[BadFile]]:
+        """Return the files to add, in the order of their rows, and those that are bad."""
+        bad: list[BadFile] = []
+        batch = Batch(_counted(reader, changes.new, skipped, bad, published))
+        for problem in bad:
+            self.on_event(Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}"))
+        allowed = 0 if self.bad == "raise" else len(bad) if self.max_bad is None else self.max_bad
+        if len(bad) > allowed:
+            raise self._refusal(bad)
+        if self.nonfinite == "drop" and reader.schema.dtype.kind == "f" and batch.rows:
+            batch = self._without_nonfinite(reader, batch, published)
+        return batch, bad
 
-    def _settings(self) -> dict[str, Any]:
-        return {**self.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
+    def _without_nonfinite(self, reader: Reader, batch: Batch, published: int) -> Batch:
+        """Return the batch without the rows that hold NaN or infinity."""
+        found: dict[str, list[Integers]] = {}
+        step = max(1, _SCAN_BYTES // reader.schema.row_bytes)
+        scans = (_Scan(reader, pieces) for pieces in batch.pieces(step))
+        for part in map_regions(_nonfinite_rows, scans, client=self.client):
+            for path, rows in part.items():
+                found.setdefault(path, []).append(rows)
+        dropped = {path: np.sort(np.concatenate(parts)) for path, parts in found.items()}
+        if not dropped:
+            return batch
+        count = sum(map(len, dropped.values()))
+        message = f"{count:,} of {batch.rows:,} rows hold NaN or infinity and are left out"
+        self.on_event(Event("ingest", "note", message=message))
+        return Batch(_without(batch, dropped, published))
 
-    def _order(self, store: RowStore | None) -> tuple[Pieces, int]:
-        """Return the pieces in stored order, those already published first, and the number of these."""
-        listed = self.listing.pieces
-        if store is None:
-            return listed, 0
-        manifest = store.manifest()
-        manifest.pop("dropped")
-        old = Pieces(**manifest)
-        known = set(old.path.tolist())
-        self._require_same_source(store, known)
-        before, now = old.stamps(), listed.stamps()
-        changed = [path for path, stamp in before.items() if now.get(path, stamp) != stamp]
-        if changed:
+    def _refusal(self, problems: Sequence[BadFile]) -> InvalidInput:
+        said = [f"{self._name(problem.path)} {problem.detail}" for problem in problems[:_NAMED]]
+        more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+        count = f"{len(problems):,} unusable files: " if len(problems) > 1 else ""
+        return InvalidInput(f"{count}{'; '.join(said)}{more}. {_KEPT}, or leave such files out with --bad skip")
+
+    def _name(self, path: str) -> str:
+        return file_name(self.source.url, path)
+
+    def _require_unchanged(self, changes: Changes, grown: RowStore | None) -> None:
+        """Refuse files that rows of the store were made from and that are others now, or gone."""
+        if grown is None:
+            return
+        before, now = grown.document["lineage"].get("source"), without_credentials(self.source.url)
+        if before != now and not changes.unchanged and not len(changes.changed):
             raise SettingsChanged(
-                f"{len(changed):,} files that {store.location} was made from have changed since, {changed[0]} first. "
-                "Nothing was changed; write to another store, or use --overwrite to make it anew"
-            )
-        new = listed[np.array([path not in known for path in listed.path], dtype=bool)]
-        both = zip(old.arrays().values(), new.arrays().values(), strict=True)
-        return Pieces(*(np.concatenate(columns) for columns in both)), len(old)
-
-    def _require_same_source(self, store: RowStore, known: set[str]) -> None:
-        """Refuse to append the files of another source, which could never be taken out again."""
-        before, now = store.document["lineage"].get("source"), without_credentials(self.url)
-        if before != now and known.isdisjoint(self.listing.pieces.path.tolist()):
-            raise SettingsChanged(
-                f"{store.location} was made from {before}, and {now} holds none of its files. Nothing was changed; "
+                f"{grown.location} was made from {before}, and {now} holds none of its files. Nothing was changed; "
                 "name the same source, write to another store, or use --overwrite to make it anew"
             )
-
-    def _dropped(self, pieces: Pieces, known: int, store: RowStore | None) -> RowNumbers:
-        """Return the rows to leave out, counted over all pieces in stored order."""
-        if self.nonfinite == "raise" or self.schema.dtype.kind != "f":
-            return np.zeros(0, dtype=np.int64)
-        before = store.manifest()["dropped"] if store is not None else np.zeros(0, dtype=np.int64)
-        start, total = int(pieces.rows[:known].sum()), pieces.total
-        step = max(1, 16_000_000 // self.schema.row_bytes)
-        tasks = (
-            _Scan(replace(self.listing, pieces=pieces.between(first, min(first + step, total))), first)
-            for first in range(start, total, step)
-        )
-        found = list(map_regions(_nonfinite_rows, tasks, client=self.client))
-        dropped = np.sort(np.concatenate([before, *found]))
-        if len(dropped):
-            message = f"{len(dropped):,} of {total:,} rows hold NaN or infinity and are left out"
+        for what, paths in (("changed", changes.changed), ("been deleted", changes.deleted)):
+            if len(paths):
+                raise SettingsChanged(
+                    f"{len(paths):,} files that {grown.location} was made from have {what} since: "
+                    f"{_some(paths)}. Nothing was changed; write to another store, or use --overwrite to make it anew"
+                )
+        if changes.unchanged and len(changes.new):
+            message = f"{len(changes.new):,} files are new, {changes.unchanged:,} unchanged"
             self.on_event(Event("ingest", "note", message=message))
-        return dropped
+
+    def _is_news(self, batch: Batch, bad: Sequence[BadFile], grown: RowStore | None) -> bool:
+        """Whether the manifest changes though no row may be new: files are bad, or empty, that were not before."""
+        if grown is None or batch.rows:
+            return True
+        known = {}
+        for entries in grown.manifest().batches():
+            known |= {entry[:3]: entry for entry in entries[entries.rows == 0].tuples()}
+        return any(known.get(entry[:3]) != entry for entries in batch for entry in entries.tuples())
+
+    def _threads(self, schema: Schema) -> int:
+        """Return how many threads serve: reads, arithmetic and writes overlap, and object stores make writers wait."""
+        if not self.place.is_local or "://" in self.source.url:
+            return _REMOTE_THREADS
+        # one file an item is bound by system calls, where a second thread only fights for the interpreter
+        return 1 if schema.one_per_file else min(3, os.cpu_count() or 1)
+
+    def _layout(self, schema: Schema, store: RowStore | None) -> Layout:
+        """Return the shard grid of a store that is there, else the best one."""
+        layout = Layout.of(self._arrays(schema), shard_bytes=shard_bytes_at(self.place))
+        return store.layout if store is not None and store.layout.arrays == layout.arrays else layout
+
+    def _arrays(self, schema: Schema) -> tuple[ArrayLayout, ...]:
+        columns = (*schema.columns, *([Column("label", STRING)] if self.label is not None else []))
+        attributes: dict[str, Any] = {"item_shape": list(schema.item_shape)}
+        if columns:
+            attributes["coordinates"] = " ".join(column.name for column in columns)
+        if schema.features:
+            attributes["features"] = list(schema.features)
+        dtype = schema.dtype.newbyteorder("<").str
+        main = ArrayLayout("x", dtype, ("sample", "feature"), (schema.n_features,), attributes)
+        return (main, *(ArrayLayout(column.name, column.dtype, ("sample",)) for column in columns))
+
+
+class _Planned(NamedTuple):
+    job: Job
+    files: int
+    bad: int
+
+
+def _counted(
+    reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], bad: list[BadFile], start: int
+) -> Iterator[Entries]:
+    """Yield new files with their rows, the first of which is row ``start`` of the store. Bad ones are collected."""
+    for files in new.batches():
+        rows, problems = reader.count(files)
+        known = {problem.path: problem for problem in problems}
+        known |= {path: skipped[path] for path in skipped.keys() & set(files.path.tolist())}
+        status, detail = (np.full(len(files), "", dtype=object) for _ in range(2))
+        if known:
+            bad.extend(known[path] for path in sorted(known))
+            for number in np.flatnonzero([path in known for path in files.path]):
+                problem = known[files.path[number]]
+                rows[number], status[number], detail[number] = 0, problem.code, problem.detail
+        starts = start + np.cumsum(rows) - rows
+        start += int(rows.sum())
+        dropped = np.full(len(files), "", dtype=object)
+        yield Entries(files.path, files.size, files.version, starts, rows, dropped, status, detail)
+
+
+def _without(batch: Batch, dropped: Mapping[str, Integers], start: int) -> Iterator[Entries]:
+    """Yield the files of a batch without some rows of them."""
+    for entries in batch:
+        numbers = [dropped.get(path) for path in entries.path]
+        rows = entries.rows - np.array([0 if one is None else len(one) for one in numbers], dtype=np.int64)
+        texts = np.array(["" if one is None else dropped_text(one) for one in numbers], dtype=object)
+        yield replace(entries, start=start + np.cumsum(rows) - rows, rows=rows, dropped=texts)
+        start += int(rows.sum())
 
 
 @dataclass(frozen=True)
 class _Scan:
-    part: Listing
-    first: int
+    reader: Reader
+    pieces: Pieces
 
 
-def _nonfinite_rows(scan: _Scan) -> RowNumbers:
-    part = scan.part
-    block = np.empty((part.pieces.total, part.schema.n_features), part.schema.dtype)
-    part.read(part.pieces, block)
-    return scan.first + np.flatnonzero(~np.isfinite(block).all(axis=1))
+def _nonfinite_rows(scan: _Scan) -> dict[str, Integers]:
+    """Return the rows of each file that hold NaN or infinity."""
+    schema, pieces = scan.reader.schema, scan.pieces
+    block = np.empty((pieces.total, schema.n_features), schema.dtype)
+    scan.reader.read(pieces, block)
+    found: dict[str, list[int]] = {}
+    for row in np.flatnonzero(~np.isfinite(block).all(axis=1)).tolist():
+        path, number = pieces.locate(row)
+        found.setdefault(path, []).append(number)
+    return {path: np.array(rows, dtype=np.int64) for path, rows in found.items()}
 
 
-def _counted(store: RowStore | None, shards: int, dropped: int) -> int:
-    """Add up the dropped rows in the ledger records of the first shards of a store."""
-    if store is None or not dropped:
-        return 0
-    return store.records()[:shards].dropped
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """Turns spans of the store into the tasks that make their shards.
-
-    The rows of ``grown``, the published store, come first. ``kept`` lacks the ``dropped`` rows, which are counted over
-    all pieces. ``counted``: how many of them the untouched shards have recorded already.
-    """
-
-    url: str
-    kept: Listing
-    labelled: bool
-    dropped: RowNumbers
-    grown: RowStore | None
-    counted: int
-
-    def task(self, span: Span) -> "_CopyShard":
-        """Return what makes a shard; its first rows may be published already, and come from the store itself."""
-        part = replace(self.kept, pieces=self.kept.pieces.between(span.new, span.stop))
-        store = self.grown.location if self.grown is not None and span.new > span.start else None
-        return _CopyShard(self.url, part, self.labelled, span, self._dropped(span), store)
-
-    def identity(self, span: Span) -> bytes:
-        """Return what tells the new rows of a span from others, and of which store the rows before them are."""
-        carried = span.new - span.start
-        before = f"{carried} {self.grown.fingerprint}".encode() if self.grown is not None and carried else b""
-        return self.kept.pieces.identity(span.new, span.stop) + before
-
-    def _dropped(self, span: Span) -> int:
-        """Count the rows left out just before and between the rows of a span; the last span takes the rest."""
-        if not len(self.dropped):
-            return 0
-        last = span.stop == self.kept.pieces.total
-        lo = max(self.counted, int(np.searchsorted(self._position, span.start, side="left")))
-        hi = int(np.searchsorted(self._position, span.stop, side="left"))
-        return max(0, (len(self.dropped) if last else hi) - lo)
-
-    @cached_property
-    def _position(self) -> RowNumbers:
-        """Stored rows before each dropped one."""
-        return self.dropped - np.arange(len(self.dropped))
-
-
-@dataclass(frozen=True)
-class _CopyShard:
-    """Read the rows of one shard straight into its block."""
-
-    url: str
-    part: Listing
-    labelled: bool
-    span: Span
-    dropped: int
-    carried_from: Location | None
-
-    @property
-    def carried(self) -> int:
-        """Published rows at the start of the shard."""
-        return self.span.new - self.span.start
-
-    def __call__(self) -> Made:
-        schema, pieces = self.part.schema, self.part.pieces
-        block = reused_block((len(self.span), schema.n_features), schema.dtype)
-        if len(pieces):
-            self.part.read(pieces, block[self.carried :])
-        blocks = {"x": block, **self._columns()}
-        if self.carried_from is not None:
-            self._carry(RowStore.open(self.carried_from), blocks)
-        with _ARITHMETIC:
-            moments = Moments.of(block[self.carried :])
-        if not moments.is_finite:
-            self._refuse_nonfinite(block)
-        return Made(blocks, self.dropped, moments)
-
-    def _columns(self) -> dict[str, Block]:
-        pieces = self.part.pieces
-        columns: dict[str, Block] = {}
-        if self.part.schema.one_per_file:
-            columns["id"] = pieces.path
-        if self.labelled:
-            folders = [path.rpartition("/")[0].rpartition("/")[2] for path in pieces.path]
-            columns["label"] = np.repeat(np.array(folders, dtype=object), pieces.rows)
-        return columns
-
-    def _carry(self, store: RowStore, blocks: dict[str, Block]) -> None:
-        """Put the rows that were published before in front of the new ones."""
-        for name, block in blocks.items():
-            old = store.read(name, self.span.start, self.span.start + self.carried)
-            if name == "x":
-                block[: self.carried] = old
-            else:
-                blocks[name] = np.concatenate([old.astype(object), block])
-
-    def _refuse_nonfinite(self, block: Block) -> None:
-        pieces = self.part.pieces
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if not len(bad):
-            raise InvalidInput(
-                f"{self.url}/{pieces.path[0]} or one of the {len(pieces) - 1:,} files after it "
-                f"holds values as large as {np.abs(block).max():.3g}, whose variance exceeds float64. Its shard was "
-                "not written and rows recorded before are kept; scale the values and run the same command again"
-            )
-        row = int(bad[0]) - self.carried
-        piece = int(np.searchsorted(pieces.ends, row, side="right"))
-        in_file = row - int(pieces.rows[:piece].sum()) + int(pieces.first[piece])
-        raise InvalidInput(
-            f"{self.url}/{pieces.path[piece]}, row {in_file}, holds NaN or infinity. Its shard was not "
-            "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop "
-            "--overwrite, which makes the store anew"
-        )
+def _some(paths: Iterable[str]) -> str:
+    named = list(islice(paths, _NAMED + 1))
+    return ", ".join(named[:_NAMED]) + (", ..." if len(named) > _NAMED else "")

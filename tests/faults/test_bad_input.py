@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from cvae_dist.errors import Corrupt, CvaeDistError, InvalidInput, SettingsChanged, SourceNotFound
+from cvae_dist.sources import Files, Reader, RowsPerFile
+from cvae_dist.sources.formats import FileSource
 from cvae_dist.store import RowStore
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.verify import verify
@@ -147,37 +150,49 @@ def test_many_bad_files_are_counted_and_a_few_named(tmp_path: Path) -> None:
         ingest(tree, tmp_path / "store")
 
 
-def test_file_cut_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cvae_dist.sources import Listing, NpyTree
+def after_listing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Let something happen to files between the listing and the first look at one."""
+    real = FileSource.reader
 
+    def change_and_read(source: FileSource, model: Files) -> Reader:
+        reader = real(source, model)
+        change()
+        return reader
+
+    monkeypatch.setattr(FileSource, "reader", change_and_read)
+
+
+@pytest.mark.parametrize("rows_per_file", ["one", "many"])
+def test_file_cut_while_it_is_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_file: RowsPerFile
+) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    np.save(tree / "a.npy", np.ones((9, 5), np.float32))
-    real = NpyTree.list
+    for name in "abc":
+        np.save(tree / f"{name}.npy", np.ones((9, 5), np.float32))
+    after_listing(monkeypatch, lambda: (tree / "b.npy").write_bytes((tree / "b.npy").read_bytes()[:-1]))
+    with pytest.raises(InvalidInput, match=r"b\.npy (was changed after it was listed|gave 0 bytes)"):
+        ingest(tree, tmp_path / "store", rows_per_file=rows_per_file)
 
-    def list_and_cut(source: NpyTree) -> Listing:
-        found = real(source)
-        (tree / "a.npy").write_bytes((tree / "a.npy").read_bytes()[:-1])
-        return found
 
-    monkeypatch.setattr(NpyTree, "list", list_and_cut)
-    with pytest.raises(InvalidInput, match=r"a\.npy is truncated"):
-        ingest(tree, tmp_path / "store")
+@pytest.mark.parametrize("rows_per_file", ["one", "many"])
+def test_file_that_is_replaced_by_one_of_the_same_size_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_file: RowsPerFile
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in "abc":
+        np.save(tree / f"{name}.npy", np.ones((9, 5), np.float32))
+    time.sleep(0.02)  # a clock of the file system that is read more often than it ticks
+    after_listing(monkeypatch, lambda: np.save(tree / "b.npy", np.zeros((9, 5), np.float32)))
+    with pytest.raises(InvalidInput, match=r"b\.npy was changed after it was listed"):
+        ingest(tree, tmp_path / "store", rows_per_file=rows_per_file)
 
 
 def test_file_that_vanishes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cvae_dist.sources import Listing, NpyTree
-
     tree = write_tree(tmp_path / "tree")
-    real = NpyTree.list
-
-    def list_and_delete(source: NpyTree) -> Listing:
-        found = real(source)
-        (tree / "10.npy").unlink()
-        return found
-
-    monkeypatch.setattr(NpyTree, "list", list_and_delete)
-    with pytest.raises(InvalidInput, match=r"10\.npy cannot be read: No such file"):
+    after_listing(monkeypatch, lambda: (tree / "10.npy").unlink())
+    with pytest.raises(InvalidInput, match=r"10\.npy was deleted after it was listed"):
         ingest(tree, tmp_path / "store")
 
 

@@ -10,35 +10,52 @@ from distributed import Client
 from cvae_dist.cluster import resolve_client
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event
-from cvae_dist.sources import Listing, Pieces, Schema, Source
+from cvae_dist.sources import BadFile, Column, Files, FileTable, Pieces, Schema, Source
 from cvae_dist.store import RowStore
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.verify import verify
 
 
 @dataclass(frozen=True)
+class ArrayReader:
+    """Reads arrays in memory; the smallest reader there is."""
+
+    arrays: dict[str, np.ndarray]
+    schema: Schema
+
+    def count(self, files: Files) -> tuple[np.ndarray, list[BadFile]]:
+        return np.array([1 if self.schema.one_per_file else len(self.arrays[path]) for path in files.path]), []
+
+    def remark(self, files: int, rows: int) -> str:
+        return "arrays, as told"
+
+    def read(self, pieces: Pieces, out: np.ndarray) -> dict[str, np.ndarray]:
+        parts = zip(pieces.path, pieces.first, pieces.rows, strict=True)
+        if self.schema.one_per_file:
+            out[:] = np.stack([self.arrays[path].ravel() for path, _, _ in parts])
+            return {"id": pieces.path}
+        out[:] = np.concatenate([self.arrays[path][first : first + rows] for path, first, rows in parts])
+        return {}
+
+
+@dataclass(frozen=True)
 class ArraySource:
-    """Arrays in memory, by name: the smallest source there is."""
+    """Arrays in memory, by name."""
 
     arrays: dict[str, np.ndarray]
     one_per_file: bool = False
     url: str = "memory://arrays"
 
-    def list(self) -> Listing:
-        first = next(iter(self.arrays.values()))
-        schema = Schema(first.shape if self.one_per_file else first.shape[1:], first.dtype, self.one_per_file)
-        rows = np.array([1 if self.one_per_file else len(array) for array in self.arrays.values()])
-        sizes = np.array([array.nbytes for array in self.arrays.values()])
-        stamps = np.array([int(np.nansum(array)) for array in self.arrays.values()])
-        names = np.array(list(self.arrays), dtype=object)
-        return Listing(schema, Pieces(names, np.zeros_like(rows), rows, sizes, stamps), self.read, "arrays, as told")
+    def list(self) -> FileTable:
+        sizes = np.array([array.nbytes for array in self.arrays.values()], dtype=np.int64)
+        stamps = np.array([str(np.nansum(array)) for array in self.arrays.values()], dtype=object)
+        return FileTable.of(Files(np.array(list(self.arrays), dtype=object), sizes, stamps))
 
-    def read(self, pieces: Pieces, out: np.ndarray) -> None:
-        parts = zip(pieces.path, pieces.first, pieces.rows, strict=True)
-        if self.one_per_file:
-            out[:] = np.stack([self.arrays[path].ravel() for path, _, _ in parts])
-        else:
-            out[:] = np.concatenate([self.arrays[path][first : first + rows] for path, first, rows in parts])
+    def reader(self, model: Files) -> ArrayReader:
+        first = self.arrays[model.path[0]]
+        shape = first.shape if self.one_per_file else first.shape[1:]
+        columns = (Column("id", "string"),) if self.one_per_file else ()
+        return ArrayReader(self.arrays, Schema(shape, first.dtype, self.one_per_file, columns))
 
 
 def arrays(*lengths: int) -> dict[str, np.ndarray]:
