@@ -58,6 +58,14 @@ class Packing:
         """Whether the numbers are the values."""
         return self.scale is None and self.offset is None and not self.missing
 
+    @property
+    def remark(self) -> str:
+        """What is done with the numbers, for a person; empty where nothing is."""
+        scaled = [f"* {self.scale}"] * (self.scale is not None) + [f"+ {self.offset}"] * (self.offset is not None)
+        missing = [f"{', '.join(map(str, self.missing))} as missing"] * bool(self.missing)
+        parts = [f"as number {' '.join(scaled)}"] * bool(scaled) + missing
+        return f"its attributes say how numbers are read: {', and '.join(parts)}" if parts else ""
+
     def is_missing(self, number: Any) -> bool:
         """Whether a stored number becomes NaN."""
         one = np.array([0 if number is None else number]).astype(self.stored)

@@ -6,15 +6,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from cvae_dist.errors import InvalidInput
+from cvae_dist.store.columns import Columns, Integers, Texts
 from cvae_dist.store.storage import Buffer, Changed
 from cvae_dist.store.urls import Location
 
-Integers = npt.NDArray[np.int64]
-Texts = npt.NDArray[np.object_]
+__all__ = ["BadFile", "File", "FileStream", "Files", "Integers", "Texts", "local_version"]
 
 _RANGE = 8_000_000  # bytes of one request: enough to forget its latency, few enough to have several in flight
 _THREADS = 8
@@ -59,7 +56,7 @@ class BadFiles(InvalidInput):
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Columns):
     """Some files as they were listed.
 
     Attributes
@@ -76,12 +73,6 @@ class Files:
     path: Texts
     size: Integers
     version: Texts
-
-    def __len__(self) -> int:
-        return len(self.path)
-
-    def __getitem__(self, index: slice | npt.NDArray[np.bool_] | Integers) -> "Files":
-        return Files(self.path[index], self.size[index], self.version[index])
 
     def of(self, root: Location) -> "Iterator[File]":
         """Yield every file by itself."""

@@ -57,7 +57,7 @@ def hdf5_reader(root: Location, model: File, array: str | None) -> FileReader:
         item_shape = dataset.shape[1:] or (1,)
     if 0 in item_shape:
         raise BadFile(model.path, "shape", f"has items of shape {item_shape}: items without values cannot be used")
-    return Hdf5Reader(root, Schema(item_shape, packing.dtype), array)
+    return Hdf5Reader(root, Schema(item_shape, packing.dtype), array, packing.remark)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Hdf5Reader(FileReader):
     root: Location
     schema: Schema
     array: str | None
+    said: str
+
+    def remark(self, files: int, rows: int) -> str:
+        """Say how numbers are unpacked."""
+        return self.said
 
     def count_file(self, file: File) -> int:
         """Return the rows of the dataset, all of whose chunks have to be there."""

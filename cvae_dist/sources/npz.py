@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvae_dist.errors import InvalidInput, StorageFailed
+from cvae_dist.errors import StorageFailed
 from cvae_dist.sources.files import BadFile, File
-from cvae_dist.sources.npy_header import Header, _parse_header
+from cvae_dist.sources.npy_header import Header, parse_header
 from cvae_dist.sources.source import FileReader, Schema
 from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import Buffer, Location
@@ -142,10 +142,7 @@ def _look(file: File, array: str | None) -> _Member:
         raise BadFile(
             file.path, "header", f"has a member {info.filename} that is no .npy file: it starts with {text[:8]!r}"
         )
-    try:
-        header = _parse_header(file.path, text)
-    except InvalidInput as error:
-        raise BadFile(file.path, "header", str(error).removeprefix(f"{file.path} ")) from None
+    header = parse_header(file.path, text)
     if header.size != info.file_size or (not deflated and info.compress_size != info.file_size):
         raise BadFile(
             file.path,

@@ -78,33 +78,29 @@ class ZarrSource:
 
     def list(self) -> FileTable:
         """List the blocks of rows; the array's objects are listed and its metadata is read, nothing else."""
-        return FileTable.of(self.files())
-
-    def files(self) -> Files:
-        """Return what :meth:`list` lists."""
         rows, found = self._rows, _listing(self._rows.place)
         _require_plausible(rows, len(found))
         blocks = [_names(rows, number) for number in range(rows.blocks[0])]
         starts = range(0, rows.array.shape[0], rows.block_shape[0])
         sizes = [sum(found[name].size for name in names if name in found) for names in blocks]
-        return Files(
+        files = Files(
             np.array([f"{_ENTRY}{start:0{_DIGITS}d}" for start in starts], dtype=object),
             np.array(sizes, dtype=np.int64),
             np.array([_version(rows, names, found) for names in blocks], dtype=object),
         )
+        return FileTable.of(files)
 
-    def reader(self, model: File) -> "ZarrReader":
+    def reader(self, model: Files) -> "ZarrReader":
         """Return what reads the rows."""
         rows = self._rows
         item_shape = rows.array.shape[1:] or (1,)
         if 0 in item_shape:
             raise InvalidInput(f"{rows.place} has shape {rows.array.shape}: items without values cannot be used")
         packing = _packing(rows)
-        columns = tuple(map(self._column, self.columns))
-        named = tuple(
-            Column(name, STRING if one.dtype.kind == "O" else one.dtype.newbyteorder("<").str)
-            for name, one in zip(self.columns, columns, strict=True)
-        )
+        names = (*filter(None, [self.id]), *self.carry)
+        columns = tuple(map(self._column, names))
+        dtypes = (STRING if one.dtype.kind == "O" else one.dtype.newbyteorder("<").str for one in columns)
+        named = tuple(map(Column, names, dtypes))
         return ZarrReader(rows, columns, packing, Schema(item_shape, packing.dtype, columns=named))
 
     @cached_property
@@ -183,6 +179,10 @@ class ZarrReader:
             else:
                 counts[number] = min(self._step, self.rows.array.shape[0] - first)
         return counts, bad
+
+    def remark(self, files: int, rows: int) -> str:
+        """Say how numbers are unpacked."""
+        return self.packing.remark
 
     def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
         """Read rows into ``out``, shape (n_rows, n_features), and return their columns."""

@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOptions, client_errors, unquoted
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import AzureStore, S3Store
 
 _S3_OPTIONS = {"key", "secret", "token", "anon", "endpoint_url", "profile", "use_ssl", "client_kwargs"}
@@ -37,6 +39,8 @@ _MAKING = threading.Lock()  # many threads may be the first to need a client
 _LARGEST_PUT = 256_000_000  # bytes
 _PART = 64_000_000
 _WORTH_KEEPING = 1_000_000  # bytes of an object, from which a thread keeps the memory it was put together in
+_LIST_AGAIN = 4  # times in a row that a list which broke off goes on
+_LIST_PAUSE = 0.5  # seconds
 _thread = threading.local()
 _CLIENT = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRIES = {
@@ -139,14 +143,18 @@ class ObjectStore(Storage):
     def remove(self, path: str, version: str) -> bool:
         return False
 
-    def list(self, path: str) -> Iterator[Entry]:
+    def version(self, path: str) -> str:
         import obstore
 
-        prefix = f"{path}/" if path else ""
         with self._errors(path) as store:
-            for page in obstore.list(store, prefix, chunk_size=1000):
+            return unquoted(obstore.head(store, path)["e_tag"])
+
+    def list(self, path: str) -> Iterator[Entry]:
+        prefix, start = f"{path}/" if path else "", len(path) + bool(path)
+        with self._errors(path) as store:
+            for page in _pages(store, prefix):
                 for one in page:
-                    yield Entry(one["path"].removeprefix(prefix), one["size"], unquoted(one["e_tag"]))
+                    yield Entry(one["path"][start:], one["size"], unquoted(one["e_tag"]))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore
@@ -193,6 +201,30 @@ class ObjectStore(Storage):
             with _MAKING:
                 store = _client(self)
             yield store
+
+
+def _pages(store: "S3Store | AzureStore", prefix: str) -> "Iterator[Sequence[ObjectMeta]]":
+    """Yield all objects below a prefix.
+
+    The client gives up when an answer breaks off. Then the list goes on after the last name, but only where all names
+    came in order: elsewhere some could be lost.
+    """
+    import obstore
+
+    last, ordered, failures = "", True, 0
+    while True:
+        try:
+            for page in obstore.list(store, prefix, offset=last or None, chunk_size=1000):
+                names = [one["path"] for one in page]
+                ordered = ordered and last < names[0] and names == sorted(names)
+                last, failures = names[-1], 0
+                yield page
+            return
+        except obstore.exceptions.GenericError:
+            failures += 1
+            if not ordered or failures > _LIST_AGAIN:
+                raise
+            time.sleep(_LIST_PAUSE)
 
 
 def s3_storage(bucket: str, options: StorageOptions) -> ObjectStore | None:
