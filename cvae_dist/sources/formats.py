@@ -10,7 +10,7 @@ from typing import Literal
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.sources.convert import how_to_convert
 from cvae_dist.sources.file_table import FileTable
-from cvae_dist.sources.files import Files
+from cvae_dist.sources.files import File, Files
 from cvae_dist.sources.listing import find_files
 from cvae_dist.sources.npy import npy_reader
 from cvae_dist.sources.options import TableOptions
@@ -115,9 +115,7 @@ def open_source(
 
         return ZarrSource(root, options.array, options.table.id, options.table.carry)
     if options.format == "zarr":
-        raise SourceNotFound(
-            f"there is no Zarr array or group at {root}. Nothing was written; mend the path or --format"
-        )
+        raise SourceNotFound(f"there is no Zarr array or group at {root}. Nothing was written; mend the path or --format")
     suffixes = {suffix for kinds in _SUFFIXES.values() for suffix in kinds}
     folder, found = find_files(root, suffixes)
     kind = _kind(root, found) if options.format == "auto" else options.format
@@ -140,8 +138,7 @@ def _kind(root: Location, found: FileTable) -> Format:
         return "laion"
     if len(there) > 1:
         counted = "; ".join(
-            f"{sum(count for count, _ in counts):,} {kind} files ({counts[0][1]} first)"
-            for kind, counts in there.items()
+            f"{sum(count for count, _ in counts):,} {kind} files ({counts[0][1]} first)" for kind, counts in there.items()
         )
         raise InvalidInput(
             f"{root} holds files of several kinds: {counted}. Nothing was written; say which of them hold the rows, "

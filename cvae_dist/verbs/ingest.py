@@ -1,32 +1,37 @@
 """The verb ``ingest``: rows from a source into a Zarr store with statistics."""
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from cvae_dist.cluster import Job, Output, StoreResult, map_regions
-from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.cluster import Job, Made, Output, Span, StoreResult, map_regions, reused_block
+from cvae_dist.errors import InvalidInput, SettingsChanged, SourceNotFound
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import (
     BadFile,
     BadFiles,
     Batch,
     Changes,
+    File,
     Format,
+    Interval,
     Pieces,
     Reader,
     RowsPerFile,
     Schema,
     Source,
+    StagedBatch,
     compare,
     open_source,
 )
 from cvae_dist.sources.batch import dropped_text
-from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
-from cvae_dist.store.layout import shard_bytes_at
+from cvae_dist.store import STRING, ArrayLayout, Layout, Location, Moments, RowStore
+from cvae_dist.store.layout import Block, shard_bytes_at
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.manifest import Entries, merged
 from cvae_dist.store.urls import StorageOptions
@@ -151,9 +156,7 @@ def ingest(
     ):
         _require_choice(name, value, choices)
     if max_bad is not None and bad == "raise":
-        raise InvalidInput(
-            "max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written"
-        )
+        raise InvalidInput("max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written")
     place = Location.of(store, storage_options, fsync)
     options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
     if source_storage_options is None and _protocol(source) == _protocol(store):
@@ -270,9 +273,7 @@ class _Run:
         bad: list[BadFile] = []
         batch = Batch(_counted(reader, changes.new, skipped, bad, published))
         for problem in bad:
-            self.on_event(
-                Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}")
-            )
+            self.on_event(Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}"))
         allowed = 0 if self.bad == "raise" else len(bad) if self.max_bad is None else self.max_bad
         if len(bad) > allowed:
             raise self._refusal(bad)

@@ -1,15 +1,16 @@
 """Batches of files, cut into intervals, against a model that lists every row."""
 
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cvae_dist.store.manifest import Entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvae_dist.sources import Batch, Pieces, batch
 from cvae_dist.sources.batch import dropped_runs, dropped_text
 from cvae_dist.store import Location
+from cvae_dist.store.manifest import Entries
 
 Row = tuple[str, int]
 
@@ -43,9 +44,7 @@ def listed(pieces: Pieces) -> list[Row]:
 
 @settings(max_examples=200, deadline=None)
 @given(entries(), st.data())
-def test_intervals(
-    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Entries, list[Row]], data: st.DataObject
-) -> None:
+def test_intervals(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Entries, list[Row]], data: st.DataObject) -> None:
     files, model = drawn
     whole = Batch([files])
     assert (whole.files, whole.rows) == (len(files), len(model))
