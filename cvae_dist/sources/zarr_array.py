@@ -63,13 +63,16 @@ class ZarrSource:
         A Zarr array of format 2 or 3, or a group.
     array : str or None
         Path of the array in the group; by default the only one in it that holds numbers and has at least two axes.
-    columns : tuple of str
-        Arrays beside it, of the same length, that travel with the rows: numbers or texts, one for each row.
+    id : str or None
+        Array beside it that names the rows: a number or a text for each.
+    carry : tuple of str
+        More arrays that travel with the rows.
     """
 
     root: Location
     array: str | None = None
-    columns: tuple[str, ...] = ()
+    id: str | None = None
+    carry: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
