@@ -253,7 +253,7 @@ class _Run(NamedTuple):
         edges = [*range(self.start - self.start % step, self.stop, step), self.stop]
         return [
             _Run(max(first, self.start), stop, [path], [version])
-            for first, stop, path, version in zip(edges, edges[1:], self.paths, self.versions, strict=True)
+            for first, stop, path, version in zip(edges[:-1], edges[1:], self.paths, self.versions, strict=True)
         ]
 
 
