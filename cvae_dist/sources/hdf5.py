@@ -62,16 +62,16 @@ def hdf5_reader(root: Location, model: File, array: str | None) -> FileReader:
 
 @dataclass(frozen=True)
 class Hdf5Reader(FileReader):
-    """Reads the dataset of that path, or the only one, of each file."""
+    """Reads the dataset of that path, or the only one, of each file; ``note`` says how numbers are unpacked."""
 
     root: Location
     schema: Schema
     array: str | None
-    said: str
+    note: str
 
     def remark(self, files: int, rows: int) -> str:
         """Say how numbers are unpacked."""
-        return self.said
+        return self.note
 
     def count_file(self, file: File) -> int:
         """Return the rows of the dataset, all of whose chunks have to be there."""

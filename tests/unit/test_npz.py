@@ -162,8 +162,8 @@ def test_every_truncation_is_refused(tmp_path: Path, method: int) -> None:
 
 def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
     path, header = tmp_path / "a.npz", npy(np.zeros((2, 4)))[:128]
-    archive(path, ("x.npy", header + bytes(200_000_000)))
-    assert path.stat().st_size < 300_000
+    archive(path, ("x.npy", header + bytes(20_000_000)))
+    assert path.stat().st_size < 30_000
     assert refused(path).code == "size"  # by what the directory says
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, directory(data) + 24, 128 + 64)
