@@ -266,16 +266,15 @@ def test_on_an_object_store(tmp_path: Path, where: str, monkeypatch: pytest.Monk
     url, options = ("memory://npz", {}) if where == "memory" else serve(where)[:2]
     root = Location.of(url, options)
     rows = np.random.default_rng(0).normal(size=(1000, 500))
+    requests, plain = [], File.read
+    monkeypatch.setattr(File, "read", lambda *arguments: requests.append(arguments) or plain(*arguments))
     for name, save in [("a.npz", np.savez), ("b.npz", np.savez_compressed)]:
         save(tmp_path / name, rows)
         (root / name).write((tmp_path / name).read_bytes())
         (entry,) = (File(root, *entry) for entry in root.list() if entry.name == name)
-        requests = []
-        plain = File.read
-        monkeypatch.setattr(File, "read", lambda *arguments: requests.append(arguments) or plain(*arguments))
+        requests.clear()
         assert npz_reader(root, entry, None).count_file(entry) == 1000
         assert len(requests) <= 2  # the directory, and the header of the array
-        monkeypatch.setattr(File, "read", plain)
         np.testing.assert_array_equal(read(entry, step=300), rows)
     (root / "b.npz").write(zlib.compress(b"other"))
     with pytest.raises(BadFile, match="was changed"):
