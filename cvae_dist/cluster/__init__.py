@@ -4,6 +4,10 @@ from cvae_dist.cluster.client import resolve_client
 from cvae_dist.cluster.plan import Job, Made, Plan, Span
 from cvae_dist.cluster.process import reused_block
 from cvae_dist.cluster.regions import map_regions
+from cvae_dist.cluster.source_map import SourceMap
 from cvae_dist.cluster.write import Output, StoreResult
 
-__all__ = ["Job", "Made", "Output", "Plan", "Span", "StoreResult", "map_regions", "resolve_client", "reused_block"]
+__all__ = [
+    "Job", "Made", "Output", "Plan", "SourceMap", "Span", "StoreResult", "map_regions", "resolve_client",
+    "reused_block",
+]  # fmt: skip

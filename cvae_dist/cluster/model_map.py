@@ -127,5 +127,5 @@ def _identity(store: RowStore, records: Records, span: Span) -> bytes:
     A last input shard that is not full may be replaced while its store grows. The store's fingerprint stands for it.
     """
     size = store.layout.rows_per_shard
-    full = records.table[span.start // size : span.stop // size, 3:]
+    full = records.table[span.start // size : span.stop // size, 2:]
     return full.tobytes() + (store.fingerprint.encode() if span.stop % size else b"")

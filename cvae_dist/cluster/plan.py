@@ -13,6 +13,7 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.store import Layout, Moments
 from cvae_dist.store.layout import Block
 from cvae_dist.store.lineage import digest_json
+from cvae_dist.store.manifest import Batches
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,13 +38,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Made:
-    """The rows of one shard, by array name; how many rows of the source were left out of it (``dropped``).
+    """The rows of one shard, by array name.
 
     ``moments`` are those of the new rows of the main array, where they are known already.
     """
 
     blocks: Mapping[str, Block]
-    dropped: int = 0
     moments: Moments | None = None
 
 
@@ -77,12 +77,16 @@ class Job:
         What is recorded with it, as JSON, and not compared.
     task_bytes : int
         Memory a task needs beside the blocks it returns and their moments.
+    dropped : int
+        Rows of the source that are left out.
     first_shard : int
         Shards before it are published already and stay as they are.
     threads : int
         Threads to use when there is no cluster.
-    manifest : Mapping
-        Arrays over ``piece`` that say where the rows came from.
+    manifest : callable, optional
+        Yields the files that the rows came from, sorted by path, whenever it is called.
+    news : bool
+        The manifest is to be published though there may be no new rows.
     """
 
     kind: str
@@ -95,9 +99,10 @@ class Job:
     confirm: Callable[[], None] = lambda: None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     task_bytes: int = 0
+    dropped: int = 0
     first_shard: int = 0
     threads: int = 1
-    manifest: Mapping[str, Block] = field(default_factory=dict)
+    manifest: Batches | None = None
     news: bool = False
 
     @property

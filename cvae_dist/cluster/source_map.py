@@ -64,9 +64,7 @@ class SourceMap:
     def task(self, span: Span) -> "_CopyShard":
         """Return what makes a shard; its first rows may be published already, and come from the store itself."""
         carried_from = self.grown.location if self.grown is not None and span.new > span.start else None
-        return _CopyShard(
-            self.reader, self._staged, self._interval(span), self.url, self.labelled, span, carried_from
-        )
+        return _CopyShard(self.reader, self._staged, self._interval(span), self.url, self.labelled, span, carried_from)
 
     def identity(self, span: Span) -> bytes:
         """Return what tells the new rows of a span from others, and of which store the rows before them are."""
@@ -109,7 +107,7 @@ class _CopyShard:
             moments = Moments.of(block[self.carried :])
         if not moments.is_finite:
             self._refuse_nonfinite(block, pieces)
-        return Made(blocks, self.interval.dropped, moments)
+        return Made(blocks, moments)
 
     def _carry(self, store: RowStore, blocks: dict[str, Block]) -> None:
         """Put the rows that were published before in front of the new ones."""

@@ -171,7 +171,9 @@ class Output:
             self._lease.check()  # again, as the look at all shards takes its time
             _delete_beyond(store, job.shards)
         command = f"{self._stage} {self._output.name}"
-        return store.publish(job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest)
+        return store.publish(
+            job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest, job.dropped
+        )
 
     def _tell(self, kind: EventKind, done: int, total: int, message: str = "", **values: float) -> None:
         self._on_event(Event(self._stage, kind, done, total, message=message, values=values))
@@ -393,7 +395,7 @@ def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tu
     for key, buffers in encoded.items():
         versions[key] = (region.output / key).write_guarded(*buffers, guard=region.lease.require)
     digests = [Digest.of_shard(buffers) for buffers in encoded.values()]
-    return Records.one(shard.fingerprint, rows, made.dropped, digests), moments
+    return Records.one(shard.fingerprint, rows, digests), moments
 
 
 def _withdraw(store: RowStore) -> None:

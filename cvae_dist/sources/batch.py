@@ -1,7 +1,6 @@
 """The files whose rows one run adds: spooled by the driver, staged beside the shards, read by tasks as intervals."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,8 +10,9 @@ import numpy as np
 
 from cvae_dist.sources.files import Integers
 from cvae_dist.sources.pieces import Pieces
+from cvae_dist.sources.spool import Spool
 from cvae_dist.store.columns import regrouped
-from cvae_dist.store.manifest import Entries
+from cvae_dist.store.manifest import Entries, digest_of, read_spans
 from cvae_dist.store.urls import Location
 
 _FILES = 65_536  # of one object, and in memory at a time
@@ -23,49 +23,43 @@ class Batch:
 
     Attributes
     ----------
-    files, rows : int
-        How many there are; rows that are kept of all of them.
+    files, rows, dropped : int
+        How many there are; rows that are kept of all of them, and rows that are left out.
     """
 
     def __init__(self, entries: Iterable[Entries]) -> None:
-        self.files = self.rows = 0
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the batch
-        self._ends: list[int] = []
-        self._digest = hashlib.blake2b(digest_size=8)
-        for part in regrouped(entries, _FILES):
-            data = _encoded(part)
-            self._digest.update(data)
-            self._spool.write(data)
-            self._ends.append(self._spool.tell())
-            self.files += len(part)
+        self._spool = Spool(Entries)
+        self.rows = self.dropped = 0
+        for part in entries:
+            self._spool.append(part)
             self.rows += int(part.rows.sum())
+            self.dropped += sum(map(_dropped_count, part.dropped))
+        self.files = len(self._spool)
+        self._digest = digest_of(self._spool)
 
     def __iter__(self) -> Iterator[Entries]:
-        """Yield the files again, some at a time."""
-        return map(_decoded, self._objects())
+        """Yield the files, some at a time."""
+        return regrouped(self._spool, _FILES)
 
     def stage(self, folder: Location) -> "StagedBatch":
         """Write the batch where tasks find it, as a few objects that nobody changes."""
         place = self.staged(folder)
-        for number, data in enumerate(self._objects()):
-            (place.place / str(number)).write(data)
+        for number, part in enumerate(self):
+            (place.place / str(number)).write(_encoded(part))
         return place
 
     def staged(self, folder: Location) -> "StagedBatch":
         """Return where :meth:`stage` writes it: named after its content, as an earlier run may have left another."""
-        return StagedBatch(folder / self._digest.hexdigest())
+        return StagedBatch(folder / self._digest)
 
     def cut(self, edges: Integers) -> "list[Interval]":
         """Return which files make the rows between every two neighbouring edges, which are row numbers of the batch."""
         intervals: list[Interval] = []
         hashed, before, base = hashlib.blake2b(digest_size=16), 0, 0
         file = skip = 0
-        dropped = np.zeros(max(1, len(edges) - 1), dtype=np.int64)
         for part in self:
             ends = before + np.cumsum(part.rows)
             starts = ends - part.rows
-            owner = np.clip(np.searchsorted(edges, starts, side="right") - 1, 0, len(dropped) - 1)
-            np.add.at(dropped, owner, [_dropped_count(text) for text in part.dropped])
             while len(intervals) < len(edges) - 1 and edges[len(intervals)] < ends[-1]:
                 start, stop = edges[len(intervals)], edges[len(intervals) + 1]
                 lo, hi = np.searchsorted(ends, start, side="right"), np.searchsorted(starts, stop, side="left")
@@ -75,12 +69,9 @@ class Batch:
                 _update(hashed, part[lo:hi])
                 if stop > ends[-1]:
                     break
-                intervals.append(Interval(file, skip, int(stop - start), 0, hashed.digest()))
+                intervals.append(Interval(file, skip, int(stop - start), hashed.digest()))
             before, base = int(ends[-1]), base + len(part)
-        return [
-            Interval(one.file, one.skip, one.rows, int(left), one.identity)
-            for one, left in zip(intervals, dropped, strict=False)
-        ]
+        return intervals
 
     def pieces(self, rows: int) -> Iterator[Pieces]:
         """Yield all rows, at most so many at a time."""
@@ -88,13 +79,6 @@ class Batch:
             runs = _runs(part)
             for start in range(0, runs.total, rows):
                 yield runs.cut(start, min(start + rows, runs.total))
-
-    def _objects(self) -> Iterator[bytes]:
-        start = 0
-        for end in self._ends:
-            self._spool.seek(start)
-            yield self._spool.read(end - start)
-            start = end
 
 
 @dataclass(frozen=True)
@@ -105,8 +89,6 @@ class Interval:
     ----------
     file, skip, rows : int
         Number of the first file, kept rows of it that come before, and how many rows there are.
-    dropped : int
-        Rows of the source that are left out, of files that begin here.
     identity : bytes
         Tells these rows from others.
     """
@@ -114,7 +96,6 @@ class Interval:
     file: int
     skip: int
     rows: int
-    dropped: int
     identity: bytes
 
 
@@ -147,43 +128,23 @@ def _runs(entries: Entries) -> Pieces:
     if not any(entries.dropped):
         whole = np.zeros(len(entries), dtype=np.int64)
         return Pieces(entries.path, entries.size, entries.version, whole, entries.rows)
-    owner, first, rows = [], [], []
+    runs: list[tuple[int, int, int]] = []  # number of the file, first row and number of rows
     for number, (text, kept) in enumerate(zip(entries.dropped, entries.rows.tolist(), strict=True)):
         start = 0
-        for left, right in dropped_runs(text):
-            if left > start:
-                owner.append(number), first.append(start), rows.append(left - start)
-                kept -= left - start
-            start = right
-        if kept:
-            owner.append(number), first.append(start), rows.append(kept)
-    path, size, version = (values[owner] for values in (entries.path, entries.size, entries.version))
-    return Pieces(path, size, version, np.array(first, dtype=np.int64), np.array(rows, dtype=np.int64))
-
-
-def dropped_runs(text: str) -> list[tuple[int, int]]:
-    """Return runs ``start:stop`` of rows from text such as "3,17-20"."""
-    runs = []
-    for part in filter(None, text.split(",")):
-        start, _, last = part.partition("-")
-        runs.append((int(start), int(last or start) + 1))
-    return runs
-
-
-def dropped_text(rows: Integers) -> str:
-    """Return row numbers, in order, as text that :func:`dropped_runs` reads."""
-    if not len(rows):
-        return ""
-    breaks = np.flatnonzero(np.diff(rows) > 1)
-    starts, stops = rows[np.r_[0, breaks + 1]].tolist(), rows[np.r_[breaks, len(rows) - 1]].tolist()
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))
+        for left, right in read_spans(text).tolist():
+            runs.append((number, start, left - start))
+            kept, start = kept - (left - start), right
+        runs.append((number, start, kept))
+    owner, first, rows = np.array(runs, dtype=np.int64).T
+    files = entries[owner]
+    return Pieces(files.path, files.size, files.version, first, rows)
 
 
 def _dropped_count(text: str) -> int:
-    return sum(stop - start for start, stop in dropped_runs(text)) if text else 0
+    return int(np.diff(read_spans(text)).sum()) if text else 0
 
 
-def _update(hashed: "hashlib._Hash", entries: Entries) -> None:
+def _update(hashed: hashlib.blake2b, entries: Entries) -> None:
     kept = entries[entries.rows > 0]
     for texts in (kept.path, kept.version, kept.dropped):
         hashed.update("\0".join(texts.tolist()).encode())

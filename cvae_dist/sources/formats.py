@@ -10,7 +10,7 @@ from typing import Literal
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.sources.convert import how_to_convert
 from cvae_dist.sources.file_table import FileTable
-from cvae_dist.sources.files import File, Files
+from cvae_dist.sources.files import Files
 from cvae_dist.sources.listing import find_files
 from cvae_dist.sources.npy import npy_reader
 from cvae_dist.sources.options import TableOptions
@@ -115,7 +115,9 @@ def open_source(
 
         return ZarrSource(root, options.array, options.table.id, options.table.carry)
     if options.format == "zarr":
-        raise SourceNotFound(f"there is no Zarr array or group at {root}. Nothing was written; mend the path or --format")
+        raise SourceNotFound(
+            f"there is no Zarr array or group at {root}. Nothing was written; mend the path or --format"
+        )
     suffixes = {suffix for kinds in _SUFFIXES.values() for suffix in kinds}
     folder, found = find_files(root, suffixes)
     kind = _kind(root, found) if options.format == "auto" else options.format
@@ -130,6 +132,8 @@ def _kind(root: Location, found: FileTable) -> Format:
     """Return what the names of the files say that they are."""
     there = {kind: [found.kinds[suffix] for suffix in _SUFFIXES[kind] if suffix in found.kinds] for kind in _PLAIN}
     there = {kind: counts for kind, counts in there.items() if counts}
+    if not there and root.is_file():
+        raise InvalidInput(f"{root} is no file of a kind that can be read. {_remedy(root, found)}")
     if not there:
         raise SourceNotFound(f"there is no file below {root} that can be read. {_remedy(root, found)}")
     if there.keys() == {"npy", "parquet"} and all(
@@ -138,7 +142,8 @@ def _kind(root: Location, found: FileTable) -> Format:
         return "laion"
     if len(there) > 1:
         counted = "; ".join(
-            f"{sum(count for count, _ in counts):,} {kind} files ({counts[0][1]} first)" for kind, counts in there.items()
+            f"{sum(count for count, _ in counts):,} {kind} files ({counts[0][1]} first)"
+            for kind, counts in there.items()
         )
         raise InvalidInput(
             f"{root} holds files of several kinds: {counted}. Nothing was written; say which of them hold the rows, "

@@ -1,4 +1,4 @@
-"""Every file below a place, in order and in bounded memory: on a disk, in an object store, or wherever fsspec reaches."""
+"""Every file below a place, in order and in bounded memory: on a disk, in an object store, wherever fsspec reaches."""
 
 import contextlib
 import itertools
@@ -115,7 +115,7 @@ def _walk(root: str) -> Iterator[str]:
         prefix, rest, ways = pending[-1]
         for name in rest:
             if name in ways:
-                names, below = _scan(f"{root}/{prefix}{name}", ways[name])
+                names, below = _scan(f"{root}/{prefix}{name[:-1]}", ways[name])
                 pending.append((prefix + name, iter(names), below))
                 break
             yield prefix + name

@@ -65,7 +65,7 @@ class NpyReader(FileReader):
     guessed: bool
 
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
-        """Count the rows of every file. Items whose file has the expected size are not looked at before they are read."""
+        """Count the rows of every file. Items are not looked at where the size is the expected one."""
         if not self.schema.one_per_file:
             return super().count(files)
         rows = np.ones(len(files), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What a source of rows is: it lists files without opening them, says how many rows each has, and reads some of them."""
+"""What a source of rows is: it lists files, says how many rows each of them has, and reads some of these."""
 
 import math
 from abc import ABC, abstractmethod
@@ -155,8 +155,9 @@ class FileReader(ABC):
         """Read rows of several files; see :class:`Reader`."""
         parts, start = [], 0
         for file, first, rows in pieces.files(self.root):
-            parts.append(self.read_file(file, first, out[start : start + rows]))
-            start += rows
+            if rows:
+                parts.append(self.read_file(file, first, out[start : start + rows]))
+                start += rows
         return {column.name: np.concatenate([part[column.name] for part in parts]) for column in self.schema.columns}
 
 

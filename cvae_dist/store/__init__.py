@@ -3,6 +3,7 @@
 from cvae_dist.store.layout import STRING, ArrayLayout, Layout
 from cvae_dist.store.lease import Lease, LeaseToken
 from cvae_dist.store.ledger import Digest, Pack, Records
+from cvae_dist.store.manifest import Entries, Manifest
 from cvae_dist.store.moments import Moments
 from cvae_dist.store.row_store import RowStore
 from cvae_dist.store.urls import Location
@@ -11,10 +12,12 @@ __all__ = [
     "STRING",
     "ArrayLayout",
     "Digest",
+    "Entries",
     "Layout",
     "Lease",
     "LeaseToken",
     "Location",
+    "Manifest",
     "Moments",
     "Pack",
     "Records",

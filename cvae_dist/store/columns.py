@@ -12,7 +12,7 @@ Texts = npt.NDArray[np.object_]
 
 
 class Columns:
-    """Rows of a table. A subclass is a frozen dataclass whose fields are arrays of shape (n,)."""
+    """Rows of a table. A subclass is a frozen dataclass whose fields are ``Integers`` and ``Texts`` of shape (n,)."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns().values())))
@@ -26,13 +26,19 @@ class Columns:
         return [field.name for field in fields(cls)]  # type: ignore[arg-type] # every subclass is a dataclass
 
     @classmethod
+    def none(cls) -> Self:
+        """Return no rows."""
+        kinds = (field.type for field in fields(cls))  # type: ignore[arg-type]
+        return cls(*(np.zeros(0, np.int64 if kind == Integers else object) for kind in kinds))
+
+    @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Return the rows of some parts, at least one, one part after the other."""
         if len(parts) == 1:
             return parts[0]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.names()))
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
+    def columns(self) -> dict[str, Any]:
         """Return the arrays by name."""
         return {name: getattr(self, name) for name in self.names()}
 

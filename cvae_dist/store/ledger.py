@@ -44,18 +44,17 @@ class Records:
 
     Attributes
     ----------
-    table : numpy.ndarray, shape (n_shards, 3 + 2 * n_arrays), uint64
-        Of each shard: the fingerprint of what it was made from; rows stored, and rows of the source left out before
-        them; length in bytes and digest of its object in each array.
+    table : numpy.ndarray, shape (n_shards, 2 + 2 * n_arrays), uint64
+        Of each shard: the fingerprint of what it was made from; rows stored; length in bytes and digest of its object in each array.
     """
 
     table: Table
 
     @classmethod
-    def one(cls, fingerprint: int, rows: int, dropped: int, digests: Iterable[Digest]) -> "Records":
+    def one(cls, fingerprint: int, rows: int, digests: Iterable[Digest]) -> "Records":
         """Return the record of one shard."""
         numbers = [number for digest in digests for number in (digest.size, digest.checksum)]
-        return cls(np.array([[fingerprint, rows, dropped, *numbers]], dtype=np.uint64))
+        return cls(np.array([[fingerprint, rows, *numbers]], dtype=np.uint64))
 
     @classmethod
     def none(cls, layout: Layout) -> "Records":
@@ -83,30 +82,25 @@ class Records:
         """Rows of all shards."""
         return int(self.table[:, 1].sum())
 
-    @property
-    def dropped(self) -> int:
-        """Rows of the source that all shards left out."""
-        return int(self.table[:, 2].sum())
-
     def sizes(self, array: int) -> Table:
         """Return the bytes of each shard's object in an array, given by its place in the layout."""
-        return self.table[:, 3 + 2 * array]
+        return self.table[:, 2 + 2 * array]
 
     def digest(self, shard: int, array: int) -> Digest:
         """Return the digest of one shard's object in an array, both given by their place."""
-        size, checksum = self.table[shard, 3 + 2 * array : 5 + 2 * array].tolist()
+        size, checksum = self.table[shard, 2 + 2 * array : 4 + 2 * array].tolist()
         return Digest(size, checksum)
 
 
 def record_width(layout: Layout) -> int:
     """Return the numbers in a record."""
-    return 3 + 2 * len(layout.arrays)
+    return 2 + 2 * len(layout.arrays)
 
 
 def record_fields(layout: Layout) -> list[str]:
     """Name the numbers of a record."""
     digests = [f"{array.name}_{what}" for array in layout.arrays for what in ("bytes", "digest")]
-    return ["fingerprint", "rows", "dropped", *digests]
+    return ["fingerprint", "rows", *digests]
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class ObjectStore(Storage):
             return b""
         with self._errors(path) as store:
             try:
-                options = {"range": (start, stop), **({"if_match": f'"{version}"'} if version else {})}
+                options: Any = {"range": (start, stop), **({"if_match": f'"{version}"'} if version else {})}
                 found = obstore.get(store, path, options=options)
             except obstore.exceptions.PreconditionError:
                 raise Changed(errno.EEXIST, f"{self.url(path)} is not of version {version}") from None

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from cvae_dist.errors import Corrupt
+from cvae_dist.store.columns import Columns
 from cvae_dist.store.layout import (
     STRING,
     ArrayLayout,
@@ -77,8 +78,7 @@ class Publication:
 
     def write(self, name: str, values: Block, dims: tuple[str, ...], **attributes: Any) -> None:
         """Write a whole array that fits in memory."""
-        dtype = STRING if values.dtype.kind in "OUT" else values.dtype.newbyteorder("<").str
-        stored = Stored.of(dtype, values.shape)
+        stored = Stored.of(_code(values), values.shape)
         blocks = (values[first : first + stored.chunk] for first in range(0, len(values), stored.chunk))
         self.write_blocks(name, stored, blocks, dims, **attributes)
 
@@ -86,16 +86,27 @@ class Publication:
         self, name: str, stored: Stored, blocks: Iterator[Block], dims: tuple[str, ...], **attributes: Any
     ) -> None:
         """Write an array that comes in blocks, one for each chunk."""
+        parts = ((name, number, block, stored.chunk) for number, block in enumerate(blocks))
+        self._write_chunks(parts)
+        self._describe(name, stored, dims, attributes)
 
-        def write(part: tuple[int, Block]) -> None:
-            number, block = part
-            key = shard_key(number, len(stored.shape))
-            (self._place / name / key).write(*encode_chunk(block, stored.chunk))
+    def write_columns(self, dtypes: Mapping[str, str], batches: Iterable[Columns], dim: str) -> None:
+        """Write a table whose length nobody knows before: an array for each column, named as ``dtypes`` are, in order.
 
-        for _ in mapped(write, enumerate(blocks)):
-            pass
-        self._write_metadata(f"{self.path}/{name}", self._metadata(name, stored, dims, attributes))
-        self.arrays[name] = stored
+        The first batch is a chunk of each, and so is every other; only the last one may be smaller.
+        """
+        chunk = rows = 0
+
+        def parts() -> Iterator[tuple[str, int, Block, int]]:
+            nonlocal chunk, rows
+            for number, batch in enumerate(batches):
+                chunk, rows = chunk or len(batch), rows + len(batch)
+                for name, values in zip(dtypes, batch.columns().values(), strict=True):
+                    yield name, number, values, chunk
+
+        self._write_chunks(parts())
+        for name, dtype in dtypes.items():
+            self._describe(name, Stored(dtype, (rows,), max(1, chunk)), (dim,), {})
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Block:
         """Return entries ``start:stop`` of an array.
@@ -113,11 +124,31 @@ class Publication:
         block = np.concatenate(list(mapped(lambda chunk: self._read_chunk(name, stored, chunk), range(first, last))))
         return block[start - first * stored.chunk : stop - first * stored.chunk]
 
+    def chunks(self, name: str) -> Iterator[Block]:
+        """Yield an array chunk by chunk; see :meth:`read`."""
+        stored = self.arrays[name]
+        for start in range(0, stored.shape[0], stored.chunk):
+            yield self.read(name, start, min(start + stored.chunk, stored.shape[0]))
+
     def finish(self) -> Mapping[str, Any]:
         """Write the metadata of the subgroup, and return that of all its members by path."""
         for path in (PUBLICATIONS, self.path):
             self._write_metadata(path, group_metadata())
         return self._members
+
+    def _write_chunks(self, parts: Iterable[tuple[str, int, Block, int]]) -> None:
+        """Write chunks: array, number, what it holds, and its rows."""
+
+        def write(part: tuple[str, int, Block, int]) -> None:
+            name, number, block, rows = part
+            (self._place / name / shard_key(number, block.ndim)).write(*encode_chunk(block, rows))
+
+        for _ in mapped(write, parts):
+            pass
+
+    def _describe(self, name: str, stored: Stored, dims: tuple[str, ...], attributes: Mapping[str, Any]) -> None:
+        self._write_metadata(f"{self.path}/{name}", self._metadata(name, stored, dims, attributes))
+        self.arrays[name] = stored
 
     def _write_metadata(self, path: str, data: bytes) -> None:
         (self._group / path / METADATA).write(data)
@@ -142,6 +173,10 @@ class Publication:
         array = ArrayLayout(name, stored.dtype, dims, stored.shape[1:], attributes)
         create_array(objects, array, stored.shape[0], stored.chunk, compressed=True)
         return objects[f"{name}/{METADATA}"].to_bytes()
+
+
+def _code(values: Block) -> str:
+    return STRING if values.dtype.kind in "OUT" else values.dtype.newbyteorder("<").str
 
 
 def mapped(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Iterator[Result]:

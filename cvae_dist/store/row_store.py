@@ -15,15 +15,15 @@ from cvae_dist.store.foreign import describe
 from cvae_dist.store.layout import STRING, Block, Layout, decode_chunk, group_metadata
 from cvae_dist.store.ledger import Journal, Records, record_fields, record_width
 from cvae_dist.store.lineage import digest_bytes, digest_json, history_line, versions
+from cvae_dist.store.manifest import Batches, Manifest, digest_of, manifest_of, write_manifest
 from cvae_dist.store.moments import STATISTICS, Moments
 from cvae_dist.store.publication import METADATA, PUBLICATIONS, Publication, Stored, mapped
 from cvae_dist.store.reader import RowReader
 from cvae_dist.store.urls import Changed, Location, StorageOptions
 
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
-_VERSION = 3  # of the format: what lies where in the group
+_VERSION = 4  # of the format: what lies where in the group
 _SHOWN = ("mean", "std", "min", "max")  # statistics of every feature, as a publication holds them
-_MANIFEST = "manifest_"  # how the names of the manifest's arrays begin
 _MAKERS = {"rows": "cvae-dist ingest SOURCE STORE", "latents": "cvae-dist embed STORE MODEL LATENTS"}  # by kind
 
 
@@ -309,11 +309,9 @@ class RowStore:
             for number, table in enumerate(tables, first):
                 yield Moments(min(size, self.rows - number * size), *table)
 
-    def manifest(self) -> dict[str, Block]:
-        """Return the published source manifest: arrays over ``piece``, empty when the store has none."""
-        publication = self.publication
-        names = [name for name in publication.arrays if name.startswith(_MANIFEST)]
-        return {name.removeprefix(_MANIFEST): publication.read(name) for name in names}
+    def manifest(self) -> Manifest | None:
+        """Return the files that the published rows came from; None where the store was made of none."""
+        return manifest_of(self.publication, self.rows)
 
     def publish(
         self,
@@ -322,13 +320,15 @@ class RowStore:
         moments: Iterable[Moments],
         lineage: Mapping[str, Any],
         command: str,
-        manifest: Mapping[str, Block],
+        manifest: Batches | None = None,
+        dropped: int = 0,
     ) -> Self:
         """Make the first ``rows`` rows visible, every shard of which must have been written.
 
-        ``records`` are those of all shards, and ``moments`` those of every pack, in order. All that describes the
-        rows comes first, in a subgroup of its own. One last conditional write of the group shows readers all the new
-        rows at once. After an interruption the next publication finishes it.
+        ``records`` are those of all shards, and ``moments`` those of every pack, in order. ``manifest`` is called
+        twice: for the name of the publication, and for what is written. ``dropped`` rows of the source were left out.
+        All that describes the rows comes first, in a subgroup of its own. One last conditional write of the group
+        shows readers all the new rows at once. After an interruption the next publication finishes it.
 
         Raises
         ------
@@ -336,16 +336,17 @@ class RowStore:
             Another driver has taken the store over.
         """
         fingerprint = _fingerprint(records)
-        publication = Publication(self.location, _name(fingerprint, rows, manifest), {})
+        name = _name(fingerprint, rows, digest_of(manifest()) if manifest else "")
+        publication = Publication(self.location, name, {})
         total = self._write_moments(publication, len(records), moments)
         dim = self.layout.arrays[0].dims[-1:] if self.layout.arrays[0].shape else ("statistic",)
         for name, values in zip(_SHOWN, (total.mean, total.std, total.minimum, total.maximum), strict=True):
             publication.write(name, values, dim, long_name=f"{name} of {self.main} over sample")
         publication.write("record", records.table, ("shard", "field"), fields=record_fields(self.layout))
-        for name, values in manifest.items():
-            publication.write(_MANIFEST + name, values, (name if name == "dropped" else "piece",))
+        if manifest:
+            write_manifest(publication, manifest())
         document = {
-            **self.document, "published": True, "rows": rows, "dropped": records.dropped, "fingerprint": fingerprint,
+            **self.document, "published": True, "rows": rows, "dropped": dropped, "fingerprint": fingerprint,
             "lineage": {**lineage, "versions": versions()}, "publication": publication.path.rpartition("/")[2],
             "arrays": {name: asdict(stored) for name, stored in publication.arrays.items()},
             "previous": self.document.get("publication", ""),
@@ -458,6 +459,7 @@ class RowStore:
                 raise ValueError(f"its ledger has shape {arrays['record'].shape}, for {shards} shards")
             if self.published and any(arrays[shown].shape != (self.n_features,) for shown in _SHOWN):
                 raise ValueError(f"its statistics are not those of {self.n_features} features")
+            manifest_of(self.publication, self.rows)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InvalidInput(
                 f"{self.location} says that it is a store made by cvae-dist, but its description is damaged or forged "
@@ -470,12 +472,6 @@ def _fingerprint(records: Records) -> str:
     return digest_bytes(records.table.astype("<u8").tobytes())
 
 
-def _name(fingerprint: str, rows: int, manifest: Mapping[str, Block]) -> str:
+def _name(fingerprint: str, rows: int, manifest: str) -> str:
     """Return the name of a publication, which no other one has: 64 bits of what it holds, as hex."""
-    parts = [f"{name} {len(values)} {_digest(values)}" for name, values in manifest.items()]
-    return digest_bytes(" ".join([fingerprint, str(rows), *parts]).encode())[:16]
-
-
-def _digest(values: Block) -> str:
-    data = "\0".join(values.tolist()).encode() if values.dtype.kind in "OUT" else values.tobytes()
-    return digest_bytes(data)
+    return digest_bytes(f"{fingerprint} {rows} {manifest}".encode())[:16]

@@ -1,39 +1,44 @@
 """The verb ``ingest``: rows from a source into a Zarr store with statistics."""
 
+import itertools
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cvae_dist.cluster import Job, Made, Output, Span, StoreResult, map_regions, reused_block
-from cvae_dist.errors import InvalidInput, SettingsChanged, SourceNotFound
+from cvae_dist.cluster import Job, Output, SourceMap, StoreResult, map_regions
+from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import (
     BadFile,
     BadFiles,
     Batch,
     Changes,
-    File,
+    Column,
+    FileOptions,
+    Files,
+    FileTable,
     Format,
-    Interval,
     Pieces,
     Reader,
     RowsPerFile,
     Schema,
     Source,
-    StagedBatch,
+    TableOptions,
     compare,
+    file_name,
+    merged,
     open_source,
 )
-from cvae_dist.sources.batch import dropped_text
-from cvae_dist.store import STRING, ArrayLayout, Layout, Location, Moments, RowStore
-from cvae_dist.store.layout import Block, shard_bytes_at
+from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
+from cvae_dist.store.columns import Integers
+from cvae_dist.store.layout import shard_bytes_at
+from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
-from cvae_dist.store.manifest import Entries, merged
+from cvae_dist.store.manifest import Batches, Entries, as_spans
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
@@ -156,7 +161,9 @@ def ingest(
     ):
         _require_choice(name, value, choices)
     if max_bad is not None and bad == "raise":
-        raise InvalidInput("max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written")
+        raise InvalidInput(
+            "max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written"
+        )
     place = Location.of(store, storage_options, fsync)
     options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
     if source_storage_options is None and _protocol(source) == _protocol(store):
@@ -213,7 +220,8 @@ class _Run:
         settings = {**reader.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
         if grown is not None:  # told before anything is compared with a manifest made otherwise
             grown.require_settings("rows", settings)
-        changes = compare(self.source.list(), grown.manifest().batches() if grown is not None else ())
+        known = _known(grown)
+        changes = compare(self.source.list(), known())
         self._require_unchanged(changes, grown)
         published = grown.rows if grown is not None else 0
         batch, bad = self._batch(reader, changes, skipped, published)
@@ -236,9 +244,10 @@ class _Run:
             stage=shards.stage,
             lineage={"source": without_credentials(self.source.url)},
             task_bytes=16_000_000,
+            dropped=batch.dropped + (int(grown.document["dropped"]) if grown is not None else 0),
             first_shard=first_shard,
             threads=self._threads(reader.schema),
-            manifest=lambda: merged(grown.manifest().batches() if grown is not None else (), batch),
+            manifest=lambda: merged(known(), batch),
             news=self._is_news(batch, bad, grown),
         )
         return _Planned(job, batch.files, len(bad))
@@ -254,8 +263,7 @@ class _Run:
         raise self._refusal(problems)
 
     def _models(self, grown: RowStore | None) -> Iterator[Files]:
-        known = grown.manifest().batches() if grown is not None else ()
-        for entries in known:
+        for entries in _known(grown)():
             read = entries[entries.rows > 0]
             if len(read):
                 yield Files(read.path, read.size, read.version)[:1]
@@ -273,7 +281,9 @@ class _Run:
         bad: list[BadFile] = []
         batch = Batch(_counted(reader, changes.new, skipped, bad, published))
         for problem in bad:
-            self.on_event(Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}"))
+            self.on_event(
+                Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}")
+            )
         allowed = 0 if self.bad == "raise" else len(bad) if self.max_bad is None else self.max_bad
         if len(bad) > allowed:
             raise self._refusal(bad)
@@ -316,11 +326,11 @@ class _Run:
                 f"{grown.location} was made from {before}, and {now} holds none of its files. Nothing was changed; "
                 "name the same source, write to another store, or use --overwrite to make it anew"
             )
-        for what, paths in (("changed", changes.changed), ("been deleted", changes.deleted)):
-            if len(paths):
+        for what, files in (("changed", changes.changed), ("been deleted", changes.deleted)):
+            if len(files):
                 raise SettingsChanged(
-                    f"{len(paths):,} files that {grown.location} was made from have {what} since: "
-                    f"{_some(paths)}. Nothing was changed; write to another store, or use --overwrite to make it anew"
+                    f"{len(files):,} files that {grown.location} was made from have {what} since: "
+                    f"{_some(files)}. Nothing was changed; write to another store, or use --overwrite to make it anew"
                 )
         if changes.unchanged and len(changes.new):
             message = f"{len(changes.new):,} files are new, {changes.unchanged:,} unchanged"
@@ -330,10 +340,8 @@ class _Run:
         """Whether the manifest changes though no row may be new: files are bad, or empty, that were not before."""
         if grown is None or batch.rows:
             return True
-        known = {}
-        for entries in grown.manifest().batches():
-            known |= {entry[:3]: entry for entry in entries[entries.rows == 0].tuples()}
-        return any(known.get(entry[:3]) != entry for entries in batch for entry in entries.tuples())
+        known = {row for entries in _known(grown)() for row in _without_rows(entries)}
+        return any(row not in known for entries in batch for row in _without_rows(entries))
 
     def _threads(self, schema: Schema) -> int:
         """Return how many threads serve: reads, arithmetic and writes overlap, and object stores make writers wait."""
@@ -390,7 +398,7 @@ def _without(batch: Batch, dropped: Mapping[str, Integers], start: int) -> Itera
     for entries in batch:
         numbers = [dropped.get(path) for path in entries.path]
         rows = entries.rows - np.array([0 if one is None else len(one) for one in numbers], dtype=np.int64)
-        texts = np.array(["" if one is None else dropped_text(one) for one in numbers], dtype=object)
+        texts = np.array(["" if one is None else as_spans(one) for one in numbers], dtype=object)
         yield replace(entries, start=start + np.cumsum(rows) - rows, rows=rows, dropped=texts)
         start += int(rows.sum())
 
@@ -413,6 +421,18 @@ def _nonfinite_rows(scan: _Scan) -> dict[str, Integers]:
     return {path: np.array(rows, dtype=np.int64) for path, rows in found.items()}
 
 
-def _some(paths: Iterable[str]) -> str:
-    named = list(islice(paths, _NAMED + 1))
+def _without_rows(entries: Entries) -> Iterator[tuple[str, int, str, str]]:
+    """Yield path, size, version and status of files that have no rows in the store."""
+    empty = entries[entries.rows == 0]
+    return zip(empty.path, empty.size.tolist(), empty.version, empty.status, strict=True)
+
+
+def _known(store: RowStore | None) -> Batches:
+    """Return what yields the files that a published store was made from."""
+    manifest = store.manifest() if store is not None else None
+    return manifest.batches if manifest is not None else lambda: ()
+
+
+def _some(files: Iterable[Entries]) -> str:
+    named = list(islice(itertools.chain.from_iterable(part.path.tolist() for part in files), _NAMED + 1))
     return ", ".join(named[:_NAMED]) + (", ..." if len(named) > _NAMED else "")

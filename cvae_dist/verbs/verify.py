@@ -13,6 +13,7 @@ from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.files import PRIORS, WEIGHTS, is_model, prior_files, read_description
 from cvae_dist.store import Digest, Layout, Location, Moments, Records, RowStore
 from cvae_dist.store.lineage import digest_bytes
+from cvae_dist.store.manifest import read_spans
 from cvae_dist.store.publication import mapped
 from cvae_dist.store.urls import StorageOptions
 
@@ -176,16 +177,34 @@ def _whole_problems(store: RowStore, records: Records) -> Iterator[Problem]:
     yield from _metadata_problems(store)
     for name in store.publication.arrays:
         try:
-            store.publication.read(name)
+            for _ in store.publication.chunks(name):
+                pass
         except Corrupt as error:
             yield Problem(name, None, str(error))
             return  # all that follows rests on it
     if records.rows != store.rows:
         yield Problem("record", None, f"its shards have {records.rows:,} rows, the store {store.rows:,}")
-    manifest = store.manifest()
-    if manifest and int(manifest["rows"].sum()) - len(manifest["dropped"]) != store.rows:
-        yield Problem("manifest", None, f"its pieces do not make the {store.rows:,} rows of the store")
+    yield from _manifest_problems(store)
     yield from _statistics_problems(store)
+
+
+def _manifest_problems(store: RowStore) -> Iterator[Problem]:
+    """Compare the rows of all files with those of the store, and the rows that were left out."""
+    manifest = store.manifest()
+    if manifest is None:
+        return
+    rows = dropped = 0
+    try:
+        for entries in manifest.batches():
+            rows += int(entries.rows.sum())
+            dropped += sum(int(np.diff(read_spans(text)).sum()) for text in entries.dropped if text)
+    except ValueError as error:
+        yield Problem("manifest", None, str(error))
+        return
+    if rows != store.rows:
+        yield Problem("manifest", None, f"its files do not make the {store.rows:,} rows of the store")
+    if dropped != store.document["dropped"]:
+        yield Problem("manifest", None, f"it leaves out {dropped:,} rows, the store {store.document['dropped']:,}")
 
 
 def _metadata_problems(store: RowStore) -> Iterator[Problem]:

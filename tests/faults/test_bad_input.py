@@ -171,7 +171,7 @@ def test_file_cut_while_it_is_read_is_named(
     for name in "abc":
         np.save(tree / f"{name}.npy", np.ones((9, 5), np.float32))
     after_listing(monkeypatch, lambda: (tree / "b.npy").write_bytes((tree / "b.npy").read_bytes()[:-1]))
-    with pytest.raises(InvalidInput, match=r"b\.npy (was changed after it was listed|gave 0 bytes)"):
+    with pytest.raises(InvalidInput, match=r"b\.npy became shorter while it was read"):
         ingest(tree, tmp_path / "store", rows_per_file=rows_per_file)
 
 
@@ -253,7 +253,6 @@ def test_nonfinite_row_of_its_own_file(tmp_path: Path, dtype: str) -> None:
     assert (result.rows, result.dropped, store.document["dropped"]) == (13, 2, 2)
     assert store.read("x")[:, 0].tolist() == good
     assert store.read("id").tolist() == [f"{number:02d}.npy" for number in good]
-    assert store.records().dropped == 2
 
 
 def test_dropped_rows_are_counted_once_as_a_store_grows(tmp_path: Path) -> None:
@@ -269,7 +268,7 @@ def test_dropped_rows_are_counted_once_as_a_store_grows(tmp_path: Path) -> None:
         result = ingest(tree, tmp_path / "store", nonfinite="drop")
         store = RowStore.open(str(tmp_path / "store"))
         assert result.dropped == 2 * (number + 1)
-        assert store.records().dropped == result.dropped
+        assert store.document["dropped"] == result.dropped
         np.testing.assert_array_equal(store.read("x"), np.concatenate(kept))
         assert verify(str(tmp_path / "store")).ok
     assert ingest(tree, tmp_path / "store", nonfinite="drop").nothing_to_do
@@ -304,13 +303,13 @@ def test_missing_source_and_empty_tree(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="there is no directory or file .*nowhere"):
         ingest(tmp_path / "nowhere", tmp_path / "store")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceNotFound, match=r"no \.npy file below"):
+    with pytest.raises(SourceNotFound, match=r"no file below .* that can be read"):
         ingest(tmp_path / "empty", tmp_path / "store")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InvalidInput, match=r"notes.txt is no \.npy file"):
+    with pytest.raises(InvalidInput, match=r"notes.txt is no file of a kind that can be read"):
         ingest(tmp_path / "notes.txt", tmp_path / "store")
-    with pytest.raises(InvalidInput, match="not a local directory"):
-        ingest("memory://tree", tmp_path / "store")
+    with pytest.raises(SourceNotFound, match="there is no directory or file memory://.*nowhere"):
+        ingest("memory://nowhere", tmp_path / "store")
     assert not (tmp_path / "store").exists()
     assert not list(tmp_path.glob("*.lease"))
 
@@ -397,7 +396,7 @@ def test_changed_source_file(tmp_path: Path) -> None:
     ingest(tree, store)
     before = snapshot(store)
     np.save(tree / "03.npy", GOOD - 1)
-    with pytest.raises(SettingsChanged, match=r"1 files that .* was made from have changed since, 03\.npy first"):
+    with pytest.raises(SettingsChanged, match=r"1 files that .* was made from have changed since: 03\.npy"):
         ingest(tree, store)
     assert snapshot(store) == before
     ingest(tree, store, overwrite=True)

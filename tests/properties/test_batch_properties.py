@@ -1,16 +1,13 @@
 """Batches of files, cut into intervals, against a model that lists every row."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvae_dist.sources import Batch, Pieces, batch
-from cvae_dist.sources.batch import dropped_runs, dropped_text
 from cvae_dist.store import Location
-from cvae_dist.store.manifest import Entries
+from cvae_dist.store.manifest import Entries, as_spans, read_spans
 
 Row = tuple[str, int]
 
@@ -26,7 +23,7 @@ def entries(draw: st.DrawFn) -> tuple[Entries, list[Row]]:
     out = [sorted(draw(st.sets(st.integers(0, count - 1)))) if count else [] for count in held.tolist()]
     names = np.array([f"f{number}" for number in range(len(held))], dtype=object)
     rows = held - np.array([len(one) for one in out], dtype=np.int64)
-    texts = np.array([dropped_text(np.array(one, dtype=np.int64)) for one in out], dtype=object)
+    texts = np.array([as_spans(np.array(one, dtype=np.int64)) for one in out], dtype=object)
     blank = np.full(len(held), "", dtype=object)
     model = [
         (name, row)
@@ -44,7 +41,9 @@ def listed(pieces: Pieces) -> list[Row]:
 
 @settings(max_examples=200, deadline=None)
 @given(entries(), st.data())
-def test_intervals(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Entries, list[Row]], data: st.DataObject) -> None:
+def test_intervals(
+    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Entries, list[Row]], data: st.DataObject
+) -> None:
     files, model = drawn
     whole = Batch([files])
     assert (whole.files, whole.rows) == (len(files), len(model))
@@ -58,8 +57,8 @@ def test_intervals(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Entrie
         assert listed(pieces) == model[start:stop]
         assert (pieces.rows > 0).all()
         assert pieces.version.tolist() == [path + "v" for path in pieces.path]
-    left = sum(stop - start for text in files.dropped for start, stop in dropped_runs(text))
-    assert sum(interval.dropped for interval in cut) == (left if len(edges) > 1 else 0)
+    left = sum(stop - start for text in files.dropped for start, stop in read_spans(text))
+    assert whole.dropped == left
     assert [row for part in whole.pieces(2) for row in listed(part)] == model
 
 
@@ -77,9 +76,3 @@ def test_identities_tell_rows_apart(drawn: tuple[Entries, list[Row]], data: st.D
         changed[column][number] = other
         (interval,) = Batch([Entries(**changed)]).cut(edges)
         assert interval.identity not in seen
-
-
-@given(st.sets(st.integers(0, 30)))
-def test_dropped_rows_as_text(rows: set[int]) -> None:
-    numbers = np.array(sorted(rows), dtype=np.int64)
-    assert [row for start, stop in dropped_runs(dropped_text(numbers)) for row in range(start, stop)] == sorted(rows)

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,9 +33,8 @@ def files(*paths: str) -> Files:
 
 
 def listed(table: FileTable) -> list[tuple[str, int, str]]:
-    return [
-        row for batch in table.batches() for row in zip(*(v.tolist() for v in batch.columns().values()), strict=True)
-    ]
+    batches = ([values.tolist() for values in batch.columns().values()] for batch in table.batches())
+    return [row for columns in batches for row in zip(*columns, strict=True)]
 
 
 @pytest.fixture
@@ -145,9 +145,7 @@ def test_no_room_for_a_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_temporary_file_has_no_name_and_is_closed(
-    tmp_path: "os.PathLike[str]", monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_temporary_file_has_no_name_and_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = len(os.listdir("/proc/self/fd"))
     table = FileTable.of(files(*"abcdefgh"))

@@ -18,19 +18,19 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def record(shard: int = 0, rows: int = 4) -> Records:
-    return Records.one(2**64 - 1 - shard, rows, 5, (Digest(2**40, 7), Digest(1, 2**32 - 1 - shard)))
+    return Records.one(2**64 - 1 - shard, rows, (Digest(2**40, 7), Digest(1, 2**32 - 1 - shard)))
 
 
 def test_records_of_neighbouring_shards() -> None:
     records = Records.joined([Records.none(LAYOUT), record(0), Records.joined([record(1), record(2, 3)])])
-    assert (len(records), records.rows, records.dropped) == (3, 11, 15)
+    assert (len(records), records.rows) == (3, 11)
     assert records.fingerprints.tolist() == [2**64 - 1, 2**64 - 2, 2**64 - 3]
     assert (records.sizes(0).tolist(), records.sizes(1).tolist()) == ([2**40] * 3, [1] * 3)
     assert (records.digest(2, 0), records.digest(2, 1)) == (Digest(2**40, 7), Digest(1, 2**32 - 3))
     assert records[1:].table.tolist() == records.table[1:].tolist()
     assert records.table.dtype == np.uint64
     fields = record_fields(LAYOUT)
-    assert fields == ["fingerprint", "rows", "dropped", "x_bytes", "x_digest", "id_bytes", "id_digest"]
+    assert fields == ["fingerprint", "rows", "x_bytes", "x_digest", "id_bytes", "id_digest"]
     assert records.table.shape == (3, record_width(LAYOUT)) == (3, len(fields))
 
 
@@ -66,7 +66,7 @@ def test_any_changed_byte_makes_it_no_pack(journal: Journal, tmp_path: Path) -> 
 
 def test_a_whole_pack_of_other_arrays_is_none(journal: Journal, tmp_path: Path) -> None:
     narrow = Journal(Location.of(tmp_path), Layout(4, 2, LAYOUT.arrays[:1]))
-    narrow.write(0, Pack(Records.one(1, 4, 0, [Digest(5, 6)]), Moments.of(BLOCK)))
+    narrow.write(0, Pack(Records.one(1, 4, [Digest(5, 6)]), Moments.of(BLOCK)))
     assert narrow.read(0) is not None
     assert journal.read(0) is None
 

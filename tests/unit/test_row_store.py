@@ -59,9 +59,11 @@ def test_statistics_and_manifest(store: RowStore) -> None:
     np.testing.assert_allclose(moments.std, np.arange(10).std())
     assert (moments.minimum.tolist(), moments.maximum.tolist()) == ([0] * 4, [9] * 4)
     manifest = store.manifest()
-    assert manifest["path"].tolist() == [f"{n}.npy" for n in range(10)]
-    assert manifest["rows"].tolist() == [1] * 10
-    assert manifest["dropped"].tolist() == []
+    assert manifest is not None
+    (entries,) = manifest.batches()
+    assert entries.path.tolist() == [f"{n}.npy" for n in range(10)]
+    assert (entries.start.tolist(), entries.rows.tolist()) == (list(range(10)), [1] * 10)
+    assert {*entries.dropped, *entries.status, *entries.detail} == {""}
 
 
 def test_xarray_opens_it_with_coordinates(store: RowStore) -> None:
@@ -72,7 +74,7 @@ def test_xarray_opens_it_with_coordinates(store: RowStore) -> None:
         assert dataset["x"].attrs["item_shape"] == [2, 2]
 
 
-@pytest.mark.parametrize("version", [None, 1, 2, 4])
+@pytest.mark.parametrize("version", [None, 1, 2, 3, 5])
 def test_a_store_in_the_format_of_another_release_is_refused_by_name(
     store: RowStore, tmp_path: Path, version: int | None
 ) -> None:
@@ -83,7 +85,7 @@ def test_a_store_in_the_format_of_another_release_is_refused_by_name(
         del group["attributes"]["cvae_dist"]["version"]
     file.write_text(json.dumps(group))
     for use in (lambda: RowStore.open(store.url), lambda: ingest(tmp_path / "tree", store.url, overwrite=True)):
-        with pytest.raises(InvalidInput, match=rf"in format {version or 1}, but .* format 3"):
+        with pytest.raises(InvalidInput, match=rf"in format {version or 1}, but .* format 4"):
             use()
     assert json.loads(file.read_text()) == group
 
@@ -100,9 +102,14 @@ def test_the_chunks_of_a_publication_are_read_and_checked(store: RowStore, tmp_p
     publication = tmp_path / "store" / store.publication.path
     assert store.publication.arrays.keys() == {
         "mean", "std", "min", "max", "record",
-        "manifest_path", "manifest_first", "manifest_rows", "manifest_size", "manifest_modified", "manifest_dropped",
+        "manifest_path", "manifest_size", "manifest_version", "manifest_start", "manifest_rows", "manifest_dropped",
+        "manifest_status", "manifest_detail",
     }  # fmt: skip
-    uses = {"record/c/0/0": RowStore.records, "mean/c/0": RowStore.statistics, "manifest_path/c/0": RowStore.manifest}
+    uses: dict[str, Callable[[RowStore], object]] = {
+        "record/c/0/0": RowStore.records,
+        "mean/c/0": RowStore.statistics,
+        "manifest_path/c/0": lambda store: list((store.manifest() or pytest.fail("it has none")).batches()),
+    }
     for key, use in uses.items():
         use(RowStore.open(store.url))
         data = (publication / key).read_bytes()
@@ -183,6 +190,11 @@ FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "ledger without chunks": lambda ours: ours["arrays"]["record"].update(chunk=0),
     "statistics of other width": lambda ours: ours["arrays"]["std"].update(shape=[10**12]),
     "no statistics": lambda ours: ours["arrays"].pop("max"),
+    "manifest without sizes": lambda ours: ours["arrays"].pop("manifest_size"),
+    "manifest of other dtype": lambda ours: ours["arrays"]["manifest_path"].update(dtype="<i8"),
+    "manifest of other columns": lambda ours: ours["arrays"].update(manifest_x=ours["arrays"]["manifest_path"]),
+    "manifest of two lengths": lambda ours: ours["arrays"]["manifest_rows"].update(shape=[11]),
+    "manifest of two chunks": lambda ours: ours["arrays"]["manifest_rows"].update(chunk=9),
     "settings of another kind": lambda ours: ours.update(settings=3),
     "no lineage": lambda ours: ours.pop("lineage"),
     "no fingerprint": lambda ours: ours.pop("fingerprint"),
