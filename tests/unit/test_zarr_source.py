@@ -19,6 +19,7 @@ from cvae_dist.sources.files import BadFile, Files
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.sources.zarr_array import ZarrReader, ZarrSource, fits
 from cvae_dist.store import Location, RowStore
+from cvae_dist.verbs.ingest import ingest
 from tests.servers import serve
 
 pytestmark = [
@@ -369,8 +370,6 @@ def test_on_an_object_store(tmp_path: Path, rows: np.ndarray, where: str, layout
 
 
 def test_our_own_store_needs_no_ingest(tmp_path: Path, digits_tree: Path) -> None:
-    from cvae_dist.verbs.ingest import ingest
-
     store = Location.of(tmp_path / "store")
     assert fits(store, None) is None
     ingest(digits_tree, tmp_path / "store", rows_per_file="one")
