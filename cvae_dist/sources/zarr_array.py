@@ -54,7 +54,7 @@ class ZarrSource:
     """Rows along the first axis of an array.
 
     Every run of rows whose chunks (or shards) lie side by side is listed as a file: ``rows/000000000000000`` is the one
-    that begins with row 0. Its version is a digest of the names, sizes and versions of its objects and of what the
+    that begins with row 0. Its version is a digest of its number of rows, of its objects as listed, and of what the
     metadata says of them. It stays the same while the array grows, but for that of a last block that was not full.
 
     Attributes
@@ -89,7 +89,7 @@ class ZarrSource:
         files = Files(
             np.array([f"{_ENTRY}{start:0{_DIGITS}d}" for start in starts], dtype=object),
             np.array(sizes, dtype=np.int64),
-            np.array([_version(rows, names, found) for names in blocks], dtype=object),
+            np.array([_version(rows, number, found) for number in range(len(blocks))], dtype=object),
         )
         return FileTable.of(files)
 
@@ -288,9 +288,9 @@ def _decoded(rows: ArrayMetadata, files: Mapping[str, File], run: _Run) -> Block
 @lru_cache(maxsize=256)
 def _objects(rows: ArrayMetadata, path: str, version: str) -> dict[str, File]:
     """Return the objects of an entry, which have to be those that were listed."""
-    names = _names(rows, int(path.removeprefix(_ENTRY)) // rows.block_shape[0])
-    files = _look(rows.place, names)
-    if _version(rows, names, files) != version:
+    number = int(path.removeprefix(_ENTRY)) // rows.block_shape[0]
+    files = _look(rows.place, _names(rows, number))
+    if _version(rows, number, files) != version:
         raise BadFile(path, "changed", "was changed after it was listed: another object, or other metadata")
     return files
 
@@ -300,11 +300,14 @@ def _names(rows: ArrayMetadata, number: int) -> list[str]:
     return [rows.key((number, *rest)) for rest in itertools.product(*map(range, rows.blocks[1:]))]
 
 
-def _version(rows: ArrayMetadata, names: Sequence[str], files: Mapping[str, File]) -> str:
+def _version(rows: ArrayMetadata, number: int, files: Mapping[str, File]) -> str:
+    """Return the version of a block of rows: it follows its objects, their meaning, and how many rows are in use."""
+    names, step = _names(rows, number), rows.block_shape[0]
     lines = [f"{name} {files[name].size} {files[name].version}" for name in names if name in files]
+    used = min(step, rows.array.shape[0] - number * step)
     lacking = [name for name in names if name not in files]
     lacks = f"{_LACKS}{len(lacking):,} of {len(names):,} objects ({lacking[0]} first)" if lacking else ""
-    return digest_bytes("\n".join([rows.digest, *lines]).encode()) + lacks
+    return digest_bytes("\n".join([rows.digest, str(used), *lines]).encode()) + lacks
 
 
 def _look(place: Location, names: Sequence[str]) -> dict[str, File]:

@@ -187,6 +187,10 @@ def test_a_growing_array_keeps_its_blocks(tmp_path: Path, form: int) -> None:
     assert after.path[:5].tolist() == before.path.tolist()
     assert (after.version[:5] == before.version).tolist() == [True] * 4 + [False]  # the last one was not full
     assert opened(source(place))[0].count(after)[0].tolist() == [5] * 6 + [3]
+    made.resize((34, 2))  # a row more in a block whose object stays as it is
+    (longer,) = source(place).list().batches()
+    assert (longer.version == after.version).tolist() == [True] * 6 + [False]
+    made.resize((33, 2))
     made[7] = 5
     (changed,) = source(place).list().batches()
     assert (changed.version == after.version).tolist() == [True, False] + [True] * 5
