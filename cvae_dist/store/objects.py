@@ -112,6 +112,14 @@ class ObjectStore(Storage):
                 return int(obstore.head(store, path)["size"])
         return None
 
+    def entry(self, path: str) -> Entry | None:
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError), self._errors(path) as store:
+            found = obstore.head(store, path)
+            return Entry(path, int(found["size"]), unquoted(found["e_tag"]))
+        return None
+
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         return self._put(path, self.joined(buffers), "overwrite")
 

@@ -74,6 +74,11 @@ class Storage(ABC):
     def size(self, path: str) -> int | None:
         """Return the size of an object in bytes, None where there is none."""
 
+    def entry(self, path: str) -> Entry | None:
+        """Return what a listing says of one object, its whole path as the name; None where there is none."""
+        size = self.size(path)
+        return None if size is None else Entry(path, size, self.version(path))
+
     def ends_before(self, path: str, start: int | None, error: Exception) -> bool:
         """Whether a range was refused because the object has no byte there."""
         if start is None or not any(mark in str(error) for mark in _BEYOND):
