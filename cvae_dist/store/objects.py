@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import operator
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOptions, client_errors, unquoted
+from cvae_dist.store.storage import Buffer, Changed, Entry, Page, Storage, StorageOptions, client_errors, unquoted
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -41,6 +42,7 @@ _PART = 64_000_000
 _WORTH_KEEPING = 1_000_000  # bytes of an object, from which a thread keeps the memory it was put together in
 _LIST_AGAIN = 4  # times in a row that a list which broke off goes on
 _LIST_PAUSE = 0.5  # seconds
+_LISTED = operator.itemgetter("path", "size", "e_tag")
 _thread = threading.local()
 _CLIENT = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRIES = {
@@ -142,11 +144,15 @@ class ObjectStore(Storage):
             return unquoted(obstore.head(store, path)["e_tag"])
 
     def list(self, path: str) -> Iterator[Entry]:
+        for page in self.pages(path):
+            yield from map(Entry, *page)
+
+    def pages(self, path: str) -> Iterator[Page]:
         prefix, start = f"{path}/" if path else "", len(path) + bool(path)
         with self._errors(path) as store:
             for page in _pages(store, prefix):
-                for one in page:
-                    yield Entry(one["path"][start:], one["size"], unquoted(one["e_tag"]))
+                names, sizes, versions = zip(*map(_LISTED, page), strict=True)
+                yield Page([name[start:] for name in names], list(sizes), list(map(unquoted, versions)))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore

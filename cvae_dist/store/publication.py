@@ -124,7 +124,7 @@ class Publication:
         block = np.concatenate(list(mapped(lambda chunk: self._read_chunk(name, stored, chunk), range(first, last))))
         return block[start - first * stored.chunk : stop - first * stored.chunk]
 
-    def chunks(self, name: str) -> Iterator[Block]:
+    def blocks(self, name: str) -> Iterator[Block]:
         """Yield an array chunk by chunk; see :meth:`read`."""
         stored = self.arrays[name]
         for start in range(0, stored.shape[0], stored.chunk):
