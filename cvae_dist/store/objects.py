@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import functools
-import operator
+import itertools
 import os
 import threading
 import time
@@ -42,7 +42,6 @@ _PART = 64_000_000
 _WORTH_KEEPING = 1_000_000  # bytes of an object, from which a thread keeps the memory it was put together in
 _LIST_AGAIN = 4  # times in a row that a list which broke off goes on
 _LIST_PAUSE = 0.5  # seconds
-_LISTED = operator.itemgetter("path", "size", "e_tag")
 _thread = threading.local()
 _CLIENT = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRIES = {
@@ -151,8 +150,8 @@ class ObjectStore(Storage):
         prefix, start = f"{path}/" if path else "", len(path) + bool(path)
         with self._errors(path) as store:
             for page in _pages(store, prefix):
-                names, sizes, versions = zip(*map(_LISTED, page), strict=True)
-                yield Page([name[start:] for name in names], list(sizes), list(map(unquoted, versions)))
+                versions = map(str.strip, (str(one["e_tag"]) for one in page), itertools.repeat('"'))
+                yield Page([one["path"][start:] for one in page], [one["size"] for one in page], list(versions))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore
