@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 class Proxy:
     """What passed, and what is to go wrong.
 
-    ``requests`` are (method, path) in order. ``faults`` name what happens to the next requests of ``method``:
-    ``refuse`` (503), ``reset`` (the connection ends and nothing is done) or ``lose`` (it is done and nobody hears of
-    it). With ``forgets`` the server never sees conditions.
+    ``requests`` are (method, path) in order. ``faults`` name what happens to the next requests of ``method``, after
+    ``passes`` of them: ``refuse`` (503), ``reset`` (the connection ends and nothing is done), ``lose`` (it is done and
+    nobody hears of it) or ``cut`` (half of the answer is sent). With ``forgets`` the server never sees conditions.
     """
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target).netloc
         self.requests: list[tuple[str, str]] = []
-        self.method, self.faults, self.forgets = "PUT", list[str](), False
+        self.method, self.faults, self.forgets, self.passes = "PUT", list[str](), False, 0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -31,6 +31,13 @@ class Proxy:
         self.requests.clear()
         return found
 
+    def next_fault(self) -> str | None:
+        """Return what happens to the next request of the method."""
+        if self.passes:
+            self.passes -= 1
+            return None
+        return self.faults.pop(0) if self.faults else None
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         proxy = self
 
@@ -40,7 +47,7 @@ class Proxy:
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.requests.append((self.command, self.path))
-                fault = proxy.faults.pop(0) if self.command == proxy.method and proxy.faults else None
+                fault = proxy.next_fault() if self.command == proxy.method else None
                 self.close_connection = fault is not None
                 if fault == "refuse":
                     self.send_response(503)
@@ -49,7 +56,7 @@ class Proxy:
                 elif fault != "reset":
                     answer = self.ask(body)
                     if fault != "lose":
-                        self.reply(*answer)
+                        self.reply(*answer, cut=fault == "cut")
 
             def ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
                 connection = http.client.HTTPConnection(proxy.target, timeout=30)
@@ -63,7 +70,7 @@ class Proxy:
                     answer = connection.getresponse()
                     return answer, answer.read()
 
-            def reply(self, answer: http.client.HTTPResponse, body: bytes) -> None:
+            def reply(self, answer: http.client.HTTPResponse, body: bytes, cut: bool) -> None:
                 self.send_response_only(answer.status)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("connection", "transfer-encoding", "content-length"):
@@ -71,7 +78,7 @@ class Proxy:
                 length = answer.getheader("Content-Length") if self.command == "HEAD" else None
                 self.send_header("Content-Length", length or str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if cut else body)
 
             def log_message(self, *arguments: Any) -> None:
                 pass

@@ -170,7 +170,7 @@ class Layout:
     def _require_sane(self) -> None:
         """Refuse what no writer of ours makes; the text names it."""
         for array in self.arrays:
-            if not _NAME.fullmatch(array.name):
+            if not is_name(array.name):
                 raise ValueError(f"an array is named {array.name!r}")
             if array.dtype not in (STRING, *_DTYPES):
                 raise ValueError(f"the array {array.name!r} has dtype {array.dtype!r}")
@@ -247,6 +247,11 @@ class Layout:
                 rows = np.concatenate([rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)])
             raw = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             yield compress(raw) if compress else raw
+
+
+def is_name(text: str) -> bool:
+    """Whether an array may be called so: a word that leads out of no folder and that no reader mistakes."""
+    return _NAME.fullmatch(text) is not None
 
 
 def shard_key(shard: int, ndim: int) -> str:

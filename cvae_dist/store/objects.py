@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOptions, client_errors, unquoted
+from cvae_dist.store.storage import Buffer, Changed, Entry, Page, Storage, StorageOptions, client_errors, unquoted
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -150,11 +151,15 @@ class ObjectStore(Storage):
             return unquoted(obstore.head(store, path)["e_tag"])
 
     def list(self, path: str) -> Iterator[Entry]:
+        for page in self.pages(path):
+            yield from map(Entry, *page)
+
+    def pages(self, path: str) -> Iterator[Page]:
         prefix, start = f"{path}/" if path else "", len(path) + bool(path)
         with self._errors(path) as store:
             for page in _pages(store, prefix):
-                for one in page:
-                    yield Entry(one["path"][start:], one["size"], unquoted(one["e_tag"]))
+                versions = map(str.strip, (str(one["e_tag"]) for one in page), itertools.repeat('"'))
+                yield Page([one["path"][start:] for one in page], [one["size"] for one in page], list(versions))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ Buffer = bytes | bytearray | memoryview
 StorageOptions = Mapping[str, Any]
 
 _ATTEMPTS = 4  # to write what others write, too
+_PAGE = 10_000  # objects
 _SHORTEST_SECRET = 6
 _HARMLESS = ("endpoint_url", "region", "region_name", "account_name", "project", "default_location", "profile", "host")
 _BEYOND = ("416", "InvalidRange", "range is not satisfiable", "non-partial", "larger than")
@@ -31,6 +33,14 @@ class Entry(NamedTuple):
     name: str
     size: int
     version: str
+
+
+class Page(NamedTuple):
+    """Some objects below a prefix: what is an :class:`Entry` for each, as lists."""
+
+    names: list[str]
+    sizes: list[int]
+    versions: list[str]
 
 
 class Storage(ABC):
@@ -126,6 +136,12 @@ class Storage(ABC):
     @abstractmethod
     def list(self, path: str) -> Iterator[Entry]:
         """Yield every object below a prefix, in the order of the storage."""
+
+    def pages(self, path: str) -> Iterator[Page]:
+        """Yield the same as :meth:`list`, many at a time, as there may be millions."""
+        entries = self.list(path)
+        while some := list(itertools.islice(entries, _PAGE)):
+            yield Page(*map(list, zip(*some, strict=True)))
 
     @abstractmethod
     def delete(self, path: str, keep: str | None = None) -> None:

@@ -22,6 +22,7 @@ from cvae_dist.sources import (
     Files,
     FileTable,
     Format,
+    Identified,
     Pieces,
     Reader,
     RowsPerFile,
@@ -35,7 +36,7 @@ from cvae_dist.sources import (
 )
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.columns import Integers
-from cvae_dist.store.layout import shard_bytes_at
+from cvae_dist.store.layout import is_name, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.manifest import Batches, Entries, as_spans
@@ -55,6 +56,7 @@ _KEPT = (
 )
 
 
+_TAKEN = ("x", "z", "sample", "feature", "latent")  # names of arrays and dimensions
 _MODELS = 1000  # files that are tried, if need be, until one can be used
 
 
@@ -169,7 +171,7 @@ def ingest(
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
     opened = open_source(source, options, source_storage_options)
-    run = _Run(opened, place, label, nonfinite, bad, max_bad, client, on_event)
+    run = _Run(opened, place, id, label, nonfinite, bad, max_bad, client, on_event)
     return run.write(overwrite)
 
 
@@ -188,6 +190,7 @@ class _Run:
 
     source: Source
     place: Location
+    id: str | None
     label: str | None
     nonfinite: Nonfinite
     bad: Bad
@@ -257,9 +260,11 @@ class _Run:
         problems: list[BadFile] = []
         for model in self._models(grown):
             try:
-                return self.source.reader(model)
+                reader = self.source.reader(model)
             except BadFile as error:
                 problems.append(error)
+            else:
+                return Identified(reader, self.id) if self.id is not None else reader
         raise self._refusal(problems)
 
     def _models(self, grown: RowStore | None) -> Iterator[Files]:
@@ -357,6 +362,7 @@ class _Run:
 
     def _arrays(self, schema: Schema) -> tuple[ArrayLayout, ...]:
         columns = (*schema.columns, *([Column("label", STRING)] if self.label is not None else []))
+        _require_names(columns)
         attributes: dict[str, Any] = {"item_shape": list(schema.item_shape)}
         if columns:
             attributes["coordinates"] = " ".join(column.name for column in columns)
@@ -365,6 +371,18 @@ class _Run:
         dtype = schema.dtype.newbyteorder("<").str
         main = ArrayLayout("x", dtype, ("sample", "feature"), (schema.n_features,), attributes)
         return (main, *(ArrayLayout(column.name, column.dtype, ("sample",)) for column in columns))
+
+
+def _require_names(columns: Sequence[Column]) -> None:
+    """Refuse columns that would hide one another, or whose names are no names in a store."""
+    names = [column.name for column in columns]
+    for name in names:
+        if names.count(name) > 1 or name in _TAKEN or not is_name(name):
+            why = "is there twice" if names.count(name) > 1 else "is taken" if name in _TAKEN else "is no name in a store"
+            raise InvalidInput(
+                f"the name of the carried column {name!r} {why}. Nothing was written; rename the column (letters, digits "
+                "and _ . - are allowed), or do not carry it"
+            )
 
 
 class _Planned(NamedTuple):
