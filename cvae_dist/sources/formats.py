@@ -114,8 +114,10 @@ def open_source(
         return source
     root = Location.of(source, storage_options)
     if options.format in ("auto", "zarr") and zarr_kind(root) is not None:
-        from cvae_dist.sources.zarr_array import ZarrSource
+        from cvae_dist.sources.zarr_array import ZarrSource, fits
 
+        if options.format == "auto" and (message := fits(root, options.array)):
+            raise InvalidInput(f"{message}. Nothing was written; to copy it all the same, say --format zarr")
         return ZarrSource(root, options.array, options.table.id, options.table.carry)
     if options.format == "zarr":
         raise SourceNotFound(

@@ -378,10 +378,12 @@ def _require_names(columns: Sequence[Column]) -> None:
     names = [column.name for column in columns]
     for name in names:
         if names.count(name) > 1 or name in _TAKEN or not is_name(name):
-            why = "is there twice" if names.count(name) > 1 else "is taken" if name in _TAKEN else "is no name in a store"
+            why = (
+                "is there twice" if names.count(name) > 1 else "is taken" if name in _TAKEN else "is no name in a store"
+            )
             raise InvalidInput(
-                f"the name of the carried column {name!r} {why}. Nothing was written; rename the column (letters, digits "
-                "and _ . - are allowed), or do not carry it"
+                f"the name of the carried column {name!r} {why}. Nothing was written; rename the column (letters, "
+                "digits and _ . - are allowed), or do not carry it"
             )
 
 
