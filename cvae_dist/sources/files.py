@@ -93,6 +93,10 @@ class File:
             The file is missing, or another one by now, or shorter than it was said to be.
         """
         stop = self.size if stop is None else min(stop, self.size)
+        if self.root.is_local:
+            local = bytearray(max(0, stop - start))
+            _fill(self, start, memoryview(local))
+            return local
         try:
             data = (self.root / self.path).read_as(self.version, start, stop)
         except Changed:
@@ -101,7 +105,9 @@ class File:
             raise BadFile(self.path, "missing", "was deleted after it was listed") from None
         if len(data) != stop - start:
             raise BadFile(
-                self.path, "truncated", f"gave {len(data):,} bytes where {stop - start:,} were asked for, from {start:,}"
+                self.path,
+                "truncated",
+                f"gave {len(data):,} bytes where {stop - start:,} were asked for, from {start:,}",
             )
         return data
 

@@ -1,0 +1,211 @@
+"""Rows of Parquet files: a column of lists of numbers, or columns of numbers."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cvae_dist.sources.arrow import ArrowStream, arrow_errors, missing
+from cvae_dist.sources.chosen import Chosen, choose, choose_carried
+from cvae_dist.sources.files import BadFile, File, Integers
+from cvae_dist.sources.options import TableOptions
+from cvae_dist.sources.source import Schema
+from cvae_dist.sources.table import TableReader
+from cvae_dist.store.layout import STRING
+from cvae_dist.store.urls import Location
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
+_TAIL = 65_536  # bytes of the first request: most footers are smaller
+_FOOTERS = 8  # parsed ones that a process keeps
+_GROUP_BYTES = 128_000_000  # of a row group that is fetched at once; what is larger is fetched while it is decoded
+_BUFFER_BYTES, _LEAST_BUFFER = 64_000_000, 65_536  # of all columns of such a one, and of each
+_BATCH_BYTES, _BATCH_ROWS = 8_000_000, 65_536  # that are decoded at a time
+_MOST_EXPANSION = 100_000  # bytes of rows for a byte of the file: equal values take next to nothing
+
+
+class Footer(NamedTuple):
+    """What the end of a Parquet file says.
+
+    Attributes
+    ----------
+    metadata : pyarrow.parquet.FileMetaData
+    schema : pyarrow.Schema
+    starts : numpy.ndarray, shape (n_row_groups + 1,), int64
+        First row of every row group; the last number is that of all rows.
+    leaves : Mapping
+        Where the values of each column lie: one place, unless it is nested.
+    """
+
+    metadata: "pq.FileMetaData"
+    schema: "pa.Schema"
+    starts: Integers
+    leaves: Mapping[str, list[int]]
+
+
+class ParquetReader(TableReader):
+    """Reads Parquet files of the same columns.
+
+    Counting fetches the footer alone. Reading begins with a row group, as nothing smaller can be found without
+    decoding: see :func:`~cvae_dist.sources.cursor.cursor_at` for what that costs. A row group of up to 128 MB is
+    fetched at once, a larger one bit by bit, and either is decoded in batches of 8 MB.
+    """
+
+    def count_file(self, file: File) -> int:
+        """Return the rows of a file; see :class:`~cvae_dist.sources.source.FileReader`."""
+        with arrow_errors(file, "header", "has a footer that cannot be read"):
+            footer = read_footer(file)
+            self.chosen.require(_choose(footer, self.options, file.path, bool(self.chosen.features)), file.path)
+            _require_whole(footer, self.chosen, file.path)
+            rows = int(footer.starts[-1])
+            width = list_width(footer, self.chosen, file.path) if self.chosen.lists else None
+            if width is not None and width != self.schema.n_features:
+                detail = f"has lists of {width:,} values, the first file has {self.schema.n_features:,}"
+                raise BadFile(file.path, "shape", detail)
+            if rows * max(1, self.schema.row_bytes) > file.size * _MOST_EXPANSION:
+                raise BadFile(file.path, "header", f"claims {rows:,} rows, which {file.size:,} bytes cannot hold")
+        return rows
+
+    def start_of(self, file: File, row: int) -> int:
+        """Return the first row of a row group."""
+        starts = read_footer(file).starts
+        return int(starts[np.searchsorted(starts, row, side="right") - 1])
+
+    def batches(self, file: File, start: int) -> "Iterator[pa.RecordBatch]":
+        """Yield batches from the beginning of a row group on."""
+        import pyarrow.parquet as pq
+
+        metadata, _, starts, leaves = read_footer(file)
+        columns = [leaf for name in self.chosen.names for leaf in leaves[name]]
+        small = _largest_group(metadata, columns) <= _GROUP_BYTES
+        stream = pq.ParquetFile(
+            ArrowStream(file),
+            metadata=metadata,
+            pre_buffer=small,
+            buffer_size=0 if small else max(_LEAST_BUFFER, _BUFFER_BYTES // len(columns)),
+            read_dictionary=[name for name, column in self.chosen.carried if column.dtype == STRING],
+            page_checksum_verification=True,
+        )
+        rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, self.schema.row_bytes)))
+        for group in range(int(np.searchsorted(starts[:-1], start)), len(starts) - 1):
+            yield from stream.iter_batches(rows, row_groups=[group], columns=self.chosen.names, use_threads=False)
+
+
+def parquet_reader(root: Location, model: File, options: TableOptions) -> ParquetReader:
+    """Return what reads files that are like ``model``.
+
+    Raises
+    ------
+    BadFile
+        It is no Parquet file, or its columns cannot be used as ``options`` say.
+    """
+    with arrow_errors(model, "header", "has a footer that cannot be read"):
+        footer = read_footer(model)
+        chosen = choose(footer.schema, options, model.path)
+        if not chosen.lists:
+            shape, names = (len(chosen.features),), chosen.features
+        else:
+            _require_whole(footer, chosen, model.path)
+            width = list_width(footer, chosen, model.path)
+            if not width:
+                detail = f"has no values in the lists of {chosen.features[0]!r}, so it does not say how long rows are"
+                raise BadFile(model.path, "shape", detail)
+            shape, names = (width,), ()
+    return ParquetReader(root, Schema(shape, chosen.dtype, False, chosen.columns, names), chosen, options)
+
+
+def metadata_reader(root: Location, model: File, options: TableOptions) -> ParquetReader:
+    """Return what reads only the carried columns of files that are like ``model``."""
+    with arrow_errors(model, "header", "has a footer that cannot be read"):
+        chosen = _choose(read_footer(model), options, model.path, features=False)
+    return ParquetReader(root, Schema((0,), np.dtype(np.uint8), False, chosen.columns), chosen, options)
+
+
+@functools.lru_cache(_FOOTERS)
+def read_footer(file: File) -> Footer:
+    """Return the footer of a file, by one request, or two where it is large."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tail = file.read(max(0, file.size - _TAIL))
+    length = _footer_bytes(file, bytes(tail[-8:]))
+    if length + 8 > len(tail):
+        tail = file.read(file.size - length - 8)
+    metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(tail)))
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
+        raise BadFile(file.path, "header", f"claims {metadata.num_rows:,} rows, its row groups {sum(rows):,}")
+    schema = metadata.schema.to_arrow_schema()
+    return Footer(metadata, schema, np.cumsum([0, *rows], dtype=np.int64), _leaves(metadata, set(schema.names)))
+
+
+def list_width(footer: Footer, chosen: Chosen, path: str) -> int | None:
+    """Return how many values each list has, by the numbers of values and rows; None where there is no row."""
+    (leaf,) = footer.leaves[chosen.features[0]]
+    groups = [footer.metadata.row_group(group) for group in range(footer.metadata.num_row_groups)]
+    counts = [(group.column(leaf).num_values, group.num_rows) for group in groups if group.num_rows]
+    if not counts:
+        fixed: int | None = getattr(footer.schema.field(chosen.features[0]).type, "list_size", None)
+        return fixed
+    width: int = counts[0][0] // counts[0][1]
+    for values, rows in counts:
+        if values != rows * width:
+            what = f"has lists of several lengths in column {chosen.features[0]!r}: {values:,} values in {rows:,} rows"
+            raise BadFile(path, "ragged", what)
+    return width
+
+
+def _choose(footer: Footer, options: TableOptions, path: str, features: bool) -> Chosen:
+    if features:
+        return choose(footer.schema, options, path)
+    return Chosen((), (), False, choose_carried(footer.schema, options, path))
+
+
+def _footer_bytes(file: File, end: bytes) -> int:
+    """Return the length of the footer, by the last 8 bytes of a file."""
+    if end.endswith(_ENCRYPTED):
+        raise BadFile(file.path, "header", "is encrypted: write it without encryption")
+    if not end.endswith(_MAGIC):
+        if file.size >= len(_MAGIC) and bytes(file.read(0, len(_MAGIC))) == _MAGIC:
+            raise BadFile(file.path, "truncated", "begins as a Parquet file, and has no footer at its end")
+        raise BadFile(file.path, "header", "is no Parquet file" if file.size else "is empty")
+    length = int.from_bytes(end[:4], "little")
+    if len(end) < 8 or length + 12 > file.size:
+        raise BadFile(file.path, "truncated", f"has a footer of {length:,} bytes, the file has {file.size:,}")
+    return length
+
+
+def _require_whole(footer: Footer, chosen: Chosen, path: str) -> None:
+    """Refuse missing values where the statistics in the footer tell of them; reading finds the others."""
+    metadata = footer.metadata
+    carried = (name for name, column in chosen.carried if column.dtype != STRING or column.name == "id")
+    for name in dict.fromkeys((*chosen.features, *carried)):
+        nulls = 0
+        for leaf in footer.leaves[name]:
+            for group in range(metadata.num_row_groups):
+                statistics = metadata.row_group(group).column(leaf).statistics
+                nulls += (statistics.null_count or 0) if statistics is not None else 0
+        if nulls:
+            raise missing(path, nulls, name)
+
+
+def _largest_group(metadata: "pq.FileMetaData", columns: list[int]) -> int:
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    return max((sum(group.column(column).total_compressed_size for column in columns) for group in groups), default=0)
+
+
+def _leaves(metadata: "pq.FileMetaData", names: set[str]) -> dict[str, list[int]]:
+    """Return where the values of every column lie; those of nested ones have longer paths."""
+    found: dict[str, list[int]] = {}
+    for leaf in range(metadata.num_columns):
+        name = metadata.schema.column(leaf).path
+        while name not in names:
+            name, dot, _ = name.rpartition(".")
+            if not dot:
+                break
+        found.setdefault(name, []).append(leaf)
+    return found
