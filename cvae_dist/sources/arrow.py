@@ -36,6 +36,8 @@ def arrow_errors(file: File, code: str, what: str) -> Iterator[None]:
 class ArrowStream(FileStream):
     """A file as pyarrow reads it: into buffers of its own, without copies."""
 
+    _BLOCK = 65_536  # pyarrow asks for more wherever it knows what it needs
+
     def __init__(self, file: File) -> None:
         super().__init__(file)
         self._bytes = file.size
@@ -99,7 +101,7 @@ def _fill_lists(batch: "pa.RecordBatch", name: str, path: str, first: int, out: 
         rows = np.flatnonzero(lengths != width)[:1]
         wrong, row = lengths[rows].tolist(), first + int(rows.sum())
     if wrong:
-        what = f"has {wrong[0]:,} values in column {name!r} of row {row:,} (counted from 0), where {width:,} are needed"
+        what = f"has a list of {wrong[0]:,} in column {name!r}, row {row:,} (counted from 0), where others have {width:,}"
         raise BadFile(path, "ragged", what)
     values = array.flatten()
     require_full(values, path, name, first, width)

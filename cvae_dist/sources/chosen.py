@@ -46,6 +46,12 @@ class Chosen:
         return list(dict.fromkeys((*self.features, *(name for name, _ in self.carried))))
 
     @property
+    def full(self) -> list[str]:
+        """Columns in which no value may be missing: all but carried text."""
+        carried = (name for name, column in self.carried if column.dtype != STRING or column.name == "id")
+        return list(dict.fromkeys((*self.features, *carried)))
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """Columns that travel with the rows."""
         return tuple(column for _, column in self.carried)

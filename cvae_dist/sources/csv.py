@@ -39,7 +39,7 @@ class CsvReader(TableReader):
         """Return the rows of a file; see :class:`~cvae_dist.sources.source.FileReader`."""
         rows, stream = 0, _QuoteStream(file)
         for batch in self._batches(file, stream):
-            for name in self.chosen.features:
+            for name in self.chosen.full:
                 require_full(batch.column(name), file.path, name, rows)
             rows += len(batch)
         if stream.quotes % 2:

@@ -23,7 +23,7 @@ _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
 _TAIL = 65_536  # bytes of the first request: most footers are smaller
 _FOOTERS = 8  # parsed ones that a process keeps
 _GROUP_BYTES = 128_000_000  # of a row group that is fetched at once; what is larger is fetched while it is decoded
-_BUFFER_BYTES, _LEAST_BUFFER = 64_000_000, 65_536  # of all columns of such a one, and of each
+_BUFFER_BYTES, _LEAST_BUFFER = 128_000_000, 65_536  # of all columns of such a one, and of each
 _BATCH_BYTES, _BATCH_ROWS = 8_000_000, 65_536  # that are decoded at a time
 _MOST_EXPANSION = 100_000  # bytes of rows for a byte of the file: equal values take next to nothing
 
@@ -182,8 +182,7 @@ def _footer_bytes(file: File, end: bytes) -> int:
 def _require_whole(footer: Footer, chosen: Chosen, path: str) -> None:
     """Refuse missing values where the statistics in the footer tell of them; reading finds the others."""
     metadata = footer.metadata
-    carried = (name for name, column in chosen.carried if column.dtype != STRING or column.name == "id")
-    for name in dict.fromkeys((*chosen.features, *carried)):
+    for name in chosen.full:
         nulls = 0
         for leaf in footer.leaves[name]:
             for group in range(metadata.num_row_groups):

@@ -143,11 +143,11 @@ def test_ids_and_carried_columns(tmp_path: Path, rows: np.ndarray) -> None:
     }
     first = {name: values[0] for name, values in carried.items()}
     assert first == {
-        "id": 1, "label": 1, "text": "é", "sort": "b", "when": "2026-01-02 03:04:05Z", "day": "2026-01-02",
+        "id": 1, "label": 1, "text": "é", "sort": "b", "when": "2026-01-02 03:04:05.000Z", "day": "2026-01-02",
         "price": "1.50", "flag": 0, "view": "v",
     }  # fmt: skip
     assert carried["text"][1] == ""
-    assert read(reader(file, id="text", carry=("label",)), file, 1, 1)[1]["id"].tolist() == ["é"]
+    assert read(reader(file, id="sort", carry=("label",)), file, 1, 1)[1]["id"].tolist() == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_ids_and_carried_columns(tmp_path: Path, rows: np.ndarray) -> None:
         ({"s": [None, None]}, {}, "dtype", "null"),
         ({"s": [b"a", b"b"]}, {"carry": ("s",)}, "dtype", "binary"),
         ({"s": [1.0, 2.0]}, {"id": "s"}, "dtype", "whole numbers or text"),
-        ({"s": [1, 2]}, {"columns": ("sx",)}, "schema", "did you mean 's'?"),
+        ({"s": [1, 2]}, {"columns": ("xs",)}, "schema", "did you mean"),
         ({"s": [1, 2]}, {"columns": ("s", "s")}, "schema", "twice"),
         ({"s": [1, 2], "id": [1, 2]}, {"id": "s", "carry": ("id",)}, "schema", "--id id"),
         ({"s": ["a", None]}, {"id": "s"}, "nulls", "a missing value in column 's'"),
@@ -172,8 +172,8 @@ def test_ids_and_carried_columns(tmp_path: Path, rows: np.ndarray) -> None:
         ({"s": [[1.0, 2.0], None]}, {}, "nulls", "a missing value in column 's'"),
         ({"s": [[1.0, 2.0], [1.0, None]]}, {}, "nulls", "a missing value in column 's'"),
         ({"s": [[1.0, 2.0], [3.0]]}, {}, "ragged", "3 values in 2 rows"),
-        ({"s": [[1.0], [2.0, 3.0, 4.0]]}, {}, "ragged", "3 values in column 's' of row 1"),
-        ({"s": [[], []]}, {}, "shape", "no values in the lists"),
+        ({"s": [[1.0], [2.0, 3.0, 4.0]]}, {}, "ragged", "a list of 1 in column 's', row 0"),
+        ({"s": pa.array([[], []], pa.list_(pa.float32()))}, {}, "nulls", "2 missing values"),
         ({"s": pa.array([1, 2**64 - 1], pa.uint64())}, {"id": "s"}, "values", "<i8 cannot hold"),
     ],
 )  # fmt: skip
@@ -186,7 +186,7 @@ def test_columns_that_cannot_be_used(
 
 
 def test_missing_values_without_statistics_are_found_while_reading(tmp_path: Path) -> None:
-    values = [None if row in (70, 80) else float(row) for row in range(100)]
+    values = [None if row in (70, 75) else float(row) for row in range(100)]
     table = {"a": values, "b": lists(np.ones((100, 2)), "list")}
     file = write(tmp_path / "a.parquet", table, write_statistics=False, row_group_size=40)
     assert "2 missing values in column 'a', the first in row 70" in refused("nulls", file, "a")
@@ -415,3 +415,8 @@ def test_anywhere(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(out, rows[1500:1600])
     assert len(requests) == 2
     assert carried == {}
+
+
+def test_a_first_file_without_rows_does_not_say_how_long_lists_are(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", {"v": pa.array([], pa.list_(pa.float32()))})
+    assert "does not say how long rows are" in refused("shape", file)
