@@ -101,7 +101,9 @@ def _fill_lists(batch: "pa.RecordBatch", name: str, path: str, first: int, out: 
         rows = np.flatnonzero(lengths != width)[:1]
         wrong, row = lengths[rows].tolist(), first + int(rows.sum())
     if wrong:
-        what = f"has a list of {wrong[0]:,} in column {name!r}, row {row:,} (counted from 0), where others have {width:,}"
+        what = (
+            f"has a list of {wrong[0]:,} in column {name!r}, row {row:,} (counted from 0), where others have {width:,}"
+        )
         raise BadFile(path, "ragged", what)
     values = array.flatten()
     require_full(values, path, name, first, width)

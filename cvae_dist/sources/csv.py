@@ -1,6 +1,7 @@
 """Rows of CSV and TSV files, whose first line names the columns."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow.csv as pa_csv
 
 _BLOCK_BYTES = 8_000_000  # that are parsed at a time; a line has to fit
+_HEADERS = 8  # that a process keeps
 _MISSING = ["", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None"]  # NaN is a value
 _VALUE = re.compile(r"In CSV column #(\d+): Row #(\d+): .* to (\w+): invalid value '(.*)'", re.DOTALL)
 _LENGTH = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
@@ -100,6 +102,7 @@ class _QuoteStream(ArrowStream):
         return count
 
 
+@functools.lru_cache(_HEADERS)
 def _first_block(file: File) -> "pa.Schema":
     """Return names and types of the columns, as the beginning of a file has them."""
     import pyarrow.csv as pa_csv

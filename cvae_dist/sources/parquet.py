@@ -24,7 +24,7 @@ _TAIL = 65_536  # bytes of the first request: most footers are smaller
 _FOOTERS = 8  # parsed ones that a process keeps
 _GROUP_BYTES = 128_000_000  # of a row group that is fetched at once; what is larger is fetched while it is decoded
 _BUFFER_BYTES, _LEAST_BUFFER = 128_000_000, 65_536  # of all columns of such a one, and of each
-_BATCH_BYTES, _BATCH_ROWS = 8_000_000, 65_536  # that are decoded at a time
+_BATCH_BYTES, _BATCH_ROWS = 32_000_000, 65_536  # that are decoded at a time
 _MOST_EXPANSION = 100_000  # bytes of rows for a byte of the file: equal values take next to nothing
 
 
@@ -52,7 +52,7 @@ class ParquetReader(TableReader):
 
     Counting fetches the footer alone. Reading begins with a row group, as nothing smaller can be found without
     decoding: see :func:`~cvae_dist.sources.cursor.cursor_at` for what that costs. A row group of up to 128 MB is
-    fetched at once, a larger one bit by bit, and either is decoded in batches of 8 MB.
+    fetched at once, a larger one bit by bit, and either is decoded in batches of 32 MB.
     """
 
     def count_file(self, file: File) -> int:

@@ -17,7 +17,8 @@ from cvae_dist.sources.options import TableOptions
 from cvae_dist.sources.source import Column
 from cvae_dist.store.urls import Location
 from tests.servers import serve
-from tests.unit.test_parquet import listed, read
+from tests.tables import found as find
+from tests.tables import listed, read
 
 
 def write(path: Path, text: str | bytes) -> File:
@@ -98,7 +99,7 @@ def test_ways_to_write(tmp_path: Path, text: str, rows: list[list[float]]) -> No
         ("a,b\n1,2\n3,\0\n", {"columns": ("b",)}, "values", "in column 'b' of row 3"),
         (b"a,b\n1,\xff\n", {"carry": ("b",)}, "values", "invalid UTF8"),
         (b"a,\xff\n1,2\n", {}, "values", "utf-8"),
-        ('a,b\n1,"x\n2,y\n', {"carry": ("b",)}, "values", "quote (\") that is not closed"),
+        ('a,b\n1,"x\n2,y\n', {"carry": ("b",)}, "values", 'quote (") that is not closed'),
         ("a,b\n1,2\n", {"id": "c"}, "schema", "no column 'c'"),
         ("a\n123456789012345678901234567890\n", {"columns": ("a",)}, "", ""),
         ("s\nx\n", {"carry": ("s",)}, "schema", "no column of numbers"),
@@ -180,7 +181,6 @@ def test_anywhere(server: str) -> None:
     served = serve("weed") if server == "weed" else None
     root = Location.of(served.url, served.options) if served else Location.of("memory://csv")
     (root / "a.csv").write(b"a,b\n" + b"1.5,2\n" * 1000)
-    (entry,) = root.list()
-    file = File(root, *entry)
+    file = find(root, "a.csv")
     found = reader(file)
     np.testing.assert_array_equal(read(found, file, 990)[0], [[1.5, 2]] * 10)

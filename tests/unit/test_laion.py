@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.sources.files import BadFile, File, local_version
+from cvae_dist.sources.files import BadFile, File
 from cvae_dist.sources.laion import LaionReader, laion_reader, number_of, pair_version
 from cvae_dist.sources.options import TableOptions
 from cvae_dist.sources.source import Column, FileReader, Schema
 from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import Location
 from tests.servers import serve
-from tests.unit.test_parquet import read
+from tests.tables import found as find
+from tests.tables import read
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,8 @@ def pair(root: Location, number: int, rows: int, described: int | None = None) -
         if root.is_local:
             (Path(root.path) / path).parent.mkdir(exist_ok=True)
         (root / path).write(content)
-    npy, parquet = (_listed(root, path) for path in paths.values())
+    npy, parquet = (find(root, path) for path in paths.values())
     return {f"{number:04}": parquet, npy.path: replace(npy, version=pair_version(npy.version, parquet.version))}
-
-
-def _listed(root: Location, path: str) -> File:
-    if root.is_local:
-        status = (Path(root.path) / path).stat()
-        return File(root, path, status.st_size, local_version(status))
-    return next(File(root, *entry) for entry in root.list() if entry.name == path)
 
 
 def _npy(array: np.ndarray) -> bytes:

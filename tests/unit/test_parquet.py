@@ -18,19 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cvae_dist.sources import parquet
-from cvae_dist.sources.files import BadFile, File, local_version
+from cvae_dist.sources.files import BadFile, File
 from cvae_dist.sources.options import TableOptions
 from cvae_dist.sources.parquet import ParquetReader, parquet_reader, read_footer
 from cvae_dist.sources.source import Column
 from cvae_dist.store.urls import Location
 from tests.servers import serve
-
-Read = tuple[np.ndarray, dict[str, np.ndarray]]
-
-
-def listed(path: Path) -> File:
-    status = os.stat(path)
-    return File(Location.of(path.parent), path.name, status.st_size, local_version(status))
+from tests.tables import found as find
+from tests.tables import listed, read
 
 
 def write(path: Path, table: "pa.Table | dict[str, Any]", **settings: Any) -> File:
@@ -40,12 +35,6 @@ def write(path: Path, table: "pa.Table | dict[str, Any]", **settings: Any) -> Fi
 
 def reader(file: File, *columns: str, id: str | None = None, carry: tuple[str, ...] = ()) -> ParquetReader:
     return parquet_reader(file.root, file, TableOptions(columns, id, carry))
-
-
-def read(reader: ParquetReader, file: File, first: int = 0, rows: int | None = None) -> Read:
-    rows = reader.count_file(file) - first if rows is None else rows
-    out = np.empty((rows, reader.schema.n_features), reader.schema.dtype)
-    return out, dict(reader.read_file(file, first, out))
 
 
 def lists(rows: np.ndarray, kind: str = "fixed") -> pa.Array:
@@ -312,17 +301,20 @@ def test_a_dictionary_of_long_text_stays_small(tmp_path: Path, monkeypatch: pyte
 
 
 class Bomb:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("/tmp/cvae-dist-was-executed",)
+        return os.mkdir, (str(self.folder),)
 
 
 def test_extension_types_run_no_code(tmp_path: Path) -> None:
-    bomb = pickle.dumps(Bomb())
+    bomb = pickle.dumps(Bomb(tmp_path / "executed"))
     label = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": bomb}
     field = pa.field("a", pa.float64(), metadata=label)
     file = write(tmp_path / "a.parquet", pa.table([[1.0, 2.0]], schema=pa.schema([field])))
     np.testing.assert_array_equal(read(reader(file), file)[0], [[1.0], [2.0]])
-    assert not os.path.exists("/tmp/cvae-dist-was-executed")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +326,9 @@ def ranged(tmp_path_factory: pytest.TempPathFactory) -> tuple[ParquetReader, Fil
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cuts=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=5), small=st.booleans())
+@given(
+    cuts=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=5), small=st.booleans()
+)
 def test_any_rows_in_any_order(
     ranged: tuple[ParquetReader, File, pa.Table], cuts: list[tuple[int, int]], small: bool
 ) -> None:
@@ -390,8 +384,7 @@ def remote(url: str, options: dict[str, Any], rows: np.ndarray) -> File:
     data = io.BytesIO()
     pq.write_table(pa.table({"v": lists(rows), "s": [str(n) for n in range(len(rows))]}), data, row_group_size=1000)
     (root / "a.parquet").write(data.getvalue())
-    (entry,) = [entry for entry in root.list() if entry.name == "a.parquet"]
-    return File(root, *entry)
+    return find(root, "a.parquet")
 
 
 @pytest.mark.parametrize("server", ["memory", "weed"])
