@@ -79,13 +79,9 @@ def require_full(array: "pa.Array", path: str, name: str, first: int, per_row: i
     """Refuse missing values in a column of which ``array`` begins with row ``first``; NaN is none."""
     if array.null_count:
         row = first + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
-        raise missing(path, array.null_count, name, f", the first in row {row:,} (counted from 0)")
-
-
-def missing(path: str, count: int, name: str, where: str = "") -> BadFile:
-    """Return what is said of missing values."""
-    values = "a missing value" if count == 1 else f"{count:,} missing values"
-    return BadFile(path, "nulls", f"has {values} in column {name!r}{where}: fill them, or leave their rows out")
+        count = "a missing value" if array.null_count == 1 else f"{array.null_count:,} missing values"
+        where = f"in column {name!r}, the first in row {row:,} (counted from 0)"
+        raise BadFile(path, "nulls", f"has {count} {where}: fill them, or leave their rows out")
 
 
 def _fill_lists(batch: "pa.RecordBatch", name: str, path: str, first: int, out: Block) -> None:

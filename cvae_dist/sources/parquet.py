@@ -1,12 +1,12 @@
 """Rows of Parquet files: a column of lists of numbers, or columns of numbers."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cvae_dist.sources.arrow import ArrowStream, arrow_errors, missing
+from cvae_dist.sources.arrow import ArrowStream, arrow_errors, require_full
 from cvae_dist.sources.chosen import Chosen, choose, choose_carried
 from cvae_dist.sources.files import BadFile, File, Integers
 from cvae_dist.sources.options import TableOptions
@@ -37,20 +37,19 @@ class Footer(NamedTuple):
     schema : pyarrow.Schema
     starts : numpy.ndarray, shape (n_row_groups + 1,), int64
         First row of every row group; the last number is that of all rows.
-    leaves : Mapping
-        Where the values of each column lie: one place, unless it is nested.
     """
 
     metadata: "pq.FileMetaData"
     schema: "pa.Schema"
     starts: Integers
-    leaves: Mapping[str, list[int]]
 
 
 class ParquetReader(TableReader):
     """Reads Parquet files of the same columns.
 
-    Counting fetches the footer alone. Reading begins with a row group, as nothing smaller can be found without
+    Counting fetches the footer alone, and of it uses numbers of rows and types. What it says of columns of a row group
+    is left alone: where that is damaged, pyarrow ends the process. So missing values and lists of other lengths are
+    found while rows are read. Reading begins with a row group, as nothing smaller can be found without
     decoding: see :func:`~cvae_dist.sources.cursor.cursor_at` for what that costs. A row group of up to 128 MB is
     fetched at once, a larger one bit by bit, and either is decoded in batches of 32 MB.
     """
@@ -60,9 +59,8 @@ class ParquetReader(TableReader):
         with arrow_errors(file, "header", "has a footer that cannot be read"):
             footer = read_footer(file)
             self.chosen.require(_choose(footer, self.options, file.path, bool(self.chosen.features)), file.path)
-            _require_whole(footer, self.chosen, file.path)
             rows = int(footer.starts[-1])
-            width = list_width(footer, self.chosen, file.path) if self.chosen.lists else None
+            width = _fixed_width(footer, self.chosen) if self.chosen.lists else None
             if width is not None and width != self.schema.n_features:
                 detail = f"has lists of {width:,} values, the first file has {self.schema.n_features:,}"
                 raise BadFile(file.path, "shape", detail)
@@ -79,19 +77,19 @@ class ParquetReader(TableReader):
         """Yield batches from the beginning of a row group on."""
         import pyarrow.parquet as pq
 
-        metadata, _, starts, leaves = read_footer(file)
-        columns = [leaf for name in self.chosen.names for leaf in leaves[name]]
-        small = _largest_group(metadata, columns) <= _GROUP_BYTES
+        metadata, _, starts = read_footer(file)
+        groups = range(len(starts) - 1)
+        small = max((metadata.row_group(group).total_byte_size for group in groups), default=0) <= _GROUP_BYTES
         stream = pq.ParquetFile(
             ArrowStream(file),
             metadata=metadata,
             pre_buffer=small,
-            buffer_size=0 if small else max(_LEAST_BUFFER, _BUFFER_BYTES // len(columns)),
+            buffer_size=0 if small else max(_LEAST_BUFFER, _BUFFER_BYTES // len(self.chosen.names)),
             read_dictionary=[name for name, column in self.chosen.carried if column.dtype == STRING],
             page_checksum_verification=True,
         )
         rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, self.schema.row_bytes)))
-        for group in range(int(np.searchsorted(starts[:-1], start)), len(starts) - 1):
+        for group in groups[int(np.searchsorted(starts[:-1], start)) :]:
             yield from stream.iter_batches(rows, row_groups=[group], columns=self.chosen.names, use_threads=False)
 
 
@@ -109,8 +107,7 @@ def parquet_reader(root: Location, model: File, options: TableOptions) -> Parque
         if not chosen.lists:
             shape, names = (len(chosen.features),), chosen.features
         else:
-            _require_whole(footer, chosen, model.path)
-            width = list_width(footer, chosen, model.path)
+            width = _fixed_width(footer, chosen) or _first_width(model, footer, chosen.features[0])
             if not width:
                 detail = f"has no values in the lists of {chosen.features[0]!r}, so it does not say how long rows are"
                 raise BadFile(model.path, "shape", detail)
@@ -139,24 +136,26 @@ def read_footer(file: File) -> Footer:
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
         raise BadFile(file.path, "header", f"claims {metadata.num_rows:,} rows, its row groups {sum(rows):,}")
-    schema = metadata.schema.to_arrow_schema()
-    return Footer(metadata, schema, np.cumsum([0, *rows], dtype=np.int64), _leaves(metadata, set(schema.names)))
+    return Footer(metadata, metadata.schema.to_arrow_schema(), np.cumsum([0, *rows], dtype=np.int64))
 
 
-def list_width(footer: Footer, chosen: Chosen, path: str) -> int | None:
-    """Return how many values each list has, by the numbers of values and rows; None where there is no row."""
-    (leaf,) = footer.leaves[chosen.features[0]]
-    groups = [footer.metadata.row_group(group) for group in range(footer.metadata.num_row_groups)]
-    counts = [(group.column(leaf).num_values, group.num_rows) for group in groups if group.num_rows]
-    if not counts:
-        fixed: int | None = getattr(footer.schema.field(chosen.features[0]).type, "list_size", None)
-        return fixed
-    width: int = counts[0][0] // counts[0][1]
-    for values, rows in counts:
-        if values != rows * width:
-            what = f"has lists of several lengths in column {chosen.features[0]!r}: {values:,} values in {rows:,} rows"
-            raise BadFile(path, "ragged", what)
-    return width
+def _fixed_width(footer: Footer, chosen: Chosen) -> int | None:
+    """Return how many values each list has, where the type of the column says so."""
+    kind = footer.schema.field(chosen.features[0]).type
+    fixed: int | None = getattr(getattr(kind, "storage_type", kind), "list_size", None)
+    return fixed
+
+
+def _first_width(file: File, footer: Footer, name: str) -> int:
+    """Return how many values the first list has; 0 where there is none."""
+    import pyarrow.parquet as pq
+
+    if not footer.starts[-1]:
+        return 0
+    stream = pq.ParquetFile(ArrowStream(file), metadata=footer.metadata, buffer_size=_LEAST_BUFFER)
+    lists = next(stream.iter_batches(1, columns=[name], use_threads=False)).column(name)
+    require_full(lists, file.path, name, 0)
+    return len(lists.flatten())
 
 
 def _choose(footer: Footer, options: TableOptions, path: str, features: bool) -> Chosen:
@@ -177,34 +176,3 @@ def _footer_bytes(file: File, end: bytes) -> int:
     if len(end) < 8 or length + 12 > file.size:
         raise BadFile(file.path, "truncated", f"has a footer of {length:,} bytes, the file has {file.size:,}")
     return length
-
-
-def _require_whole(footer: Footer, chosen: Chosen, path: str) -> None:
-    """Refuse missing values where the statistics in the footer tell of them; reading finds the others."""
-    metadata = footer.metadata
-    for name in chosen.full:
-        nulls = 0
-        for leaf in footer.leaves[name]:
-            for group in range(metadata.num_row_groups):
-                statistics = metadata.row_group(group).column(leaf).statistics
-                nulls += (statistics.null_count or 0) if statistics is not None else 0
-        if nulls:
-            raise missing(path, nulls, name)
-
-
-def _largest_group(metadata: "pq.FileMetaData", columns: list[int]) -> int:
-    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-    return max((sum(group.column(column).total_compressed_size for column in columns) for group in groups), default=0)
-
-
-def _leaves(metadata: "pq.FileMetaData", names: set[str]) -> dict[str, list[int]]:
-    """Return where the values of every column lie; those of nested ones have longer paths."""
-    found: dict[str, list[int]] = {}
-    for leaf in range(metadata.num_columns):
-        name = metadata.schema.column(leaf).path
-        while name not in names:
-            name, dot, _ = name.rpartition(".")
-            if not dot:
-                break
-        found.setdefault(name, []).append(leaf)
-    return found
