@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,10 @@ class ArrowStream(FileStream):
         buffer = pa.allocate_buffer(left if count < 0 else min(count, left))
         self.readinto(memoryview(buffer))
         return buffer
+
+    def read(self, count: int = -1) -> Any:
+        """Return the next bytes, too: pyarrow asks in both ways."""
+        return self.read_buffer(count)
 
 
 def fill(batch: "pa.RecordBatch", chosen: Chosen, path: str, first: int, out: Block) -> None:

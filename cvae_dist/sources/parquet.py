@@ -23,7 +23,7 @@ _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
 _TAIL = 65_536  # bytes of the first request: most footers are smaller
 _FOOTERS = 8  # parsed ones that a process keeps
 _GROUP_BYTES = 128_000_000  # of a row group that is fetched at once; what is larger is fetched while it is decoded
-_BUFFER_BYTES, _LEAST_BUFFER = 128_000_000, 65_536  # of all columns of such a one, and of each
+_BUFFER_BYTES, _LEAST_BUFFER = 64_000_000, 65_536  # of all columns of such a one, and of each
 _BATCH_BYTES, _BATCH_ROWS = 32_000_000, 65_536  # that are decoded at a time
 _MOST_EXPANSION = 100_000  # bytes of rows for a byte of the file: equal values take next to nothing
 
@@ -47,11 +47,13 @@ class Footer(NamedTuple):
 class ParquetReader(TableReader):
     """Reads Parquet files of the same columns.
 
-    Counting fetches the footer alone, and of it uses numbers of rows and types. What it says of columns of a row group
-    is left alone: where that is damaged, pyarrow ends the process. So missing values and lists of other lengths are
-    found while rows are read. Reading begins with a row group, as nothing smaller can be found without
-    decoding: see :func:`~cvae_dist.sources.cursor.cursor_at` for what that costs. A row group of up to 128 MB is
-    fetched at once, a larger one bit by bit, and either is decoded in batches of 32 MB.
+    Counting fetches the footer alone, and uses numbers of rows and types. What the footer says of the columns of a row
+    group is not looked at: where that is damaged, pyarrow ends the process. So missing values and lists of other
+    lengths are found while rows are read.
+
+    Reading begins with a row group, as nothing smaller can be found without decoding;
+    :func:`~cvae_dist.sources.cursor.cursor_at` says what that costs. A row group of up to 128 MB is fetched at once, a
+    larger one bit by bit, and either is decoded in batches of 32 MB.
     """
 
     def count_file(self, file: File) -> int:
@@ -104,15 +106,9 @@ def parquet_reader(root: Location, model: File, options: TableOptions) -> Parque
     with arrow_errors(model, "header", "has a footer that cannot be read"):
         footer = read_footer(model)
         chosen = choose(footer.schema, options, model.path)
-        if not chosen.lists:
-            shape, names = (len(chosen.features),), chosen.features
-        else:
-            width = _fixed_width(footer, chosen) or _first_width(model, footer, chosen.features[0])
-            if not width:
-                detail = f"has no values in the lists of {chosen.features[0]!r}, so it does not say how long rows are"
-                raise BadFile(model.path, "shape", detail)
-            shape, names = (width,), ()
-    return ParquetReader(root, Schema(shape, chosen.dtype, False, chosen.columns, names), chosen, options)
+        width = _list_width(model, footer, chosen) if chosen.lists else len(chosen.features)
+    names = () if chosen.lists else chosen.features
+    return ParquetReader(root, Schema((width,), chosen.dtype, False, chosen.columns, names), chosen, options)
 
 
 def metadata_reader(root: Location, model: File, options: TableOptions) -> ParquetReader:
@@ -137,6 +133,15 @@ def read_footer(file: File) -> Footer:
     if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
         raise BadFile(file.path, "header", f"claims {metadata.num_rows:,} rows, its row groups {sum(rows):,}")
     return Footer(metadata, metadata.schema.to_arrow_schema(), np.cumsum([0, *rows], dtype=np.int64))
+
+
+def _list_width(file: File, footer: Footer, chosen: Chosen) -> int:
+    """Return how many values each list has, as its type or else the first row says."""
+    width = _fixed_width(footer, chosen) or _first_width(file, footer, chosen.features[0])
+    if not width:
+        what = f"has no values in the lists of {chosen.features[0]!r}, so it does not say how long rows are"
+        raise BadFile(file.path, "shape", what)
+    return width
 
 
 def _fixed_width(footer: Footer, chosen: Chosen) -> int | None:
