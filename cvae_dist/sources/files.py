@@ -94,9 +94,9 @@ class File:
         """
         stop = self.size if stop is None else min(stop, self.size)
         if self.root.is_local:
-            local = bytearray(max(0, stop - start))
-            _fill(self, start, memoryview(local))
-            return local
+            filled = bytearray(max(0, stop - start))
+            _fill(self, start, memoryview(filled))
+            return filled
         try:
             data = (self.root / self.path).read_as(self.version, start, stop)
         except Changed:
