@@ -12,7 +12,7 @@ import numpy as np
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.sources.convert import how_to_convert
 from cvae_dist.sources.file_table import FileTable
-from cvae_dist.sources.files import Files
+from cvae_dist.sources.files import File, Files
 from cvae_dist.sources.laion import laion_reader, number_of, pair_version
 from cvae_dist.sources.listing import find_files
 from cvae_dist.sources.npy import npy_reader
