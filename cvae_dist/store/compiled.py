@@ -20,42 +20,32 @@ HALF_UNIT = 2.0**-112  # the difference of the exponents' biases: a half whose b
 
 _WORTH_BYTES = 1_000_000_000  # to add up in one process, before it pays to import numba, which takes about a second
 _CODES = ("f2", "f4", "f8")  # NumPy is as fast with bytes, and other types are rare
-_HALF_LIMIT = 2.0**16  # the bits of infinity and NaN are worth this and more
 
 _changing = threading.Lock()
 _seen: dict[str, int] = {}  # bytes of each type
 _ready: dict[str, Callable[..., None] | None] = {}
 
 
-def add_vectors(
-    vectors: Values, shift: Vector, first: Vector, second: Vector, minimum: Vector, maximum: Vector
-) -> bool:
-    """Add C-contiguous vectors, shape (n, width), to sums of shape (width,); False where no compiled code did.
+def add_values(values: Values, shift: Vector, first: Vector, second: Vector, minimum: Vector, maximum: Vector) -> bool:
+    """Add contiguous values, shape (n,), to sums of shape (width,), lane by lane; False where no compiled code did.
 
-    float16, and its ``shift`` and sums, are in units of 2**112, but not ``minimum`` and ``maximum``. What is infinite
-    or NaN makes ``first`` so.
+    ``shift`` and sums of float16 are in units of 2**112. What is infinite or NaN makes ``first`` so.
     """
-    code = vectors.dtype.str[1:]
-    add = _compiled(code, vectors) if code in _CODES and vectors.dtype.isnative and vectors.flags.aligned else None
+    code = values.dtype.str[1:]
+    add = _compiled(code, values) if code in _CODES and values.dtype.isnative and values.flags.aligned else None
     if add is None:
         return False
     half = code == "f2"
-    low = np.full(len(shift), np.inf, np.float32 if half else vectors.dtype)
-    high = -low
-    add(vectors.view(np.int16) if half else vectors, TILE_ROWS, shift, first, second, low, high)
     unit = HALF_UNIT if half else 1.0
-    if half:
-        first[(high / unit >= _HALF_LIMIT) | (low / unit <= -_HALF_LIMIT)] = np.nan
-    np.minimum(minimum, low.astype(np.float64) / unit, out=minimum)
-    np.maximum(maximum, high.astype(np.float64) / unit, out=maximum)
+    add(values.view(np.int16) if half else values, TILE_ROWS, unit, shift, first, second, minimum, maximum)
     return True
 
 
-def _compiled(code: str, vectors: Values) -> Callable[..., None] | None:
+def _compiled(code: str, values: Values) -> Callable[..., None] | None:
     """Return the compiled function, or None as long as there is none for this type."""
     if code in _ready:
         return _ready[code]
-    _seen[code] = _seen.get(code, 0) + vectors.nbytes  # threads may lose some of it
+    _seen[code] = _seen.get(code, 0) + values.nbytes  # threads may lose some of it
     if _seen[code] > _WORTH_BYTES and _changing.acquire(blocking=False):  # others go on without it
         try:
             _ready[code] = _ready.get(code) or _compile(code)
@@ -72,8 +62,7 @@ def _compile(code: str) -> Callable[..., None] | None:
     except ImportError:  # not installed, or not for this NumPy
         return None
     values = numba.int16 if code == "f2" else numba.from_dtype(np.dtype(code))
-    ends = numba.float64 if code == "f8" else numba.float32
     vector = numba.float64[::1]
-    function: Any = moments_numba.add_vectors
-    function.compile((values[:, ::1], numba.intp, vector, vector, vector, ends[::1], ends[::1]))
+    function: Any = moments_numba.add_values
+    function.compile((values[::1], numba.intp, numba.float64, *[vector] * 5))
     return function  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cvae_dist.store.compiled import HALF_UNIT, SIGN_AND_HALF, TILE_ROWS, add_vectors
+from cvae_dist.store.compiled import HALF_UNIT, SIGN_AND_HALF, TILE_ROWS, add_values
 
 Vector = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
@@ -116,19 +116,14 @@ class RunningMoments:
         """Add rows, shape (n_rows, n_features). The bits of the result depend on how they are cut into blocks."""
         if not len(rows):
             return
-        values, width = np.ascontiguousarray(rows).reshape(-1), len(self._shift)
+        values = np.ascontiguousarray(rows).reshape(-1)
         with np.errstate(invalid="ignore", over="ignore"):
             if not self._count:
                 self._choose_shift(rows[: max(1, TILE_ROWS * _LANES // self._features)])
             self._count += len(rows)
-            full = len(values) // width * width
-            vectors = values[:full].reshape(-1, width)
             sums = (self._first, self._second, self._minimum, self._maximum)
-            if not add_vectors(vectors, self._shift, *sums):
-                for start in range(0, len(vectors), _GROUP):
-                    self._add_group(vectors[start : start + _GROUP])
-            if full < len(values):
-                self._add_group(values[None, full:])
+            if not add_values(values, self._shift, *sums):
+                self._add_values(values)
 
     def moments(self) -> Moments:
         """Return the moments of what was added."""
@@ -158,6 +153,14 @@ class RunningMoments:
             self._shifted = True
             # sums of small integers stay exact
             self._shift[:] = np.tile(mean if self._dtype.kind == "f" else np.rint(mean), self._fold)
+
+    def _add_values(self, values: Values) -> None:
+        full, width = len(values) // len(self._shift), len(self._shift)
+        vectors = values[: full * width].reshape(full, width)
+        for start in range(0, full, _GROUP):
+            self._add_group(vectors[start : start + _GROUP])
+        if full * width < len(values):
+            self._add_group(values[None, full * width :])
 
     def _add_group(self, vectors: Values) -> None:
         """Add vectors, which may end before the last lane."""

@@ -13,6 +13,7 @@ from cvae_dist.store.compiled import SIGN_AND_HALF
 Array = npt.NDArray[Any]
 
 _TOGETHER = 4  # rows that are added to a lane while its sums are in registers
+_HALF_LIMIT = 2.0**16  # the bits of infinity and NaN are worth this and more
 
 
 def _jit(function: Callable[..., Any]) -> Any:
@@ -33,6 +34,17 @@ def _(value: Any) -> Any:
     if value == numba.int16:
         return lambda value: np.int32((np.int32(value) << np.int32(13)) & SIGN_AND_HALF).view(np.float32)
     return lambda value: value
+
+
+def _ends(values: Array, width: int) -> Any:
+    """Return least and largest value of nothing, as exact as the values."""
+    raise NotImplementedError
+
+
+@overload(_ends, strict=False)
+def _(values: Any, width: int) -> Any:
+    dtype = np.float64 if values.dtype == numba.float64 else np.float32
+    return lambda values, width: (np.full(width, np.inf, dtype), np.full(width, -np.inf, dtype))
 
 
 @_jit
@@ -59,16 +71,32 @@ def _add_rows(rows: Array, shift: Array, first: Array, second: Array, low: Array
 
 
 @_jit
-def add_vectors(vectors: Array, tile: int, shift: Array, first: Array, second: Array, low: Array, high: Array) -> None:
-    """Add vectors, shape (n, width), to sums of shape (width,). int16 are the bits of float16, in units of 2**112.
+def add_values(
+    values: Array, tile: int, unit: float, shift: Array, first: Array, second: Array, minimum: Array, maximum: Array
+) -> None:
+    """Add values, shape (n,), to sums of shape (width,). int16 are the bits of float16.
 
-    ``tile`` is an argument because kept code is only renewed when this file changes, not with another one's constants.
+    What is no argument is fixed for good: kept code is renewed when this file changes, but not with another one.
     """
+    width = len(first)
+    low, high = _ends(values, width)
     one, two = np.zeros_like(first), np.zeros_like(second)
-    for start in range(0, len(vectors), tile):
+    full = len(values) // width
+    vectors = values[: full * width].reshape(full, width)
+    for start in range(0, full, tile):
         _add_rows(vectors[start : start + tile], shift, one, two, low, high)
-        for lane in range(len(first)):
+        for lane in range(width):
             first[lane] += one[lane]
             second[lane] += two[lane]
         one[:] = 0.0
         two[:] = 0.0
+    rest = values[full * width :]
+    _add_rows(rest.reshape(1, len(rest)), shift, one, two, low, high)
+    for lane in range(len(rest)):
+        first[lane] += one[lane]
+        second[lane] += two[lane]
+    for lane in range(width):
+        least, most = low[lane] / unit, high[lane] / unit
+        if unit != 1.0 and (least <= -_HALF_LIMIT or most >= _HALF_LIMIT):
+            first[lane] = np.nan
+        minimum[lane], maximum[lane] = min(minimum[lane], least), max(maximum[lane], most)
