@@ -29,9 +29,7 @@ def _kind(code: str, features: int) -> Iterator[Row]:
     compiles = code in compiled._CODES and importlib.util.find_spec("numba") is not None
 
     def plain() -> float:
-        return seconds(
-            lambda: (block.mean(axis=0, dtype=np.float64), block.std(axis=0, dtype=np.float64)), process_time
-        )
+        return seconds(lambda: [reduce(axis=0, dtype=np.float64) for reduce in (block.mean, block.std)], process_time)
 
     def ours(numba: bool) -> float:
         with _path(code, numba):
@@ -43,9 +41,7 @@ def _kind(code: str, features: int) -> Iterator[Row]:
         median(values) for values in alternate(_REPEATS, lambda: ours(False), lambda: ours(compiles), plain)
     )
     per_gb = 1e9 / block.nbytes
-    for name, took in (
-        (("numba", by_numba), ("NumPy alone", numpy_alone)) if compiles else (("NumPy alone", numpy_alone),)
-    ):
+    for name, took in [("numba", by_numba)] * compiles + [("NumPy alone", numpy_alone)]:
         bar = 0.3 if code == "f4" and (name == "numba" or not compiles) else None
         note = f"{took * per_gb:.3f} CPU s per GB, mean and std in float64 {reference * per_gb:.2f}"
         yield Row(f"moments of {code} x {features}, {name} / mean + std", took / reference, bar, note=note, lower=True)
