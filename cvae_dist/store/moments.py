@@ -119,7 +119,7 @@ class RunningMoments:
         values = np.ascontiguousarray(rows).reshape(-1)
         with np.errstate(invalid="ignore", over="ignore"):
             if not self._count:
-                self._choose_shift(rows[: max(1, TILE_ROWS * _LANES // self._features)])
+                self._choose_shift(rows[: max(1, _SAMPLE_VALUES // self._features)])
             self._count += len(rows)
             sums = (self._first, self._second, self._minimum, self._maximum)
             if not add_values(values, self._shift, *sums):
