@@ -125,6 +125,11 @@ class Layout:
         return math.prod(self.arrays[0].shape)
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows that are read, added up and written at a time: about 1 MB, as more leaves the processor's cache."""
+        return self.rows_per_chunk * max(1, _CHUNK_BYTES // (self.rows_per_chunk * self.arrays[0].row_bytes))
+
+    @property
     def moments_bytes(self) -> int:
         """Bytes of the moments of the first array."""
         return _MOMENT_BYTES * self.n_features
