@@ -101,13 +101,15 @@ def test_fingerprint_follows_the_rows_alone(store: RowStore, tmp_path: Path) -> 
 def test_the_chunks_of_a_publication_are_read_and_checked(store: RowStore, tmp_path: Path) -> None:
     publication = tmp_path / "store" / store.publication.path
     assert store.publication.arrays.keys() == {
-        "mean", "std", "min", "max", "record",
+        "mean", "std", "min", "max", "record", "sample", "sample_row",
         "manifest_path", "manifest_size", "manifest_version", "manifest_start", "manifest_rows", "manifest_dropped",
         "manifest_status", "manifest_detail",
     }  # fmt: skip
     uses: dict[str, Callable[[RowStore], object]] = {
         "record/c/0/0": RowStore.records,
         "mean/c/0": RowStore.statistics,
+        "sample/c/0/0": RowStore.sample,
+        "sample_row/c/0": RowStore.sample,
         "manifest_path/c/0": lambda store: list((store.manifest() or pytest.fail("it has none")).batches()),
     }
     for key, use in uses.items():
