@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -91,6 +91,10 @@ class Reader(Protocol):
     def schema(self) -> Schema:
         """What every file has to follow."""
 
+    @property
+    def streams(self) -> bool:
+        """Whether about 1 MB of rows at a time is read as fast as many of them."""
+
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Return the rows of every file, shape (n,), and what is wrong with those that cannot be used; they have 0.
 
@@ -121,6 +125,11 @@ class FileReader(ABC):
 
     root: Location
     schema: Schema
+
+    @property
+    def streams(self) -> bool:
+        """Whether about 1 MB of rows at a time is read as fast as many of them: mostly not."""
+        return False
 
     @abstractmethod
     def count_file(self, file: File) -> int:
@@ -180,31 +189,3 @@ class Source(Protocol):
         BadFile
             That one cannot be used.
         """
-
-
-@dataclass(frozen=True)
-class Identified:
-    """A reader one of whose columns is called ``id``, whatever the source calls it."""
-
-    reader: Reader
-    column: str
-
-    @property
-    def schema(self) -> Schema:
-        """That of the reader, with the new name."""
-        schema = self.reader.schema
-        named = (Column("id", one.dtype) if one.name == self.column else one for one in schema.columns)
-        return replace(schema, columns=tuple(named))
-
-    def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
-        """Count rows; see :class:`Reader`."""
-        return self.reader.count(files)
-
-    def remark(self, files: int, rows: int) -> str:
-        """Say what the reader says."""
-        return self.reader.remark(files, rows)
-
-    def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
-        """Read rows; see :class:`Reader`."""
-        columns = self.reader.read(pieces, out)
-        return {"id" if name == self.column else name: values for name, values in columns.items()}

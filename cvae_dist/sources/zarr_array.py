@@ -103,7 +103,8 @@ class ZarrSource:
         names = (*filter(None, [self.id]), *self.carry)
         columns = tuple(map(self._column, names))
         dtypes = (STRING if one.dtype.kind == "O" else one.dtype.newbyteorder("<").str for one in columns)
-        named = tuple(map(Column, names, dtypes))
+        called = ("id" if name == self.id else name for name in names)
+        named = tuple(map(Column, called, dtypes))
         return ZarrReader(rows, columns, packing, Schema(item_shape, packing.dtype, columns=named))
 
     @cached_property
@@ -164,6 +165,11 @@ class ZarrReader:
     columns: tuple[ArrayMetadata, ...]
     packing: Packing
     schema: Schema
+
+    @property
+    def streams(self) -> bool:
+        """Whether about 1 MB of rows at a time is read as fast as many of them: chunks may be larger."""
+        return False
 
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Return the rows of every block; those with missing objects cannot be used. Nothing is read.

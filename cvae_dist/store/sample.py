@@ -37,12 +37,6 @@ class Sample:
     values: Block
 
     @classmethod
-    def of(cls, block: Block, start: int, level: int, layout: Layout) -> Self:
-        """Sample a block of rows, (n_rows, n_features), the first of which is row ``start``; see :func:`sampled_rows`."""
-        rows = sampled_rows(start, start + len(block), level)
-        return cls(rows, block[:, :: feature_stride(layout)][rows - start])
-
-    @classmethod
     def none(cls, layout: Layout) -> Self:
         """Return the sample of no rows."""
         return cls(np.zeros(0, np.int64), np.zeros((0, sample_width(layout)), layout.arrays[0].dtype))
@@ -59,6 +53,26 @@ class Sample:
             return self
         kept = np.isin(self.rows, sampled_rows(int(self.rows[0]), int(self.rows[-1]) + 1, level), assume_unique=True)
         return Sample(self.rows[kept], self.values[kept])
+
+
+class RunningSample:
+    """The sample of rows ``start:stop``, which come block by block; of none where ``level`` is None."""
+
+    def __init__(self, start: int, stop: int, level: int | None, layout: Layout) -> None:
+        self._next, self._stride = start, feature_stride(layout)
+        self._rows = sampled_rows(start, start if level is None else stop, level or 0)
+        self._values = np.empty((len(self._rows), sample_width(layout)), layout.arrays[0].dtype)
+
+    def add(self, block: Block) -> None:
+        """Take in the next rows, shape (n_rows, n_features)."""
+        first, last = np.searchsorted(self._rows, (self._next, self._next + len(block)))
+        if first < last:
+            self._values[first:last] = block[self._rows[first:last] - self._next, :: self._stride]
+        self._next += len(block)
+
+    def sample(self) -> Sample:
+        """Return the sample, once all rows were there."""
+        return Sample(self._rows, self._values)
 
 
 def sampled_rows(start: int, stop: int, level: int) -> RowNumbers:
