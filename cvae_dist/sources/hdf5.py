@@ -137,7 +137,7 @@ def _opened(file: File) -> "h5py.File":
             target = f"{name.rpartition('.')[0] or name}.zarr"
             line = f"import xarray; xarray.open_dataset({name!r}, engine='scipy').to_zarr({target!r})"
             raise BadFile(
-                file.path, "netcdf3", f"is a NetCDF file of the classic format. Convert it with Python: {line}"
+                file.path, "netcdf3", f"is a NetCDF file of the classic format: convert it with Python: {line}"
             )
         kept = _kept.content = file, h5py.File(file.open(), "r", rdcc_nbytes=_CACHE_BYTES)
     return kept[1]
