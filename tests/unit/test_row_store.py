@@ -197,6 +197,14 @@ FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "manifest of other columns": lambda ours: ours["arrays"].update(manifest_x=ours["arrays"]["manifest_path"]),
     "manifest of two lengths": lambda ours: ours["arrays"]["manifest_rows"].update(shape=[11]),
     "manifest of two chunks": lambda ours: ours["arrays"]["manifest_rows"].update(chunk=9),
+    "sample of other width": lambda ours: ours["arrays"]["sample"].update(shape=[10, 3]),
+    "sample of other dtype": lambda ours: ours["arrays"]["sample"].update(dtype="<f8"),
+    "sample of other length": lambda ours: ours["arrays"]["sample_row"].update(shape=[9]),
+    "sample without numbers": lambda ours: ours["arrays"].pop("sample_row"),
+    "sample that is endless": lambda ours: [
+        ours["arrays"][name].update(shape=[10**9, *shape]) for name, shape in (("sample_row", []), ("sample", [4]))
+    ],
+    "drift of other width": lambda ours: ours["arrays"].update(drift_psi=ours["arrays"]["sample_row"]),
     "settings of another kind": lambda ours: ours.update(settings=3),
     "no lineage": lambda ours: ours.pop("lineage"),
     "no fingerprint": lambda ours: ours.pop("fingerprint"),
