@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,23 @@ from cvae_dist.cluster.regions import map_regions, slots
 from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.sources.files import BadFile, BadFiles
-from cvae_dist.store import ArrayLayout, Digest, Layout, Lease, LeaseToken, Location, Moments, Pack, Records, RowStore
+from cvae_dist.store import (
+    ArrayLayout,
+    Digest,
+    Drift,
+    Layout,
+    Lease,
+    LeaseToken,
+    Location,
+    Moments,
+    Pack,
+    Records,
+    RowStore,
+    Sample,
+)
 from cvae_dist.store.layout import Block, ShardEncoder
 from cvae_dist.store.moments import RunningMoments
+from cvae_dist.store.sample import RunningSample, level_of
 from cvae_dist.store.urls import Buffer
 
 if TYPE_CHECKING:
@@ -173,9 +188,13 @@ class Output:
         if self.existing is not None and self.existing.interrupted:
             self._lease.check()  # again, as the look at all shards takes its time
             _delete_beyond(store, job.shards)
+        sample = packs.sample() if job.sampled else None
+        drift = packs.drift() if job.sampled else None
+        if drift is not None and job.rows > store.rows:
+            job.review(drift)
         command = f"{self._stage} {self._output.name}"
         return store.publish(
-            job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest, job.dropped
+            job.rows, packs.records(), packs.moments(), job.lineage, command, job.manifest, job.dropped, sample, drift
         )
 
     def _tell(self, kind: EventKind, done: int, total: int, message: str = "", **values: float) -> None:
@@ -208,6 +227,7 @@ class _Shard:
     span: Span
     task: Task
     fingerprint: int
+    level: int | None  # at which its new rows are sampled
 
 
 @dataclass(frozen=True)
@@ -222,7 +242,7 @@ class _Region:
 
 @dataclass(frozen=True)
 class _Written:
-    """What a worker made of a region: the moments of the new rows of each tile, and the objects' versions by key.
+    """What a worker made of a region: moments of the new rows of each tile, their sample, objects' versions by key.
 
     Where files of the source turned out bad, these (``problems``) are all that is told of it.
     """
@@ -230,6 +250,7 @@ class _Written:
     first: int
     records: Records
     moments: tuple[Moments, ...]
+    sample: Sample
     versions: dict[str, str]
     problems: tuple[BadFile, ...] = ()
 
@@ -248,6 +269,7 @@ class _Packs:
         self._require_published()
         grows = job.rows > store.rows
         self._first = store.rows // job.layout.rows_per_shard if grows else job.shards
+        self._samples: dict[int, Sample] = {}
         self._recorded = self._read_journal()
         self._versions: dict[str, str] = {}
         missing = {number: self._shards(number) for number in self._numbers() if number not in self._recorded}
@@ -259,9 +281,18 @@ class _Packs:
         """Return what makes some shards."""
         spans = (self._job.span(shard, self._store.rows) for shard in shards)
         return tuple(
-            _Shard(span, self._job.task(span), int(self._fingerprints[span.shard - self._job.first_shard]))
+            _Shard(
+                span,
+                self._job.task(span),
+                int(self._fingerprints[span.shard - self._job.first_shard]),
+                self._level(span.stop) if self._job.sampled else None,
+            )
             for span in spans
         )
+
+    def _level(self, stop: int) -> int:
+        """Return the level at which the new rows before row ``stop`` are sampled, whatever comes after them."""
+        return level_of(stop - self._store.rows, self._job.layout)
 
     def add(self, written: _Written) -> None:
         """Take in a finished region. With the last one of its pack the pack is recorded."""
@@ -277,8 +308,10 @@ class _Packs:
                 for tile in part.moments:
                     moments = moments.merge(tile)
             records = Records.joined(part.records for part in in_order)
-            self._store.journal.write(number, Pack(records, moments))
-            self._recorded[number] = records
+            last = min((number + 1) * self._size * self._job.layout.rows_per_shard, self._job.rows)
+            sample = Sample.joined(part.sample for part in in_order).thinned(self._level(last))
+            self._store.journal.write(number, Pack(records, moments, sample))
+            self._recorded[number], self._samples[number] = records, sample
 
     def records(self) -> Records:
         """Return the records of all shards."""
@@ -290,6 +323,26 @@ class _Packs:
         for number in range(-(-self._job.shards // self._size)):
             before = next(published, Moments.empty(self._job.layout.n_features))
             yield before.merge(self._new_moments(number)) if number in self._recorded else before
+
+    def sample(self) -> Sample:
+        """Return the sample of all rows."""
+        return Sample.joined(self._compared).thinned(level_of(self._job.rows, self._job.layout))
+
+    def drift(self) -> Drift | None:
+        """Return how the new rows differ from the published ones; without new rows what is known of the last append."""
+        if not self._store.published or not self._recorded:
+            return self._store.drift()
+        new = Moments.empty(self._job.layout.n_features)
+        for number in self._numbers():
+            new = new.merge(self._new_moments(number))
+        return Drift.between(self._store.statistics(), new, self._compared, self._job.layout)
+
+    @cached_property
+    def _compared(self) -> tuple[Sample, Sample]:
+        """The samples of the published rows and of the new ones, each as large as one may be."""
+        level = self._level(self._job.rows)
+        parts = (self._samples[number].thinned(level) for number in self._numbers())
+        return self._store.sample(), Sample.joined([Sample.none(self._job.layout), *parts])
 
     def _new_moments(self, number: int) -> Moments:
         pack = self._store.journal.read(number)
@@ -341,7 +394,7 @@ class _Packs:
             new = min(shards.stop * self._job.layout.rows_per_shard, self._job.rows)
             new -= max(shards.start * self._job.layout.rows_per_shard, self._store.rows)
             if pack and np.array_equal(pack.records.fingerprints, expected) and pack.moments.count == new:
-                recorded[number] = pack.records
+                recorded[number], self._samples[number] = pack.records, pack.sample
         return recorded
 
     def _require_published(self) -> None:
@@ -363,50 +416,55 @@ def _write_region(region: _Region) -> _Written:
     """Write the shards of a region."""
     records: list[Records] = []
     moments: list[Moments] = []
+    samples = [Sample.none(region.layout)]
     versions: dict[str, str] = {}
     problems: list[BadFile] = []
     for _, tile in groupby(region.shards, lambda shard: shard.span.shard // region.layout.shards_per_tile):
         total = Moments.empty(region.layout.n_features)
         for shard in tile:
             try:
-                record, new = _write_shard(region, shard, versions)
+                record, new, sample = _write_shard(region, shard, versions)
             except BadFile as error:  # the other shards may know of more
                 problems.append(error)
                 continue
             records.append(record)
+            samples.append(sample)
             total = total.merge(new)
         moments.append(total)
     first = region.shards[0].span.shard
     if problems:
-        return _Written(first, Records.none(region.layout), (), {}, tuple(problems))
-    return _Written(first, Records.joined(records), tuple(moments), versions)
+        return _Written(first, Records.none(region.layout), (), samples[0], {}, tuple(problems))
+    return _Written(first, Records.joined(records), tuple(moments), Sample.joined(samples), versions)
 
 
-def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tuple[Records, Moments]:
+def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tuple[Records, Moments, Sample]:
     """Write one shard of every array. The one place where rows reach the storage."""
     made, span, layout = shard.task(), shard.span, region.layout
     main, *others = layout.arrays
     encoder = ShardEncoder(layout, main.name)
     running = RunningMoments(layout.n_features, np.dtype(main.dtype))
+    sample = RunningSample(span.new, span.stop, shard.level, layout)
     region.lease.require()  # before it is begun, too: the driver of this task may have died, and another one begun
-    _put(region, main.key(span.shard), _main_buffers(layout, made, span, encoder, running), versions)
+    _put(region, main.key(span.shard), _main_buffers(layout, made, span, encoder, running, sample), versions)
     digests = [Digest.of_checksums(encoder.size, encoder.checksums)]
     for array in others:
         _require_whole(array, made.blocks[array.name], span)
         buffers = layout.encode(array.name, made.blocks[array.name])
         _put(region, array.key(span.shard), buffers, versions)
         digests.append(Digest.of_shard(buffers))
-    return Records.one(shard.fingerprint, len(span), digests), running.moments()
+    return Records.one(shard.fingerprint, len(span), digests), running.moments(), sample.sample()
 
 
 def _main_buffers(
-    layout: Layout, made: Made, span: Span, encoder: ShardEncoder, running: RunningMoments
+    layout: Layout, made: Made, span: Span, encoder: ShardEncoder, running: RunningMoments, sample: RunningSample
 ) -> Iterator[Buffer]:
     """Yield the bytes of the first array, and add up its new rows on the way: each block is in the cache by then."""
     main, carried, rows = layout.arrays[0], span.new - span.start, 0
     for block in made.main or _steps(layout, made.blocks[main.name]):
         new = block[max(0, carried - rows) :]
-        running.add(new.reshape(len(new), layout.n_features))
+        new = new.reshape(len(new), layout.n_features)
+        running.add(new)
+        sample.add(new)
         yield from encoder.add(block)
         rows += len(block)
     if rows != len(span) or block.shape[1:] != main.shape:
