@@ -64,6 +64,7 @@ def map_rows(
         settings={"model": model.digest, **settings},
         task=lambda span: _MapShard(source, model, compute, batch_size, span),
         identity=lambda span: _identity(store, records, span),
+        rewrites=True,
         confirm=store.require_unchanged,
         lineage={
             "store": without_credentials(store.url),
@@ -78,7 +79,8 @@ def map_rows(
         Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output,
     ):
         waiting = not (source.location.is_local and out.is_local)  # for requests, while others compute
-        return output.write(replace(_keep_grid(job, output.existing), threads=threads + waiting * _WAITING_THREADS))
+        job = replace(_keep_grid(job, output.existing), keeps_tail=_keeps_tail(store, output.existing))
+        return output.write(replace(job, threads=threads + waiting * _WAITING_THREADS))
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ def _keep_grid(job: Job, existing: RowStore | None) -> Job:
     return replace(job, layout=existing.layout)
 
 
+def _keeps_tail(store: RowStore, existing: RowStore | None) -> bool:
+    """Whether all rows that an output was made from are still in the store."""
+    before = existing.document["lineage"].get("store_fingerprint", "") if existing is not None else store.fingerprint
+    return store.holds_rows_of(before)
+
+
 def _output_layout(store: RowStore, made: Sequence[ArrayLayout], shard_bytes: int) -> Layout:
     """Choose output shards that cover whole input shards: enough for a task, but many of them.
 
@@ -122,10 +130,6 @@ def _output_layout(store: RowStore, made: Sequence[ArrayLayout], shard_bytes: in
 
 
 def _identity(store: RowStore, records: Records, span: Span) -> bytes:
-    """Digest the ledger records of the input shards behind a span.
-
-    A last input shard that is not full may be replaced while its store grows. The store's fingerprint stands for it.
-    """
+    """Return what the ledger says of the bytes of the input shards behind a span."""
     size = store.layout.rows_per_shard
-    full = records.table[span.start // size : span.stop // size, 2:]
-    return full.tobytes() + (store.fingerprint.encode() if span.stop % size else b"")
+    return records.table[span.start // size : -(-span.stop // size), 2:].tobytes()
