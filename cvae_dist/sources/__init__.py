@@ -7,10 +7,10 @@ from cvae_dist.sources.files import BadFile, BadFiles, File, Files, file_name
 from cvae_dist.sources.formats import FileOptions, Format, open_source
 from cvae_dist.sources.options import TableOptions
 from cvae_dist.sources.pieces import Pieces
-from cvae_dist.sources.source import Column, FileReader, Identified, Reader, RowsPerFile, Schema, Source
+from cvae_dist.sources.source import Column, FileReader, Reader, RowsPerFile, Schema, Source
 
 __all__ = [
     "BadFile", "BadFiles", "Batch", "Changes", "Column", "File", "FileOptions", "FileReader", "FileTable", "Files",
-    "Format", "Identified", "Interval", "Pieces", "Reader", "RowsPerFile", "Schema", "Source", "StagedBatch", "TableOptions",
+    "Format", "Interval", "Pieces", "Reader", "RowsPerFile", "Schema", "Source", "StagedBatch", "TableOptions",
     "compare", "file_name", "merged", "open_source",
 ]  # fmt: skip

@@ -14,7 +14,6 @@ from cvae_dist.sources.source import Column, FileReader, RowsPerFile, Schema
 from cvae_dist.store.layout import STRING, Block
 from cvae_dist.store.urls import Location
 
-_MOST_ROW_BYTES = 1_000_000_000
 _THREADS = 32  # small files that are read at a time where that is waiting for a storage
 
 
@@ -35,9 +34,6 @@ def npy_reader(root: Location, model: File, rows_per_file: RowsPerFile) -> "NpyR
     if 0 in item_shape:
         raise BadFile(model.path, "shape", f"has shape {header.shape}: items without values cannot be used")
     schema = Schema(item_shape, header.dtype.newbyteorder("="), one, (Column("id", STRING),) if one else ())
-    if schema.row_bytes > _MOST_ROW_BYTES:
-        size = f"{schema.row_bytes:,} bytes each; a row has {_MOST_ROW_BYTES:,} bytes at most"
-        raise BadFile(model.path, "shape", f"has items of shape {item_shape}, {size}")
     return NpyReader(root, schema, header, model.path, guessed=rows_per_file == "auto" and not one)
 
 

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -180,31 +180,3 @@ class Source(Protocol):
         BadFile
             That one cannot be used.
         """
-
-
-@dataclass(frozen=True)
-class Identified:
-    """A reader one of whose columns is called ``id``, whatever the source calls it."""
-
-    reader: Reader
-    column: str
-
-    @property
-    def schema(self) -> Schema:
-        """That of the reader, with the new name."""
-        schema = self.reader.schema
-        named = (Column("id", one.dtype) if one.name == self.column else one for one in schema.columns)
-        return replace(schema, columns=tuple(named))
-
-    def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
-        """Count rows; see :class:`Reader`."""
-        return self.reader.count(files)
-
-    def remark(self, files: int, rows: int) -> str:
-        """Say what the reader says."""
-        return self.reader.remark(files, rows)
-
-    def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
-        """Read rows; see :class:`Reader`."""
-        columns = self.reader.read(pieces, out)
-        return {"id" if name == self.column else name: values for name, values in columns.items()}

@@ -103,7 +103,8 @@ class ZarrSource:
         names = (*filter(None, [self.id]), *self.carry)
         columns = tuple(map(self._column, names))
         dtypes = (STRING if one.dtype.kind == "O" else one.dtype.newbyteorder("<").str for one in columns)
-        named = tuple(map(Column, names, dtypes))
+        called = ("id" if name == self.id else name for name in names)
+        named = tuple(map(Column, called, dtypes))
         return ZarrReader(rows, columns, packing, Schema(item_shape, packing.dtype, columns=named))
 
     @cached_property

@@ -200,7 +200,8 @@ class Layout:
         array = self.array(name)
         if array.dtype == STRING:
             return encode_chunk(block, self.rows_per_shard)
-        return list(self._encode_chunks(array, block))
+        encoder = ShardEncoder(self, name)
+        return [*encoder.add(block), *encoder.finish()]
 
     def split(self, name: str, data: bytes) -> list[Buffer]:
         """Return the buffers that :meth:`encode` made, from the bytes of one shard.
@@ -229,17 +230,8 @@ class Layout:
             raise ValueError("there are bytes between the chunks and the index")
         return buffers + last
 
-    def _encode_chunks(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
-        chunks = self.rows_per_shard // self.rows_per_chunk
-        index = np.full((chunks, 2), _ABSENT, dtype="<u8")
-        offset = 0
-        for number, payload in enumerate(self._payloads(array, block)):
-            index[number] = offset, len(payload) + 4
-            offset += len(payload) + 4
-            yield from checksummed(payload)
-        yield from checksummed(index.tobytes())
-
-    def _payloads(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
+    def payloads(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
+        """Yield the bytes of every chunk of a block, compressed where the array is; the last chunk is padded."""
         compress = Zstd(level=1).encode if array.compressed else None
         for start in range(0, len(block), self.rows_per_chunk):
             rows = block[start : start + self.rows_per_chunk]
@@ -252,6 +244,42 @@ class Layout:
 def is_name(text: str) -> bool:
     """Whether an array may be called so: a word that leads out of no folder and that no reader mistakes."""
     return _NAME.fullmatch(text) is not None
+
+
+class ShardEncoder:
+    """Encodes a numeric shard whose rows come in blocks, so that one small block of memory serves for all of them.
+
+    The buffers are those of :meth:`Layout.encode`. Each must be used up before the next one is taken.
+
+    Attributes
+    ----------
+    size : int
+        Bytes encoded so far.
+    checksums : list of bytes
+        The CRC32C of each chunk, and of the index at last.
+    """
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self._layout, self._array = layout, layout.array(name)
+        self._index = np.full((layout.rows_per_shard // layout.rows_per_chunk, 2), _ABSENT, dtype="<u8")
+        self.size = 0
+        self.checksums: list[bytes] = []
+
+    def add(self, block: Block) -> Iterator[Buffer]:
+        """Encode whole chunks, and a part of one only at the end of the shard; for ``block`` see `Layout.encode`."""
+        for payload in self._layout.payloads(self._array, block):
+            self._index[len(self.checksums)] = self.size, len(payload) + 4
+            yield from self._checksummed(payload)
+
+    def finish(self) -> Iterator[Buffer]:
+        """Encode the index of the chunks."""
+        yield from self._checksummed(self._index.tobytes())
+
+    def _checksummed(self, payload: Buffer) -> list[Buffer]:
+        buffers = checksummed(payload)
+        self.size += len(payload) + 4
+        self.checksums.append(bytes(buffers[1]))
+        return buffers
 
 
 def shard_key(shard: int, ndim: int) -> str:

@@ -46,7 +46,8 @@ class Records:
     Attributes
     ----------
     table : numpy.ndarray, shape (n_shards, 2 + 2 * n_arrays), uint64
-        Of each shard: the fingerprint of what it was made from; rows stored; length in bytes and digest of its object in each array.
+        Of each shard: the fingerprint of what it was made from; rows stored; length in bytes and digest of its object
+        in each array.
     """
 
     table: Table

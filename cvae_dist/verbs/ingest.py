@@ -22,7 +22,6 @@ from cvae_dist.sources import (
     Files,
     FileTable,
     Format,
-    Identified,
     Pieces,
     Reader,
     RowsPerFile,
@@ -57,6 +56,7 @@ _KEPT = (
 
 
 _TAKEN = ("x", "z", "sample", "feature", "latent")  # names of arrays and dimensions
+_MOST_ROW_BYTES = 1_000_000_000
 _MODELS = 1000  # files that are tried, if need be, until one can be used
 
 
@@ -171,7 +171,7 @@ def ingest(
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
     opened = open_source(source, options, source_storage_options)
-    run = _Run(opened, place, id, label, nonfinite, bad, max_bad, client, on_event)
+    run = _Run(opened, place, label, nonfinite, bad, max_bad, client, on_event)
     return run.write(overwrite)
 
 
@@ -190,7 +190,6 @@ class _Run:
 
     source: Source
     place: Location
-    id: str | None
     label: str | None
     nonfinite: Nonfinite
     bad: Bad
@@ -260,12 +259,19 @@ class _Run:
         problems: list[BadFile] = []
         for model in self._models(grown):
             try:
-                reader = self.source.reader(model)
+                return self._checked(self.source.reader(model))
             except BadFile as error:
                 problems.append(error)
-            else:
-                return Identified(reader, self.id) if self.id is not None else reader
         raise self._refusal(problems)
+
+    def _checked(self, reader: Reader) -> Reader:
+        """Refuse rows that are too large to be held."""
+        if reader.schema.row_bytes > _MOST_ROW_BYTES:
+            raise InvalidInput(
+                f"{self.source.url} has items of shape {reader.schema.item_shape}, {reader.schema.row_bytes:,} bytes "
+                f"each. A row has {_MOST_ROW_BYTES:,} bytes at most. Nothing was written"
+            )
+        return reader
 
     def _models(self, grown: RowStore | None) -> Iterator[Files]:
         for entries in _known(grown)():
