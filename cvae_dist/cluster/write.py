@@ -322,8 +322,9 @@ class _Packs:
         anew = {shard // self._size for shard in changed}
         if 0 < self._job.rows < self._store.rows:
             anew.add((self._job.shards - 1) // self._size)
-        if self._first < len(self._published) and self._first // self._size in anew:
-            changed = [*changed, self._first]  # the last shard grows
+        last = self._first
+        if last < min(len(self._published), self._job.shards) and last // self._size in anew and last not in changed:
+            changed = [*changed, last]  # it grows
         self.anew, self.replaced = frozenset(anew), frozenset(changed)
 
     @property
@@ -512,7 +513,7 @@ def _withdraw(store: RowStore) -> None:
 
 
 def _restore_tail(store: RowStore) -> None:
-    """Make the partial last shard anew from its published rows; an interrupted append may have put others after them."""
+    """Make the partial last shard anew from its published rows: an interrupted append may have put others behind."""
     shards, size = store.layout.shards(store.rows), store.layout.rows_per_shard
     start = store.rows // size * size
     records = store.records()

@@ -111,8 +111,8 @@ class RowStore:
         if store.moving is not None:
             raise OutputLocked(
                 f"rows of {store.location} are being replaced just now, so old and new ones could be mixed. Nothing "
-                "was read; try again in a moment. If that does not help, a driver was killed meanwhile: run the command "
-                "that writes the store again, which finishes it"
+                "was read; try again in a moment. If that does not help, a driver was killed meanwhile: run the "
+                "command that writes the store again, which finishes it"
             )
         return store
 
