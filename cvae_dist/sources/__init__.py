@@ -9,9 +9,10 @@ from cvae_dist.sources.options import TableOptions
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.sources.places import Places, to_read
 from cvae_dist.sources.source import Column, FileReader, Reader, RowsPerFile, Schema, Source
+from cvae_dist.sources.spool import Spool
 
 __all__ = [
     "BadFile", "BadFiles", "Batch", "Changes", "Column", "File", "FileOptions", "FileReader", "FileTable", "Files",
-    "Format", "Interval", "Pieces", "Places", "Reader", "RowsPerFile", "Schema", "Source", "StagedBatch",
+    "Format", "Interval", "Pieces", "Places", "Reader", "RowsPerFile", "Schema", "Source", "Spool", "StagedBatch",
     "TableOptions", "compare", "file_name", "merged", "open_source", "to_read",
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from cvae_dist.sources import (
     RowsPerFile,
     Schema,
     Source,
+    Spool,
     TableOptions,
     compare,
     file_name,
@@ -498,6 +499,7 @@ def _paths(files: Iterable[Entries]) -> Iterator[str]:
     return itertools.chain.from_iterable(part.path.tolist() for part in files)
 
 
-def _some(files: Iterable[Entries]) -> str:
-    named = list(islice(_paths(files), _NAMED + 1))
-    return ", ".join(named[:_NAMED]) + (", ..." if len(named) > _NAMED else "")
+def _some(files: Spool[Any]) -> str:
+    """Name the first few files."""
+    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
+    return ", ".join(islice(_paths(files), _NAMED)) + more

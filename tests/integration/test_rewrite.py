@@ -32,8 +32,9 @@ def _tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def block(path: str, rows: int, content: int) -> np.ndarray:
     """Rows that tell their file, its content and their number in it."""
-    seed = sum(path.encode()) % 97
-    return np.array([[seed, content, row] for row in range(rows)], np.float32).reshape(rows, 3)
+    return np.array([[int.from_bytes(path.encode()) % 65521, content, row] for row in range(rows)], np.float32).reshape(
+        rows, 3
+    )
 
 
 @dataclass
@@ -70,15 +71,15 @@ class Bench:
     def check(self, files: Tree) -> None:
         """Require the rows of just these files, each once, with their ids, labels and statistics."""
         store = RowStore.open(str(self.store))
-        rows, names = store.read("x"), store.read("id").tolist()
+        rows = store.read("x")
         expected = {
-            (path if self.one else f"{path}#{row}"): block(path, count, content)[row]
-            for path, (count, content) in files.items()
-            for row in range(count)
+            tuple(row): path for path, (count, content) in files.items() for row in block(path, count, content).tolist()
         }
-        assert Counter(names) == Counter(expected.keys())
-        np.testing.assert_array_equal(rows, [expected[name] for name in names])
-        assert store.read("label").tolist() == [name.split("/")[0] for name in names]
+        assert Counter(map(tuple, rows.tolist())) == Counter(expected.keys())
+        paths = [expected[tuple(row)] for row in rows.tolist()]
+        assert store.read("label").tolist() == [path.split("/")[0] for path in paths]
+        if self.one:
+            assert store.read("id").tolist() == paths
         statistics = store.statistics()
         for found, wanted in (
             (statistics.mean, rows.mean(0, dtype=float)),
@@ -182,7 +183,7 @@ EDITS = st.dictionaries(PATHS, st.none() | st.integers(0, 6), max_size=10)
 
 
 @pytest.mark.parametrize("one", [False, True])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(runs=st.lists(EDITS, min_size=2, max_size=4))
 def test_any_changes(tmp_path_factory: pytest.TempPathFactory, one: bool, runs: list[dict[str, int | None]]) -> None:
     bench = Bench(tmp_path_factory.mktemp("any"), one)
@@ -233,7 +234,9 @@ def test_a_touched_file_is_refused_with_what_to_do_and_makes_the_same_bytes(item
     for path in ORDER[:7]:
         os.utime(items.tree / path, ns=(7, 7))
     notes: list[str] = []
-    with pytest.raises(SettingsChanged, match=r"7 changed: 0/00.npy, .*0/08.npy, \.\.\. Nothing .*--changed rewrite"):
+    with pytest.raises(
+        SettingsChanged, match=r"7 changed: 0/00.npy, .*0/08.npy and 2 more. Nothing .*--changed rewrite"
+    ):
         items.ingest("raise", on_event=lambda event: notes.append(event.message))
     assert sum(note.startswith("changed: ") for note in notes) == 7
     assert "files: 11 unchanged, 7 changed" in notes
@@ -318,7 +321,10 @@ def test_a_training_says_that_its_rows_were_replaced(items: Bench) -> None:
     items.ingest()
     messages: list[Event] = []
     assert train(items.store, place, num_steps=5, on_event=messages.append).nothing_to_do
-    assert "on 18 rows, some of which were replaced since, of what are now 18; --overwrite trains anew" in messages[-1].message
+    assert (
+        "on 18 rows, some of which were replaced since, of what are now 18; --overwrite trains anew"
+        in messages[-1].message
+    )
     with pytest.raises(SettingsChanged, match="dim_latent: 2 there, 3 asked for"):
         train(items.store, place, num_steps=5, dim_latent=3)
     ingest(items.tree, items.store, label=None, overwrite=True)
@@ -344,7 +350,7 @@ def stop_while_moving(monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
     monkeypatch.setattr(Location, "move", move)
 
 
-@pytest.mark.parametrize("moved", [0, 1, 4])
+@pytest.mark.parametrize("moved", [0, 1, 2])
 def test_an_interrupted_replacement_is_finished_by_the_next_run(
     items: Bench, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
