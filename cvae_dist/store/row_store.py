@@ -166,7 +166,7 @@ class RowStore:
         if now is None or not now.published or not now.holds_rows_of(self.fingerprint):
             raise Corrupt(
                 f"the rows of {self.location} were replaced while they were read. Nothing was published; run the same "
-                "command again, with --overwrite if an earlier run had published"
+                "command again"
             )
 
     def holds_rows_of(self, fingerprint: str) -> bool:

@@ -16,7 +16,7 @@ NAMES = [f"{number:02d}" for number in range(30)]
 
 def files(tree: Tree) -> Files:
     ordered = sorted(tree)
-    versions = np.array([str(tree[path][1]) for path in ordered], object)
+    versions = np.array(["{} {}".format(*tree[path]) for path in ordered], object)
     return Files(np.array(ordered, object), np.ones(len(tree), np.int64), versions)
 
 
