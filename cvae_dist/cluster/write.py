@@ -421,16 +421,16 @@ class _Packs:
         """
         records = self.records()
         new = sorted({*range(self._first, self._job.shards)} - self.replaced)
-        for folder, shards in (("", new), (f"{STAGED}/", sorted(self.replaced))):
+        for prefix, shards in (("", new), (f"{STAGED}/", sorted(self.replaced))):
             for place, array in enumerate(self._job.layout.arrays):
-                self._require_objects(folder, array, shards, records.sizes(place)[shards].tolist())
+                self._require_objects(prefix, array, shards, records.sizes(place)[shards].tolist())
 
-    def _require_objects(self, folder: str, array: ArrayLayout, shards: list[int], sizes: list[int]) -> None:
-        keys = [array.key(shard) for shard in shards]
-        found = (self._store.location / folder.rstrip("/")).look(array.name, keys) if keys else {}
+    def _require_objects(self, prefix: str, array: ArrayLayout, shards: list[int], sizes: list[int]) -> None:
+        keys = [prefix + array.key(shard) for shard in shards]
+        found = self._store.location.look(prefix + array.name, keys) if keys else {}
         for shard, key, size in zip(shards, keys, sizes, strict=True):
             entry = found.pop(key, None)
-            if entry is None or entry.size != size or self._versions.get(folder + key, entry.version) != entry.version:
+            if entry is None or entry.size != size or self._versions.get(key, entry.version) != entry.version:
                 self._lease.check()
                 self._store.journal.forget(shard // self._size)
                 raise StorageFailed(

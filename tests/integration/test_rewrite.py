@@ -1,5 +1,6 @@
 """Files that change or go: the store holds the rows of the files that are there, and only what must be is written."""
 
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 
 from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged
 from cvae_dist.events import Event
-from cvae_dist.store import Layout, RowStore
+from cvae_dist.store import Layout, Location, RowStore
 from cvae_dist.verbs.embed import embed
 from cvae_dist.verbs.ingest import IngestResult, ingest
 from cvae_dist.verbs.train import train
 from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import SHARDS_PER_PACK, small_grid, snapshot, stamps
+from tests.servers import Served
 
 Tree = dict[str, tuple[int, int]]  # path: rows of the file, and what they hold
 
@@ -337,8 +339,6 @@ def test_a_training_says_that_its_rows_were_replaced(items: Bench) -> None:
 
 def stop_while_moving(monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
     """Let a driver be interrupted after it moved so many objects."""
-    from cvae_dist.store import Location
-
     real, count = Location.move, [0]
 
     def move(self: Location, target: Location) -> None:
@@ -411,3 +411,45 @@ def test_an_append_that_was_interrupted_and_then_a_rewrite(items: Bench, monkeyp
     items.put(edits)
     items.ingest()
     items.check(after(ITEMS, edits))
+
+
+# ------------------------------------------------------------------------------------------------ object stores
+
+
+def test_files_and_store_in_an_object_store(storage: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = storage.options
+    tree, store = (Location.of(f"{storage.url}/{name}", options) for name in ("tree", "store"))
+
+    def put(path: str, content: int) -> None:
+        data = io.BytesIO()
+        np.save(data, block(path, 1, content)[0])
+        (tree / path).write(data.getvalue())
+
+    def run(changed: str) -> IngestResult:
+        return ingest(str(tree), str(store), changed=changed, storage_options=options)  # type: ignore[arg-type]
+
+    def rows() -> list[list[float]]:
+        return sorted(RowStore.open(store).read("x").tolist())
+
+    for path in ORDER:
+        put(path, 1)
+    run("raise")
+    put(ORDER[2], 1)  # the same bytes have the same ETag
+    has_etags = storage.url.startswith(("s3", "az"))
+    assert run("raise" if has_etags and not storage.url.startswith("az") else "rewrite").rows == 18
+    put(ORDER[5], 2)
+    (tree / ORDER[9]).delete()
+    with monkeypatch.context() as patch:
+        stop_while_moving(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run("rewrite")
+    with pytest.raises(OutputLocked):
+        RowStore.open(store)
+    assert run("raise").nothing_to_do
+    assert rows() == sorted(
+        block(path, 1, 2 if path == ORDER[5] else 1)[0].tolist() for path in ORDER if path != ORDER[9]
+    )
+    assert verify(str(store), storage_options=options).ok
+    put(ORDER[5], 3)
+    assert run("rewrite").rows_written == 4
+    assert [row[1] for row in rows() if row[1] > 2] == [3.0]
