@@ -64,7 +64,6 @@ def map_rows(
         settings={"model": model.digest, **settings},
         task=lambda span: _MapShard(source, model, compute, batch_size, span),
         identity=lambda span: _identity(store, records, span),
-        rewrites=True,
         confirm=store.require_unchanged,
         lineage={
             "store": without_credentials(store.url),
@@ -79,7 +78,7 @@ def map_rows(
         Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output,
     ):
         waiting = not (source.location.is_local and out.is_local)  # for requests, while others compute
-        job = replace(_keep_grid(job, output.existing), keeps_tail=_keeps_tail(store, output.existing))
+        job = _follow(_keep_grid(job, output.existing), store, output.existing)
         return output.write(replace(job, threads=threads + waiting * _WAITING_THREADS))
 
 
@@ -109,10 +108,13 @@ def _keep_grid(job: Job, existing: RowStore | None) -> Job:
     return replace(job, layout=existing.layout)
 
 
-def _keeps_tail(store: RowStore, existing: RowStore | None) -> bool:
-    """Whether all rows that an output was made from are still in the store."""
-    before = existing.document["lineage"].get("store_fingerprint", "") if existing is not None else store.fingerprint
-    return store.holds_rows_of(before)
+def _follow(job: Job, store: RowStore, existing: RowStore | None) -> Job:
+    """Make rows again that were replaced in the store, but only where the output was made from this one."""
+    if existing is None or not existing.published:
+        return job
+    made_from = existing.document["lineage"]
+    follows = made_from.get("store") == job.lineage["store"]
+    return replace(job, rewrites=follows, keeps_tail=store.holds_rows_of(made_from.get("store_fingerprint", "")))
 
 
 def _output_layout(store: RowStore, made: Sequence[ArrayLayout], shard_bytes: int) -> Layout:
