@@ -60,6 +60,11 @@ class NpyReader(FileReader):
     first: str
     guessed: bool
 
+    @property
+    def streams(self) -> bool:
+        """Whether rows can be read a few at a time: from a disk, and where they lie one after the other."""
+        return self.root.is_local and self.model.plain
+
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Count the rows of every file. Items are not looked at where the size is the expected one."""
         if not self.schema.one_per_file:

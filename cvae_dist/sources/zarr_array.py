@@ -166,6 +166,11 @@ class ZarrReader:
     packing: Packing
     schema: Schema
 
+    @property
+    def streams(self) -> bool:
+        """Whether about 1 MB of rows at a time is read as fast as many of them: chunks may be larger."""
+        return False
+
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Return the rows of every block; those with missing objects cannot be used. Nothing is read.
 

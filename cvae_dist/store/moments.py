@@ -1,5 +1,6 @@
 """Mergeable first and second moments per feature, in float64."""
 
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -13,6 +14,9 @@ Vector = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
 
 STATISTICS = ("mean", "m2", "minimum", "maximum")  # of every feature
+
+# Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
+_ARITHMETIC = threading.Lock()
 
 _LANES = 512  # narrow rows are folded to this width: reductions then run over long contiguous vectors
 _TILE_LANES = 1024  # with 64 rows of them, a tile of float64 stays in the second cache
@@ -123,7 +127,8 @@ class RunningMoments:
             self._count += len(rows)
             sums = (self._first, self._second, self._minimum, self._maximum)
             if not add_values(values, self._shift, *sums):
-                self._add_values(values)
+                with _ARITHMETIC:
+                    self._add_values(values)
 
     def moments(self) -> Moments:
         """Return the moments of what was added."""
