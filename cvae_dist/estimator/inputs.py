@@ -46,7 +46,9 @@ def store_of(
     if isinstance(X, RowStore):
         yield X
     elif RowStore.claims(Location.of(X, storage_options)):
-        yield RowStore.open(os.fspath(X), storage_options)
+        store = RowStore.open(os.fspath(X), storage_options)
+        yield store
+        store.require_unchanged()
     else:
         from cvae_dist.verbs.ingest import ingest  # here, as arrays need no Dask
 

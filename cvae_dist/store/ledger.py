@@ -23,6 +23,7 @@ from cvae_dist.store.urls import Buffer, Location
 Table = npt.NDArray[np.uint64]
 
 JOURNAL = "journal"
+STAGED = f"{JOURNAL}/shards"  # shards that will replace published ones, by their keys in the group
 
 
 @dataclass(frozen=True)

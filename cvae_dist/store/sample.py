@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from cvae_dist.store.hashing import GOLDEN, mix
 from cvae_dist.store.layout import Block, Layout
@@ -47,12 +48,19 @@ class Sample:
         rows, values = zip(*((part.rows, part.values) for part in parts), strict=True)
         return cls(np.concatenate(rows), np.concatenate(values))
 
+    def __getitem__(self, index: npt.NDArray[np.bool_] | RowNumbers) -> "Sample":
+        return Sample(self.rows[index], self.values[index])
+
+    def sorted(self) -> "Sample":
+        """Return the same rows in ascending order of their numbers."""
+        return self[np.argsort(self.rows, kind="stable")]
+
     def thinned(self, level: int) -> "Sample":
         """Return the rows that a higher level keeps."""
         if not len(self.rows):
             return self
         kept = np.isin(self.rows, sampled_rows(int(self.rows[0]), int(self.rows[-1]) + 1, level), assume_unique=True)
-        return Sample(self.rows[kept], self.values[kept])
+        return self[kept]
 
 
 class RunningSample:
