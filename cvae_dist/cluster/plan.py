@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.store import Layout, Moments
+from cvae_dist.store import Drift, Layout, Moments
 from cvae_dist.store.layout import Block
 from cvae_dist.store.lineage import digest_json
 from cvae_dist.store.manifest import Batches
@@ -96,6 +96,10 @@ class Job:
         Yields the files that the rows came from, sorted by path, whenever it is called.
     news : bool
         The manifest is to be published though there may be no new rows.
+    sampled : bool
+        A sample of the rows is kept, and new rows are compared with those that were published before.
+    review : callable
+        Called with the outcome of that, before anything is published. It may raise; what was recorded is kept then.
     rewrites : bool
         Published rows that are made from something else by now are made again, and rows may be taken away. Otherwise
         both is refused.
@@ -118,6 +122,8 @@ class Job:
     threads: int = 1
     manifest: Batches | None = None
     news: bool = False
+    sampled: bool = False
+    review: Callable[[Drift], None] = lambda drift: None
     rewrites: bool = False
     keeps_tail: bool = True
 

@@ -14,12 +14,26 @@ from cvae_dist.cluster.regions import map_regions, slots
 from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.sources.files import BadFile, BadFiles
-from cvae_dist.store import ArrayLayout, Digest, Layout, Lease, LeaseToken, Location, Moments, Pack, Records, RowStore
+from cvae_dist.store import (
+    ArrayLayout,
+    Digest,
+    Drift,
+    Layout,
+    Lease,
+    LeaseToken,
+    Location,
+    Moments,
+    Pack,
+    Records,
+    RowStore,
+    Sample,
+)
 from cvae_dist.store.columns import Integers
 from cvae_dist.store.layout import Block, ShardEncoder
 from cvae_dist.store.ledger import STAGED
 from cvae_dist.store.moments import RunningMoments
 from cvae_dist.store.reader import RowReader, ShardedArray
+from cvae_dist.store.sample import RunningSample, level_of
 from cvae_dist.store.urls import Buffer
 
 if TYPE_CHECKING:
@@ -182,9 +196,13 @@ class Output:
         if self.existing is not None and self.existing.interrupted:
             self._lease.check()  # again, as the look at all shards takes its time
             store.delete_beyond(max(job.shards, store.layout.shards(store.rows)))
+        sample = packs.sample() if job.sampled else None
+        drift = packs.drift() if job.sampled else None
+        if drift is not None and (job.rows > store.rows or packs.anew):
+            job.review(drift)
         published = store.publish(
             job.rows, packs.records(), packs.moments(), job.lineage, f"{self._stage} {self._output.name}",
-            job.manifest, job.dropped, packs.moving,
+            job.manifest, job.dropped, sample, drift, packs.moving,
         )  # fmt: skip
         return published if packs.moving is None else published.moved(self._lease.require)
 
@@ -224,6 +242,7 @@ class _Shard:
     span: Span
     task: Task
     fingerprint: int
+    level: int | None  # at which its new rows are sampled
     staged: bool = False
     kept: Records | None = None
 
@@ -262,7 +281,7 @@ class _Region:
 
 @dataclass(frozen=True)
 class _Written:
-    """What a worker made of a region: the moments of the new rows of each tile, and the objects' versions by key.
+    """What a worker made of a region: moments of the new rows of each tile, their sample, objects' versions by key.
 
     Where files of the source turned out bad, these (``problems``) are all that is told of it.
     """
@@ -270,6 +289,7 @@ class _Written:
     first: int
     records: Records
     moments: tuple[Moments, ...]
+    sample: Sample
     versions: dict[str, str]
     problems: tuple[BadFile, ...] = ()
 
@@ -297,6 +317,7 @@ class _Packs:
         self._fingerprints = np.concatenate([before, job.fingerprints(range(job.first_shard, job.shards), store.rows)])
         grows = job.rows > store.rows
         self._first = store.rows // job.layout.rows_per_shard if grows else job.shards
+        self._samples: dict[int, Sample] = {}
         self._replace(self._changed())
         self._recorded = self._read_journal()
         self._versions: dict[str, str] = {}
@@ -362,10 +383,15 @@ class _Packs:
     def _shard(self, span: Span) -> _Shard:
         number = span.shard
         fingerprint = int(self._fingerprints[number])
+        level = self._level(number // self._size, span.stop) if self._job.sampled else None
         if self._is_kept(number):
             task = _Reread(ShardedArray.of(self._store), self._job.layout.rows_per_step, span)
-            return _Shard(span, task, fingerprint, kept=self._published[number : number + 1])
-        return _Shard(span, self._job.task(span), fingerprint, number in self.replaced)
+            return _Shard(span, task, fingerprint, level, kept=self._published[number : number + 1])
+        return _Shard(span, self._job.task(span), fingerprint, level, number in self.replaced)
+
+    def _level(self, pack: int, stop: int) -> int:
+        """Return the level at which the new rows of a pack before row ``stop`` are sampled, whatever comes after."""
+        return level_of(stop - self._rows_before(pack), self._job.layout)
 
     def _rows_before(self, pack: int) -> int:
         """Return how many rows of the store are in the published moments already, as far as a pack is concerned."""
@@ -385,8 +411,10 @@ class _Packs:
                 for tile in part.moments:
                     moments = moments.merge(tile)
             records = Records.joined(part.records for part in in_order)
-            self._store.journal.write(number, Pack(records, moments))
-            self._recorded[number] = records
+            last = min((number + 1) * self._size * self._job.layout.rows_per_shard, self._job.rows)
+            sample = Sample.joined(part.sample for part in in_order).thinned(self._level(number, last))
+            self._store.journal.write(number, Pack(records, moments, sample))
+            self._recorded[number], self._samples[number] = records, sample
 
     def records(self) -> Records:
         """Return the records of all shards."""
@@ -407,6 +435,36 @@ class _Packs:
                 yield self._new_moments(number)
             else:
                 yield before.merge(self._new_moments(number)) if number in self._recorded else before
+
+    def sample(self) -> Sample:
+        """Return the sample of all rows. That of a store which becomes smaller stays as thin as it was."""
+        before, new = self._samples_at(0)
+        size = self._size * self._job.layout.rows_per_shard
+        anew = np.isin(before.rows // size, sorted(self.anew)) | (before.rows >= self._job.rows)
+        level = max(level_of(rows, self._job.layout) for rows in (self._job.rows, self._store.rows))
+        return Sample.joined([before[~anew], new]).sorted().thinned(level)
+
+    def drift(self) -> Drift | None:
+        """Return how the new rows differ from the published ones; without new rows what is known of the last append.
+
+        Where published rows are replaced, all rows are compared with those of before.
+        """
+        if not self._store.published or not self._recorded:
+            return self._store.drift()
+        before, new = self._store.statistics(), Moments.empty(self._job.layout.n_features)
+        if self.anew:
+            for moments in self.moments():
+                new = new.merge(moments)
+            return Drift.between(before, new, (self._store.sample(), self.sample()), self._job.layout)
+        for number in self._numbers():
+            new = new.merge(self._new_moments(number))
+        samples = self._samples_at(level_of(self._job.rows - self._store.rows, self._job.layout))
+        return Drift.between(before, new, samples, self._job.layout)
+
+    def _samples_at(self, level: int) -> tuple[Sample, Sample]:
+        """Return the samples of the published rows and of the new ones."""
+        parts = (self._samples[number].thinned(level) for number in self._numbers())
+        return self._store.sample(), Sample.joined([Sample.none(self._job.layout), *parts])
 
     def _new_moments(self, number: int) -> Moments:
         pack = self._store.journal.read(number)
@@ -460,7 +518,7 @@ class _Packs:
             new = min(shards.stop * self._job.layout.rows_per_shard, self._job.rows)
             new -= max(shards.start * self._job.layout.rows_per_shard, self._rows_before(number))
             if pack and np.array_equal(pack.records.fingerprints, expected) and pack.moments.count == new:
-                recorded[number] = pack.records
+                recorded[number], self._samples[number] = pack.records, pack.sample
         return recorded
 
 
@@ -468,54 +526,60 @@ def _write_region(region: _Region) -> _Written:
     """Write the shards of a region."""
     records: list[Records] = []
     moments: list[Moments] = []
+    samples = [Sample.none(region.layout)]
     versions: dict[str, str] = {}
     problems: list[BadFile] = []
     for _, tile in groupby(region.shards, lambda shard: shard.span.shard // region.layout.shards_per_tile):
         total = Moments.empty(region.layout.n_features)
         for shard in tile:
             try:
-                record, new = _write_shard(region, shard, versions)
+                record, new, sample = _write_shard(region, shard, versions)
             except BadFile as error:  # the other shards may know of more
                 problems.append(error)
                 continue
             records.append(record)
+            samples.append(sample)
             total = total.merge(new)
         moments.append(total)
     first = region.shards[0].span.shard
     if problems:
-        return _Written(first, Records.none(region.layout), (), {}, tuple(problems))
-    return _Written(first, Records.joined(records), tuple(moments), versions)
+        return _Written(first, Records.none(region.layout), (), samples[0], {}, tuple(problems))
+    return _Written(first, Records.joined(records), tuple(moments), Sample.joined(samples), versions)
 
 
-def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tuple[Records, Moments]:
+def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tuple[Records, Moments, Sample]:
     """Write one shard of every array. The one place where rows reach the storage."""
     made, span, layout = shard.task(), shard.span, region.layout
     main, *others = layout.arrays
     encoder = ShardEncoder(layout, main.name)
     running = RunningMoments(layout.n_features, np.dtype(main.dtype))
+    sample = RunningSample(span.new, span.stop, shard.level, layout)
     if shard.kept is not None:
         for block in made.main or ():
             running.add(block)
-        return shard.kept, running.moments()
+            sample.add(block)
+        return shard.kept, running.moments(), sample.sample()
     region.lease.require()  # before it is begun, too: the driver of this task may have died, and another one begun
-    _put(region, shard.key(main), _main_buffers(layout, made, span, encoder, running), versions)
+    _put(region, shard.key(main), _main_buffers(layout, made, span, encoder, running, sample), versions)
     digests = [Digest.of_checksums(encoder.size, encoder.checksums)]
     for array in others:
         _require_whole(array, made.blocks[array.name], span)
         buffers = layout.encode(array.name, made.blocks[array.name])
         _put(region, shard.key(array), buffers, versions)
         digests.append(Digest.of_shard(buffers))
-    return Records.one(shard.fingerprint, len(span), digests), running.moments()
+    return Records.one(shard.fingerprint, len(span), digests), running.moments(), sample.sample()
 
 
 def _main_buffers(
-    layout: Layout, made: Made, span: Span, encoder: ShardEncoder, running: RunningMoments
+    layout: Layout, made: Made, span: Span, encoder: ShardEncoder, running: RunningMoments, sample: RunningSample
 ) -> Iterator[Buffer]:
     """Yield the bytes of the first array, and add up its new rows on the way: each block is in the cache by then."""
     main, carried, rows = layout.arrays[0], span.new - span.start, 0
     for block in made.main or _steps(layout, made.blocks[main.name]):
         new = block[max(0, carried - rows) :]
-        running.add(new.reshape(len(new), layout.n_features))
+        new = new.reshape(len(new), layout.n_features)
+        running.add(new)
+        sample.add(new)
         yield from encoder.add(block)
         rows += len(block)
     if rows != len(span) or block.shape[1:] != main.shape:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, SettingsChanged, SourceNotFound
 from cvae_dist.store.columns import Integers
+from cvae_dist.store.drift import Drift, read_drift, require_drift, write_drift
 from cvae_dist.store.foreign import describe
 from cvae_dist.store.layout import STRING, Block, Layout, decode_chunk, group_metadata
 from cvae_dist.store.ledger import STAGED, Journal, Records, record_fields, record_width
@@ -21,6 +22,7 @@ from cvae_dist.store.manifest import Batches, Manifest, as_spans, digest_of, man
 from cvae_dist.store.moments import STATISTICS, Moments
 from cvae_dist.store.publication import METADATA, PUBLICATIONS, Publication, Stored, mapped
 from cvae_dist.store.reader import RowReader
+from cvae_dist.store.sample import Sample, read_sample, require_sample, write_sample
 from cvae_dist.store.urls import Changed, Location, StorageOptions
 
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
@@ -343,6 +345,14 @@ class RowStore:
             for number, table in enumerate(tables, first):
                 yield Moments(min(size, self.rows - number * size), *table)
 
+    def sample(self) -> Sample:
+        """Return the sample of the published rows; that of no rows where none is kept."""
+        return read_sample(self.publication, self.layout)
+
+    def drift(self) -> Drift | None:
+        """Return how the rows of the last append differ from those before; None where nothing was appended."""
+        return read_drift(self.publication)
+
     def manifest(self) -> Manifest | None:
         """Return the files that the published rows came from; None where the store was made of none."""
         return manifest_of(self.publication, self.rows)
@@ -356,12 +366,15 @@ class RowStore:
         command: str,
         manifest: Batches | None = None,
         dropped: int = 0,
+        sample: Sample | None = None,
+        drift: Drift | None = None,
         moving: Integers | None = None,
     ) -> Self:
         """Make the first ``rows`` rows visible, every shard of which must have been written.
 
         ``records`` are those of all shards, and ``moments`` those of every pack, in order. ``manifest`` is called
         twice: for the name of the publication, and for what is written. ``dropped`` rows of the source were left out.
+        ``sample`` is that of all rows, and ``drift`` that of the last append, where they are known.
         All that describes the rows comes first, in a subgroup of its own. One last conditional write of the group
         shows readers all the new rows at once. After an interruption the next publication finishes it.
 
@@ -383,6 +396,10 @@ class RowStore:
         publication.write("record", records.table, ("shard", "field"), fields=record_fields(self.layout))
         if manifest:
             write_manifest(publication, manifest())
+        if sample is not None:
+            write_sample(publication, sample, self.layout)
+        if drift is not None:
+            write_drift(publication, drift)
         document = {
             **self.document, "published": True, "rows": rows, "dropped": dropped, "fingerprint": fingerprint,
             "lineage": {**lineage, "versions": versions()}, "publication": publication.path.rpartition("/")[2],
@@ -543,6 +560,8 @@ class RowStore:
             if self.published and any(arrays[shown].shape != (self.n_features,) for shown in _SHOWN):
                 raise ValueError(f"its statistics are not those of {self.n_features} features")
             manifest_of(self.publication, self.rows)
+            require_sample(arrays, self.layout)
+            require_drift(arrays, self.n_features)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InvalidInput(
                 f"{self.location} says that it is a store made by cvae-dist, but its description is damaged or forged "

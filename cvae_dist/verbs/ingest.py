@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from cvae_dist.cluster import Job, Output, SourceMap, StoreResult, map_regions
-from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.errors import DriftTooLarge, InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import (
     BadFile,
@@ -35,7 +35,7 @@ from cvae_dist.sources import (
     open_source,
     to_read,
 )
-from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
+from cvae_dist.store import STRING, ArrayLayout, Drift, Layout, Location, RowStore
 from cvae_dist.store.columns import Integers
 from cvae_dist.store.layout import is_name, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
@@ -102,6 +102,7 @@ def ingest(
     bad: Bad = "raise",
     max_bad: int | None = None,
     changed: Changed = "raise",
+    max_drift: float | None = None,
     overwrite: bool = False,
     fsync: bool = False,
     storage_options: StorageOptions | None = None,
@@ -146,6 +147,11 @@ def ingest(
     changed : {"raise", "rewrite"}
         What to do about files whose rows are in the store, and that have changed or were deleted since. rewrite reads
         the shards with their rows anew, and takes the rows of deleted files away.
+    max_drift : float, optional
+        Publish nothing if appended rows drift by more. New rows are compared with all rows that the store had before:
+        the drift of a feature is the difference of the means in standard deviations, or the logarithm of the ratio of
+        the standard deviations, whichever is larger; that of an append is the largest of all features. Chance alone
+        gives n new rows of many features about 3 / sqrt(n).
     overwrite : bool
         Replace a store that was made with other settings.
     fsync : bool
@@ -167,6 +173,8 @@ def ingest(
     ------
     SourceNotFound, InvalidInput
         No source, or a mixture of formats; bad files or a non-finite row, named.
+    DriftTooLarge
+        Appended rows drift by more than ``max_drift``. They are not published, but kept for the next run.
     SettingsChanged, OutputLocked, StorageFailed
         The store was made otherwise, files that it was made from have changed, it is being written, or cannot be
         written. What was recorded is kept.
@@ -184,12 +192,14 @@ def ingest(
         raise InvalidInput(
             "max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written"
         )
+    if max_drift is not None and not max_drift >= 0:
+        raise InvalidInput(f"max_drift={max_drift} allows no rows at all; use 0 or more. Nothing was written")
     place = Location.of(store, storage_options, fsync)
     options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
     opened = open_source(source, options, source_storage_options)
-    run = _Run(opened, place, label, nonfinite, bad, max_bad, changed, client, on_event)
+    run = _Run(opened, place, label, nonfinite, bad, max_bad, changed, max_drift, client, on_event)
     return run.write(overwrite)
 
 
@@ -213,6 +223,7 @@ class _Run:
     bad: Bad
     max_bad: int | None
     changed: Changed
+    max_drift: float | None
     client: "Client | None"
     on_event: OnEvent
 
@@ -272,6 +283,8 @@ class _Run:
             news=len(changes.changed) + len(changes.deleted) > 0 or self._is_news(fresh, bad, grown),
             rewrites=self.changed == "rewrite",
             keeps_tail=places.last <= published // layout.rows_per_shard * layout.rows_per_shard,
+            sampled=True,
+            review=lambda drift: self._review(drift, reader.schema.features),
         )
         return job, _Counts(len(changes.new), len(changes.changed), len(changes.deleted), len(bad))
 
@@ -378,6 +391,18 @@ class _Run:
                 f"files that {grown.location} was made from are not as they were: {named}. Nothing was changed; "
                 "--changed rewrite reads the shards with their rows anew (a file that was only touched makes the same "
                 "bytes again), --overwrite the whole store"
+            )
+
+    def _review(self, drift: Drift, names: Sequence[str]) -> None:
+        """Tell how the new rows differ from those before, and refuse to publish them where they differ too much."""
+        what = f"{drift.new:,} new rows drift by {drift.largest:.2g} from the {drift.before:,} rows before"
+        message = f"{what}. Largest: {drift.told(names)}"
+        self.on_event(Event("ingest", "note", message=message, values={"drift": drift.largest}))
+        if self.max_drift is not None and not drift.largest <= self.max_drift:
+            raise DriftTooLarge(
+                f"{what}, by more than max_drift={self.max_drift:g} ({drift.told(names, 1)}). Nothing was published, "
+                "and what was written is kept. Run the same command with a larger --max-drift, or without, to publish "
+                "it; or take the new files away and run it again, to leave the store as it was"
             )
 
     def _is_news(self, batch: Batch, bad: Sequence[BadFile], grown: RowStore | None) -> bool:
