@@ -31,7 +31,7 @@ class Rule:
     - "break": the connection ends in the middle of the body
     - "truncate": the body is shorter than its Content-Length, and the connection ends as if all was well
     - "shorten": the body is shorter, and the headers agree with it
-    - "flip": one bit of the last byte of the body, or of that at ``byte``, is another
+    - "flip": one bit of the body's second half, or of its ``byte``, is another
     - "delay": the answer comes ``pause`` seconds late
 
     It happens to requests of ``method`` whose path, query included, has ``path`` (a regular expression) in it: to the
@@ -45,7 +45,7 @@ class Rule:
     seconds: float = float("inf")
     chance: float = 1
     pause: float = 0
-    byte: int = -1
+    byte: int | None = None
     _end: float = float("inf")
 
     def meets(self, method: str, path: str, chance: float) -> bool:
@@ -108,6 +108,13 @@ class Proxy:
                 self.failed.append(rule.fault)
             return rule
 
+    def flipped(self, body: bytes, byte: int | None) -> bytes:
+        """Return a body in which one bit is another."""
+        changed = bytearray(body)
+        place = self._random.randrange(len(body) // 2, len(body)) if byte is None else byte
+        changed[place] ^= 1 << self._random.randrange(8)
+        return bytes(changed)
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         proxy = self
 
@@ -161,9 +168,7 @@ class Proxy:
                     body = body[:-_CUT]
                     changed = _shortened(answer)
                 elif rule and fault == "flip":
-                    flipped = bytearray(body)
-                    flipped[rule.byte] ^= 1
-                    body = bytes(flipped)
+                    body = proxy.flipped(body, rule.byte)
                 self.send_response_only(answer.status)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("connection", "transfer-encoding", "content-length"):
