@@ -6,7 +6,7 @@ import http.server
 import io
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.sources import files, npy_header
+from cvae_dist.sources import Files, Reader, files, npy_header
+from cvae_dist.sources.formats import FileSource
 from cvae_dist.store import Layout, RowStore, objects
 from cvae_dist.store.urls import Location
 from cvae_dist.verbs.ingest import ingest
 from tests.faults.drivers import small_grid
 from tests.faults.remote import content
 from tests.proxy import Proxy, Rule, proxied
-from tests.servers import Served, serve
-from tests.servers import server as server_of
+from tests.servers import Served, serve, server
 
 PATIENT = objects._RETRIES["backoff"]
 KINDS = ("items", "blocks")
@@ -280,34 +281,54 @@ class _Pages(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-class Remote(NamedTuple):
-    """A place with files, directly and behind a proxy; ``put`` writes one."""
+class Place(NamedTuple):
+    """Where files are: URL, options, and what writes one."""
 
     url: str
     options: dict[str, Any]
-    behind: str
-    behind_options: dict[str, Any]
-    proxy: Proxy
     put: Callable[[str, bytes], object]
+
+    def fill(self, folder: str) -> "Place":
+        """Write some files into a folder, and return that."""
+        for path in SOME:
+            self.put(f"{folder}/{path}", contents("items")[path])
+        put = self.put
+        return Place(f"{self.url}/{folder}", self.options, lambda path, data: put(f"{folder}/{path}", data))
+
+
+class Remote(NamedTuple):
+    """A place, directly and behind a proxy."""
+
+    place: Place
+    behind: Place
+    proxy: Proxy
+
+
+@contextlib.contextmanager
+def somewhere(name: str, folder: Path) -> Iterator[Place]:
+    if name == "http":
+        with contextlib.closing(WebServer(folder)) as web:
+            yield Place(web.endpoint, {}, functools.partial(save, folder))
+        return
+    urls = {"local": str(folder), "memory": f"memory://{folder}"}
+    served = Served(urls[name], {}, {}) if name in urls else serve(name)
+    root = Location.of(served.url, served.options)
+    yield Place(served.url, served.options, lambda path, data: (root / path).write(data))
 
 
 @pytest.fixture(scope="module", params=["azurite", "gcs", "http"])
 def remote(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
-    with contextlib.ExitStack() as stack:
-        if request.param == "http":
-            folder = tmp_path_factory.mktemp("web")
-            server = WebServer(folder)
-            stack.callback(server.close)
-            proxy = stack.enter_context(proxied(server.endpoint))
-            yield Remote(server.endpoint, {}, proxy.endpoint, {}, proxy, functools.partial(save, folder))
-            return
-        served = serve(request.param)
-        endpoint = server_of(request.param).endpoint
-        proxy = stack.enter_context(proxied(endpoint))
-        options = {name: value.replace(endpoint, proxy.endpoint) for name, value in served.options.items()}
-        root = Location.of(served.url, served.options)
-        put = lambda path, data: (root / path).write(data)  # noqa: E731
-        yield Remote(served.url, served.options, served.url, options, proxy, put)
+    with somewhere(request.param, tmp_path_factory.mktemp("there")) as place:
+        endpoint = place.url if request.param == "http" else server(request.param).endpoint
+        with proxied(endpoint) as proxy:
+            options = {name: value.replace(endpoint, proxy.endpoint) for name, value in place.options.items()}
+            yield Remote(place, Place(place.url.replace(endpoint, proxy.endpoint), options, place.put), proxy)
+
+
+@pytest.fixture(scope="module", params=["local", "memory", "weed", "azurite", "gcs", "http"])
+def anywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with somewhere(request.param, tmp_path_factory.mktemp("there")) as place:
+        yield place
 
 
 def save(folder: Path, path: str, data: bytes) -> None:
@@ -326,25 +347,62 @@ EVERYWHERE = {
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_files_elsewhere(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("cvae_dist.store.remote._PAUSES", (0.01,) * 5)
-    data = {path: contents("items")[path] for path in SOME}
-    for path in SOME:
-        remote.put(f"{name[0]}/{path}", data[path])
+    there, behind = remote.place.fill(name[0]), f"{remote.behind.url}/{name[0]}"
     with remote.proxy.failing(*map(fresh, EVERYWHERE[name])):
-        ingest(f"{remote.behind}/{name[0]}", tmp_path / "store", source_storage_options=remote.behind_options)
+        ingest(behind, tmp_path / "store", source_storage_options=remote.behind.options)
         assert bool(remote.proxy.failed) == bool(EVERYWHERE[name])
-    store = RowStore.open(str(tmp_path / "store"))
-    np.testing.assert_array_equal(store.read("x"), [np.load(io.BytesIO(data[path])) for path in SOME])
-    assert store.read("id").tolist() == list(SOME)
-    again = ingest(f"{remote.url}/{name[0]}", tmp_path / "store", source_storage_options=remote.options)
+    require_some(tmp_path / "store", SOME)
+    again = ingest(there.url, tmp_path / "store", source_storage_options=there.options)
     assert (again.files, again.rows_written) == (0, 0)
 
 
+def require_some(store: Path, paths: Sequence[str]) -> None:
+    found = RowStore.open(str(store))
+    np.testing.assert_array_equal(found.read("x"), [np.load(io.BytesIO(contents("items")[path])) for path in paths])
+    assert found.read("id").tolist() == list(paths)
+
+
 def test_a_short_answer_from_elsewhere_names_the_file(remote: Remote, tmp_path: Path) -> None:
-    for path in SOME:
-        remote.put(f"short/{path}", contents("items")[path])
+    remote.place.fill("short")
     words = r"17\.npy (gave .* asked for|does not answer)"
     with (
         remote.proxy.failing(Rule("shorten", "17.npy", count=1000)),
         pytest.raises((InvalidInput, StorageFailed), match=words),
     ):
-        ingest(f"{remote.behind}/short", tmp_path / "store", source_storage_options=remote.behind_options)
+        ingest(f"{remote.behind.url}/short", tmp_path / "store", source_storage_options=remote.behind.options)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        yield Client(cluster, set_as_default=False)
+
+
+@pytest.mark.parametrize("how", ["here", "through Dask"])
+def test_a_file_that_changes_after_it_was_listed(
+    anywhere: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, how: str
+) -> None:
+    """The new content has the size of the old one."""
+    there = anywhere.fill(how[0])
+    client = request.getfixturevalue("client") if how == "through Dask" else None
+    real = FileSource.reader
+
+    def change_and_read(source: FileSource, model: Files) -> Reader:
+        reader = real(source, model)
+        there.put(SOME[2], npy(np.zeros(784, np.float32)))
+        return reader
+
+    options = {"source_storage_options": there.options, "client": client}
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSource, "reader", change_and_read)
+        with pytest.raises(InvalidInput, match=r"17\.npy was changed after it was listed"):
+            ingest(there.url, tmp_path / "store", **options)
+        there.put(SOME[2], contents("items")[SOME[2]])
+        told: list[str] = []
+        result = ingest(there.url, tmp_path / "store", bad="skip", on_event=lambda e: told.append(e.message), **options)
+    assert (result.files, result.bad_files, result.rows) == (4, 1, 3)
+    require_some(tmp_path / "store", [path for path in SOME if path != SOME[2]])
+    assert [message for message in told if "17.npy was changed after it was listed" in message]
+    there.put(SOME[2], contents("items")[SOME[2]])
+    assert ingest(there.url, tmp_path / "store", **options).files == 1
+    require_some(tmp_path / "store", [path for path in SOME if path != SOME[2]] + [SOME[2]])
