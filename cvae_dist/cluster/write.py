@@ -367,8 +367,8 @@ def _write_region(region: _Region) -> _Written:
         for shard in tile:
             try:
                 record, new = _write_shard(region, shard, versions)
-            except BadFile as error:  # the other shards may know of more
-                problems.append(error)
+            except BadFiles as error:  # the other shards may know of more
+                problems += error.problems
                 continue
             records.append(record)
             total = total.merge(new)

@@ -2,9 +2,10 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.columns import Columns, Integers, Texts
@@ -20,8 +21,27 @@ _READS = 3  # of a file whose content is not what its ETag says
 _digested: dict[Storage, bool] = {}  # whether ETags are digests of the content, as the first object showed
 
 
-class BadFile(InvalidInput):
-    """A file that cannot be used as it is.
+class BadFiles(InvalidInput):
+    """Files that cannot be used as they are.
+
+    Attributes
+    ----------
+    problems : tuple of BadFile
+        All of them.
+    """
+
+    problems: "tuple[BadFile, ...]"
+
+    def __init__(self, problems: "Iterable[BadFile]") -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadFiles, (self.problems,)
+
+
+class BadFile(BadFiles):
+    """One file that cannot be used as it is.
 
     Attributes
     ----------
@@ -34,28 +54,18 @@ class BadFile(InvalidInput):
     """
 
     def __init__(self, path: str, code: str, detail: str) -> None:
-        super().__init__(f"{path} {detail}")
+        InvalidInput.__init__(self, f"{path} {detail}")
         self.path, self.code, self.detail = path, code, detail
+        self.problems = (self,)
 
-    def __reduce__(self) -> tuple[type["BadFile"], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return BadFile, (self.path, self.code, self.detail)
 
 
-class BadFiles(InvalidInput):
-    """Several files that cannot be used as they are.
-
-    Attributes
-    ----------
-    problems : tuple of BadFile
-        All of them.
-    """
-
-    def __init__(self, problems: Iterable[BadFile]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(map(str, self.problems)))
-
-    def __reduce__(self) -> tuple[type["BadFiles"], tuple[tuple[BadFile, ...]]]:
-        return BadFiles, (self.problems,)
+def require_none(problems: Sequence[BadFile]) -> None:
+    """Raise what is wrong with files, if anything is."""
+    if problems:
+        raise problems[0] if len(problems) == 1 else BadFiles(problems)
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,7 @@ class _Run:
                     return IngestResult(**vars(written), files=planned.files, bad_files=planned.bad)
             except BadFiles as error:
                 if self.bad == "raise" or skipped.keys() >= {problem.path for problem in error.problems}:
+                    self._name_all(error.problems)
                     raise self._refusal(error.problems) from None
                 skipped |= {problem.path: problem for problem in error.problems}
                 overwrite = False  # it is begun anew already, and keeps what was recorded
@@ -224,7 +225,8 @@ class _Run:
         changes = compare(self.source.list(), known())
         self._require_unchanged(changes, grown)
         published = grown.rows if grown is not None else 0
-        batch, bad = self._batch(reader, changes, skipped, published)
+        aside = {path for entries in known() for path in entries.path[entries.status != ""]}
+        batch, bad = self._batch(reader, changes, skipped, aside, published)
         if remark := reader.remark(batch.files, batch.rows):
             self.on_event(Event("ingest", "note", message=remark))
         rows = published + batch.rows
@@ -275,15 +277,12 @@ class _Run:
             looked += len(files)
 
     def _batch(
-        self, reader: Reader, changes: Changes, skipped: Mapping[str, BadFile], published: int
+        self, reader: Reader, changes: Changes, skipped: Mapping[str, BadFile], aside: set[str], published: int
     ) -> tuple[Batch, list[BadFile]]:
         """Return the files to add, in the order of their rows, and those that are bad."""
         bad: list[BadFile] = []
-        batch = Batch(_counted(reader, changes.new, skipped, bad, published))
-        for problem in bad:
-            self.on_event(
-                Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}")
-            )
+        batch = Batch(_counted(reader, changes.new, skipped, aside, bad, published))
+        self._name_all(bad)
         allowed = 0 if self.bad == "raise" else len(bad) if self.max_bad is None else self.max_bad
         if len(bad) > allowed:
             raise self._refusal(bad)
@@ -307,11 +306,18 @@ class _Run:
         self.on_event(Event("ingest", "note", message=message))
         return Batch(_without(batch, dropped, published))
 
+    def _name_all(self, problems: Iterable[BadFile]) -> None:
+        for problem in problems:
+            message = f"unusable file: {self._name(problem.path)} {problem.detail}"
+            self.on_event(Event("ingest", "note", message=message))
+
     def _refusal(self, problems: Sequence[BadFile]) -> InvalidInput:
         said = [f"{self._name(problem.path)} {problem.detail}" for problem in problems[:_NAMED]]
         more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
         count = f"{len(problems):,} unusable files: " if len(problems) > 1 else ""
-        return InvalidInput(f"{count}{'; '.join(said)}{more}. {_KEPT}, or leave such files out with --bad skip")
+        remedy = f", or accept so many with --max-bad {len(problems)}" if self.max_bad is not None else ""
+        remedy = ", or leave such files out with --bad skip" if self.bad == "raise" else remedy
+        return InvalidInput(f"{count}{'; '.join(said)}{more}. {_KEPT}{remedy}")
 
     def _name(self, path: str) -> str:
         return file_name(self.source.url, path)
@@ -374,11 +380,21 @@ class _Planned(NamedTuple):
 
 
 def _counted(
-    reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], bad: list[BadFile], start: int
+    reader: Reader,
+    new: FileTable,
+    skipped: Mapping[str, BadFile],
+    aside: set[str],
+    bad: list[BadFile],
+    start: int,
 ) -> Iterator[Entries]:
-    """Yield new files with their rows, the first of which is row ``start`` of the store. Bad ones are collected."""
+    """Yield new files with their rows, the first of which is row ``start`` of the store. Bad ones are collected.
+
+    Those that an earlier run set ``aside`` are read at once: where they are as they were, nothing is to be written.
+    """
     for files in new.batches():
         rows, problems = reader.count(files)
+        again = np.fromiter((path in aside for path in files.path), bool, len(files))
+        problems += _still_bad(reader, files[again], rows[again]) if again.any() else []
         known = {problem.path: problem for problem in problems}
         known |= {path: skipped[path] for path in skipped.keys() & set(files.path.tolist())}
         status, detail = (np.full(len(files), "", dtype=object) for _ in range(2))
@@ -391,6 +407,20 @@ def _counted(
         start += int(rows.sum())
         dropped = np.full(len(files), "", dtype=object)
         yield Entries(files.path, files.size, files.version, starts, rows, dropped, status, detail)
+
+
+def _still_bad(reader: Reader, files: Files, rows: Integers) -> list[BadFile]:
+    """Read files and return what is wrong with them."""
+    pieces = Pieces(files.path, files.size, files.version, np.zeros_like(rows), rows)
+    step = max(1, _SCAN_BYTES // reader.schema.row_bytes)
+    problems: dict[str, BadFile] = {}
+    for start in range(0, pieces.total, step):
+        part = pieces.cut(start, min(start + step, pieces.total))
+        try:
+            reader.read(part, np.empty((part.total, reader.schema.n_features), reader.schema.dtype))
+        except BadFiles as error:
+            problems |= {problem.path: problem for problem in error.problems}
+    return list(problems.values())
 
 
 def _without(batch: Batch, dropped: Mapping[str, Integers], start: int) -> Iterator[Entries]:
