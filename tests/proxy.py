@@ -64,8 +64,9 @@ class Proxy:
     """What passed, and what is to go wrong.
 
     ``requests`` are (method, path) in order, ``failed`` the faults that happened. ``rules`` say what happens to which
-    requests; the first that a request meets decides. ``faults`` are short for rules of one request of ``method`` each:
-    ``refuse`` (503), ``reset`` or ``lose``. With ``forgets`` the server never sees conditions.
+    requests; the first that a request meets decides. ``faults`` are short for rules of one request of ``method`` each,
+    after ``passes`` of them: ``refuse`` (503), ``reset``, ``lose`` or ``cut`` (truncate). With ``forgets`` the server
+    never sees conditions.
     """
 
     def __init__(self, target: str, seed: int = 0) -> None:
@@ -73,7 +74,7 @@ class Proxy:
         self.requests: list[tuple[str, str]] = []
         self.failed: list[str] = []
         self.rules: list[Rule] = []
-        self.method, self.faults, self.forgets = "PUT", list[str](), False
+        self.method, self.faults, self.forgets, self.passes = "PUT", list[str](), False, 0
         self._random, self._lock = random.Random(seed), threading.Lock()
         self.server = _Server(("127.0.0.1", 0), self._handler())
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
@@ -100,9 +101,12 @@ class Proxy:
         """Note a request, and return what is to happen to it."""
         with self._lock:
             self.requests.append((method, path))
+            if method == self.method and self.passes:
+                self.passes -= 1
+                return None
             if method == self.method and self.faults:
                 fault = self.faults.pop(0)
-                return Rule("503" if fault == "refuse" else fault, method=method)
+                return Rule({"refuse": "503", "cut": "truncate"}.get(fault, fault), method=method)
             rule = next((rule for rule in self.rules if rule.meets(method, path, self._random.random())), None)
             if rule:
                 self.failed.append(rule.fault)

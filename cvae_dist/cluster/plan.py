@@ -38,13 +38,22 @@ class Span:
 
 @dataclass(frozen=True)
 class Made:
-    """The rows of one shard, by array name.
+    """The rows of one shard.
 
-    ``moments`` are those of the new rows of the main array, where they are known already.
+    Attributes
+    ----------
+    blocks : Mapping
+        Rows by array name. Where there is ``main``, they are complete once that is used up.
+    main : iterator of Block, optional
+        Rows of the first array, some whole chunks at a time, where they are not among ``blocks``. Each block is used up
+        before the next one is taken, so all of them may be the same memory.
+    check : callable
+        Called with the moments of the new rows of the first array before it is written. It raises to refuse them.
     """
 
     blocks: Mapping[str, Block]
-    moments: Moments | None = None
+    main: Iterator[Block] | None = None
+    check: Callable[[Moments], None] = lambda moments: None
 
 
 class Task(Protocol):

@@ -1,6 +1,6 @@
 """The files of a source over the shards of a store: the tasks of ``ingest``."""
 
-import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,9 +12,6 @@ from cvae_dist.errors import InvalidInput
 from cvae_dist.sources import Batch, Interval, Pieces, Reader, StagedBatch, file_name
 from cvae_dist.store import Layout, Location, Moments, RowStore
 from cvae_dist.store.layout import Block
-
-# Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
-_ARITHMETIC = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,16 @@ class SourceMap:
     def task(self, span: Span) -> "_CopyShard":
         """Return what makes a shard; its first rows may be published already, and come from the store itself."""
         carried_from = self.grown.location if self.grown is not None and span.new > span.start else None
-        return _CopyShard(self.reader, self._staged, self._interval(span), self.url, self.labelled, span, carried_from)
+        return _CopyShard(
+            self.reader,
+            self._staged,
+            self._interval(span),
+            self.url,
+            self.labelled,
+            span,
+            self.layout.rows_per_step,
+            carried_from,
+        )
 
     def identity(self, span: Span) -> bytes:
         """Return what tells the new rows of a span from others, and of which store the rows before them are."""
@@ -86,6 +92,7 @@ class _CopyShard:
     url: str
     labelled: bool
     span: Span
+    step: int
     carried_from: Location | None
 
     @property
@@ -94,29 +101,46 @@ class _CopyShard:
         return self.span.new - self.span.start
 
     def __call__(self) -> Made:
-        schema, pieces = self.reader.schema, self.batch.pieces(self.interval)
-        block = reused_block((len(self.span), schema.n_features), schema.dtype)
-        columns = dict(self.reader.read(pieces, block[self.carried :]))
+        pieces = self.batch.pieces(self.interval)
+        columns: dict[str, Block] = {}
+        step = self.step if self.reader.streams else len(self.span)
+        return Made(columns, self._blocks(pieces, step, columns), lambda moments: self._check(moments, pieces))
+
+    def _blocks(self, pieces: Pieces, step: int, columns: dict[str, Block]) -> Iterator[Block]:
+        """Yield all rows, so many at a time, and collect their columns."""
+        schema = self.reader.schema
+        memory = reused_block((min(step, len(self.span)), schema.n_features), schema.dtype)
+        before = self._published("x")
+        parts: list[Mapping[str, Block]] = []
+        for start in range(0, len(self.span), step):
+            block = memory[: min(step, len(self.span) - start)]
+            known = min(max(0, self.carried - start), len(block))
+            if known:
+                block[:known] = before[start : start + known]
+            if known < len(block):
+                new = pieces.cut(start + known - self.carried, start + len(block) - self.carried)
+                parts.append(self.reader.read(new, block[known:]))
+            yield block
+        for column in schema.columns:
+            joined = np.concatenate([part[column.name] for part in parts])
+            columns[column.name] = np.concatenate([self._published(column.name).astype(joined.dtype), joined])
         if self.labelled:
             folders = [path.rpartition("/")[0].rpartition("/")[2] for path in pieces.path]
-            columns["label"] = np.repeat(np.array(folders, dtype=object), pieces.rows)
-        blocks = {"x": block, **columns}
-        if self.carried_from is not None:
-            self._carry(RowStore.open(self.carried_from), blocks)
-        with _ARITHMETIC:
-            moments = Moments.of(block[self.carried :])
-        if not moments.is_finite:
-            self._refuse_nonfinite(block, pieces)
-        return Made(blocks, moments)
+            labels = np.repeat(np.array(folders, dtype=object), pieces.rows)
+            columns["label"] = np.concatenate([self._published("label").astype(object), labels])
 
-    def _carry(self, store: RowStore, blocks: dict[str, Block]) -> None:
-        """Put the rows that were published before in front of the new ones."""
-        for name, block in blocks.items():
-            old = store.read(name, self.span.start, self.span.start + self.carried)
-            if name == "x":
-                block[: self.carried] = old
-            else:
-                blocks[name] = np.concatenate([old.astype(block.dtype), block])
+    def _published(self, name: str) -> Block:
+        """Return the rows of an array that were published before, which come first."""
+        if self.carried_from is None:
+            return np.zeros(0)
+        return RowStore.open(self.carried_from).read(name, self.span.start, self.span.new)
+
+    def _check(self, moments: Moments, pieces: Pieces) -> None:
+        """Refuse rows that are not finite."""
+        if not moments.is_finite:
+            block = np.empty((pieces.total, self.reader.schema.n_features), self.reader.schema.dtype)
+            self.reader.read(pieces, block)
+            self._refuse_nonfinite(block, pieces)
 
     def _refuse_nonfinite(self, block: Block, pieces: Pieces) -> None:
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
@@ -126,7 +150,7 @@ class _CopyShard:
                 f"holds values as large as {np.abs(block).max():.3g}, whose variance exceeds float64. Its shard was "
                 "not written and rows recorded before are kept; scale the values and run the same command again"
             )
-        path, row = pieces.locate(int(bad[0]) - self.carried)
+        path, row = pieces.locate(int(bad[0]))
         raise InvalidInput(
             f"{file_name(self.url, path)}, row {row}, holds NaN or infinity. Its shard was not "
             "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop "

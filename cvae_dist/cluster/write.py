@@ -2,19 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cvae_dist.cluster.plan import Job, Plan, Span, Task
+from cvae_dist.cluster.plan import Job, Made, Plan, Span, Task
 from cvae_dist.cluster.regions import map_regions, slots
 from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.sources.files import BadFile, BadFiles
-from cvae_dist.store import Digest, Layout, Lease, LeaseToken, Location, Moments, Pack, Records, RowStore
+from cvae_dist.store import ArrayLayout, Digest, Layout, Lease, LeaseToken, Location, Moments, Pack, Records, RowStore
+from cvae_dist.store.layout import Block, ShardEncoder
+from cvae_dist.store.moments import RunningMoments
+from cvae_dist.store.urls import Buffer
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -381,21 +384,50 @@ def _write_region(region: _Region) -> _Written:
 
 def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tuple[Records, Moments]:
     """Write one shard of every array. The one place where rows reach the storage."""
-    made = shard.task()
-    number, rows = shard.span.shard, len(shard.span)
-    encoded = {}
-    for array in region.layout.arrays:
-        block = made.blocks[array.name]
-        if block.shape != (rows, *array.shape):
-            raise AssertionError(f"shard {number} of {array.name}: {block.shape} is not the whole shard")
-        encoded[array.key(number)] = region.layout.encode(array.name, block)
-    main = made.blocks[region.layout.arrays[0].name][shard.span.new - shard.span.start :]
-    moments = made.moments or Moments.of(main.reshape(len(main), region.layout.n_features))
-    region.lease.require()  # right before: the driver of this task may have died, and another one begun
-    for key, buffers in encoded.items():
-        versions[key] = (region.output / key).write_guarded(*buffers, guard=region.lease.require)
-    digests = [Digest.of_shard(buffers) for buffers in encoded.values()]
-    return Records.one(shard.fingerprint, rows, digests), moments
+    made, span, layout = shard.task(), shard.span, region.layout
+    main, *others = layout.arrays
+    encoder = ShardEncoder(layout, main.name)
+    running = RunningMoments(layout.n_features, np.dtype(main.dtype))
+    region.lease.require()  # before it is begun, too: the driver of this task may have died, and another one begun
+    _put(region, main.key(span.shard), _main_buffers(layout, made, span, encoder, running), versions)
+    digests = [Digest.of_checksums(encoder.size, encoder.checksums)]
+    for array in others:
+        _require_whole(array, made.blocks[array.name], span)
+        buffers = layout.encode(array.name, made.blocks[array.name])
+        _put(region, array.key(span.shard), buffers, versions)
+        digests.append(Digest.of_shard(buffers))
+    return Records.one(shard.fingerprint, len(span), digests), running.moments()
+
+
+def _main_buffers(
+    layout: Layout, made: Made, span: Span, encoder: ShardEncoder, running: RunningMoments
+) -> Iterator[Buffer]:
+    """Yield the bytes of the first array, and add up its new rows on the way: each block is in the cache by then."""
+    main, carried, rows = layout.arrays[0], span.new - span.start, 0
+    for block in made.main or _steps(layout, made.blocks[main.name]):
+        new = block[max(0, carried - rows) :]
+        running.add(new.reshape(len(new), layout.n_features))
+        yield from encoder.add(block)
+        rows += len(block)
+    if rows != len(span) or block.shape[1:] != main.shape:
+        there = (rows, *block.shape[1:])
+        raise AssertionError(f"shard {span.shard} of {main.name}: {there} is not the whole shard")
+    yield from encoder.finish()
+    made.check(running.moments())
+
+
+def _steps(layout: Layout, block: Block) -> Iterator[Block]:
+    step = layout.rows_per_step
+    return (block[start : start + step] for start in range(0, len(block), step))
+
+
+def _require_whole(array: ArrayLayout, block: Block, span: Span) -> None:
+    if block.shape != (len(span), *array.shape):
+        raise AssertionError(f"shard {span.shard} of {array.name}: {block.shape} is not the whole shard")
+
+
+def _put(region: _Region, key: str, buffers: Iterable[Buffer], versions: dict[str, str]) -> None:
+    versions[key] = (region.output / key).write_made(buffers, region.lease.require)
 
 
 def _withdraw(store: RowStore) -> None:

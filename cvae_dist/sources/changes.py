@@ -1,5 +1,6 @@
 """What became of the files that a store was made from: the listing of now beside the manifest of then."""
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class _Head(Generic[Left]):
 def _places(paths: Texts, others: Texts) -> Integers:
     """Return where each path is among others, -1 where it is not."""
     places = dict(zip(others, range(len(others)), strict=True))
-    return np.fromiter((places.get(path, -1) for path in paths), np.int64, len(paths))
+    return np.fromiter(map(places.get, paths, itertools.repeat(-1)), np.int64, len(paths))
 
 
 def _differ(before: Entries, now: Files) -> Mask:

@@ -1,5 +1,6 @@
 """The files of a source, however many there are."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,7 +10,7 @@ from cvae_dist.sources.files import Files
 from cvae_dist.sources.spool import Sorter, Spool
 from cvae_dist.store.columns import regrouped
 
-_BATCH = 65_536  # files
+_BATCH = 16_384  # files
 _MOST_KINDS = 1_000  # suffixes that are told apart: names that end in dates or numbers have no end of them
 
 
@@ -38,7 +39,7 @@ class FileTable:
         return len(self._files)
 
     def batches(self) -> Iterator[Files]:
-        """Yield all files in order, at most 65,536 at a time."""
+        """Yield all files in order, at most 16,384 at a time."""
         return regrouped(self._files, _BATCH)
 
     def only(self, keep: Callable[[str], bool]) -> "FileTable":
@@ -58,7 +59,7 @@ class Collected:
 
     def see(self, paths: list[str]) -> list[str]:
         """Count paths by their suffixes, and return these."""
-        suffixes = list(map(suffix, paths))
+        suffixes = _suffixes(paths)
         firsts = dict(zip(reversed(suffixes), reversed(paths), strict=True))
         for kind, count in Counter(suffixes).items():
             name = kind if kind in self._kinds or len(self._kinds) < _MOST_KINDS else ""
@@ -78,4 +79,12 @@ class Collected:
 def suffix(path: str) -> str:
     """Return the suffix of a path in lower case, with its dot; empty where there is none."""
     dot = path.rfind(".")
-    return path[dot:].lower() if dot > path.rfind("/") + 1 else ""
+    return path[dot:].lower() if dot > path.rfind("/") else ""
+
+
+def _suffixes(paths: list[str]) -> list[str]:
+    """Return the suffix of each path; mostly all have the same one, which is seen sooner than each is found."""
+    kind = suffix(paths[0]) if paths else ""
+    if kind and all(map(str.endswith, paths, itertools.repeat(kind))):
+        return [kind] * len(paths)
+    return list(map(suffix, paths))

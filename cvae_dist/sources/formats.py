@@ -3,14 +3,17 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
+
+import numpy as np
 
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.sources.convert import how_to_convert
 from cvae_dist.sources.file_table import FileTable
-from cvae_dist.sources.files import Files
+from cvae_dist.sources.files import File, Files
+from cvae_dist.sources.laion import laion_reader, number_of, pair_version
 from cvae_dist.sources.listing import find_files
 from cvae_dist.sources.npy import npy_reader
 from cvae_dist.sources.options import TableOptions
@@ -66,7 +69,10 @@ class FileSource:
 
     @cached_property
     def _files(self) -> FileTable:
-        return self.found.only(lambda path: path.lower().endswith(_SUFFIXES[self.format]))
+        wanted = _SUFFIXES[self.format]
+        if len(self.found) == sum(count for suffix, (count, _) in self.found.kinds.items() if suffix in wanted):
+            return self.found
+        return self.found.only(lambda path: path.lower().endswith(wanted))
 
     def reader(self, model: Files) -> Reader:
         """Return what reads the files, as one of them says."""
@@ -93,6 +99,53 @@ class FileSource:
         raise AssertionError(f"{self.format} has a source of its own")
 
 
+@dataclass(frozen=True)
+class LaionSource:
+    """Pairs of ``.npy`` and Parquet files, listed as the former.
+
+    Attributes
+    ----------
+    url : str
+        The location as it was named.
+    root : Location
+        What paths are relative to.
+    files : FileTable
+        The ``.npy`` files; the version of each changes with either file of its pair.
+    metadata : Mapping of str to File
+        The Parquet files by their number.
+    options : FileOptions
+    """
+
+    url: str
+    root: Location
+    files: FileTable
+    metadata: Mapping[str, File]
+    options: FileOptions
+
+    @classmethod
+    def of(cls, url: str, root: Location, found: FileTable, options: FileOptions) -> "LaionSource":
+        """Find the pairs among files."""
+        everything = Files.join(list(found.batches()))
+        vectors = np.array([path.lower().endswith(".npy") for path in everything.path])
+        metadata = {number_of(file.path) or "": file for file in everything[~vectors].of(root)}
+        rows = everything[vectors]
+        numbers = [number_of(path) for path in rows.path]
+        others = [metadata[number].version if number in metadata else "" for number in numbers]
+        versions = np.array(list(map(pair_version, rows.version, others)), dtype=object)
+        return cls(url, root, FileTable.of(replace(rows, version=versions)), metadata, options)
+
+    def list(self) -> FileTable:
+        """Return the ``.npy`` files."""
+        return self.files
+
+    def reader(self, model: Files) -> Reader:
+        """Return what reads the pairs, as one of them says."""
+        (file,) = model.of(self.root)
+        vectors = replace(file, version=file.version.partition("+")[0])
+        rows = npy_reader(self.root, vectors, "many")
+        return laion_reader(self.root, file, self.options.table, rows, self.metadata)
+
+
 def open_source(
     source: str | os.PathLike[str] | Source,
     options: FileOptions,
@@ -111,8 +164,10 @@ def open_source(
         return source
     root = Location.of(source, storage_options)
     if options.format in ("auto", "zarr") and zarr_kind(root) is not None:
-        from cvae_dist.sources.zarr_array import ZarrSource
+        from cvae_dist.sources.zarr_array import ZarrSource, fits
 
+        if options.format == "auto" and (message := fits(root, options.array)):
+            raise InvalidInput(f"{message}. Nothing was written; to copy it all the same, say --format zarr")
         return ZarrSource(root, options.array, options.table.id, options.table.carry)
     if options.format == "zarr":
         raise SourceNotFound(
@@ -124,7 +179,7 @@ def open_source(
     if not any(found.kinds.get(suffix) for suffix in _SUFFIXES[kind]):
         raise SourceNotFound(f"there is no {_SUFFIXES[kind][0]} file below {root}. {_remedy(root, found)}")
     if kind == "laion":
-        return laion_source(str(root), folder, found, options)
+        return LaionSource.of(str(root), folder, found, options)
     return FileSource(str(root), folder, found, kind, options)
 
 

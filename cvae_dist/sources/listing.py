@@ -13,7 +13,7 @@ import numpy as np
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.sources.file_table import Collected, FileTable, suffix
 from cvae_dist.sources.files import Files, local_version
-from cvae_dist.store.storage import Entry
+from cvae_dist.store.storage import Page
 from cvae_dist.store.urls import Location
 
 _BATCH = 10_000  # files that are looked at together
@@ -48,9 +48,10 @@ def find_files(root: Location, suffixes: Collection[str]) -> tuple[Location, Fil
     if suffix(root.path) in suffixes and root.is_file():  # before it is listed, for which HTTP would fetch it whole
         return _one(root, suffixes, root.size(), root.storage.version(root.path))
     found = Collected()
-    for entries in _batched(filter(_is_file, root.storage.list(root.path))):
-        kinds = found.see([entry.name for entry in entries])
-        found.take(_files([entry for entry, kind in zip(entries, kinds, strict=True) if kind in suffixes]))
+    for page in root.storage.pages(root.path):
+        files = _visible(page)
+        kinds = found.see(files.path.tolist())
+        found.take(files[np.fromiter(map(suffixes.__contains__, kinds), bool, len(files))])
     table = found.finish()
     if not table.kinds and root.is_file():
         return _one(root, suffixes, root.size(), root.storage.version(root.path))
@@ -64,9 +65,9 @@ def _find_local(root: Location, suffixes: Collection[str]) -> tuple[Location, Fi
         found = Collected()
         for paths in _batched(_walk(root.path)):
             kinds = found.see(_as_text(paths))
-            wanted = [path for path, kind in zip(paths, kinds, strict=True) if kind in suffixes]
+            wanted = list(itertools.compress(paths, map(suffixes.__contains__, kinds)))
             _require_text(root.path, wanted)
-            found.take(_files(list(_regular(root.path, wanted))))
+            found.take(_regular(root.path, wanted))
         return root, found.finish()
     if not os.path.isfile(root.path):
         raise _nothing(root)
@@ -77,8 +78,7 @@ def _find_local(root: Location, suffixes: Collection[str]) -> tuple[Location, Fi
 def _one(root: Location, suffixes: Collection[str], size: int, version: str) -> tuple[Location, FileTable]:
     """Return the folder of one file, and the table with it, or without where it is of another kind."""
     folder, _, name = root.path.rpartition("/")
-    files = _files([Entry(name, size, version)])
-    table = FileTable.of(files)
+    table = FileTable.of(_files([name], [size], [version]))
     wanted = table if suffix(name) in suffixes else table.only(lambda path: False)
     return Location(root.storage, folder or "/" * root.is_local), wanted
 
@@ -87,8 +87,7 @@ def _nothing(root: Location) -> SourceNotFound:
     return SourceNotFound(f"there is no directory or file {root}. Nothing was written; mend the path")
 
 
-def _files(entries: Sequence[Entry]) -> Files:
-    paths, sizes, versions = zip(*entries, strict=True) if entries else ((), (), ())
+def _files(paths: Sequence[str], sizes: Sequence[int], versions: Sequence[str]) -> Files:
     return Files(np.array(paths, object), np.array(sizes, np.int64), np.array(versions, object))
 
 
@@ -97,14 +96,19 @@ def _batched(values: Iterable[T]) -> Iterator[list[T]]:
     return iter(lambda: list(itertools.islice(rest, _BATCH)), [])
 
 
-def _is_file(entry: Entry) -> bool:
-    """Whether an object is neither hidden nor only the mark of a folder: consoles make empty ones, ending in a slash.
+def _visible(page: Page) -> Files:
+    """Return the files of a page without hidden ones, and without marks of folders: empty objects of consoles.
 
-    obstore leaves the slash away.
+    Their names end in a slash, which obstore leaves away.
     """
-    name = entry.name
-    hidden = name.startswith(".") or "/." in name
-    return not hidden and (entry.size > 0 or (suffix(name) != "" and not name.endswith("/")))
+    files = _files(*page)
+    if "/." in "/" + "\0/".join(page.names):
+        files = files[np.array(["/." not in f"/{name}" for name in files.path], bool)]
+    if not files.size.all():
+        sizes = files.size.tolist()
+        real = [size > 0 or (suffix(name) and name[-1] != "/") for name, size in zip(files.path, sizes, strict=True)]
+        files = files[np.array(real, bool)]
+    return files
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -139,13 +143,15 @@ def _scan(folder: str, way: "_Way") -> "tuple[list[str], dict[str, _Way]]":
     return names, ways
 
 
-def _regular(root: str, paths: Iterable[str]) -> Iterator[Entry]:
-    """Yield size and version of every path that is a regular file."""
+def _regular(root: str, paths: Iterable[str]) -> Files:
+    """Return those paths that are regular files, with size and version."""
+    found = []
     with _reading(root):
         for path in paths:
             status = os.stat(f"{root}/{path}")
             if stat.S_ISREG(status.st_mode):
-                yield Entry(path, status.st_size, local_version(status))
+                found.append((path, status.st_size, local_version(status)))
+    return _files(*zip(*found, strict=True)) if found else Files.none()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from cvae_dist.sources.source import Column, FileReader, RowsPerFile, Schema
 from cvae_dist.store.layout import STRING, Block
 from cvae_dist.store.urls import Location
 
-_MOST_ROW_BYTES = 1_000_000_000
 _THREADS = 32  # small files that are read at a time where that is waiting for a storage
 
 
@@ -35,9 +34,6 @@ def npy_reader(root: Location, model: File, rows_per_file: RowsPerFile) -> "NpyR
     if 0 in item_shape:
         raise BadFile(model.path, "shape", f"has shape {header.shape}: items without values cannot be used")
     schema = Schema(item_shape, header.dtype.newbyteorder("="), one, (Column("id", STRING),) if one else ())
-    if schema.row_bytes > _MOST_ROW_BYTES:
-        size = f"{schema.row_bytes:,} bytes each; a row has {_MOST_ROW_BYTES:,} bytes at most"
-        raise BadFile(model.path, "shape", f"has items of shape {item_shape}, {size}")
     return NpyReader(root, schema, header, model.path, guessed=rows_per_file == "auto" and not one)
 
 
@@ -63,6 +59,11 @@ class NpyReader(FileReader):
     model: Header
     first: str
     guessed: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows can be read a few at a time: from a disk, and where they lie one after the other."""
+        return self.root.is_local and self.model.plain
 
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Count the rows of every file. Items are not looked at where the size is the expected one."""
@@ -129,7 +130,8 @@ class NpyReader(FileReader):
         width = out.shape[1] * out.itemsize
         root = f"{self.root}/"
         start, problems = 0, list[BadFile]()
-        for number, (path, version) in enumerate(zip(pieces.path, pieces.version, strict=True)):
+        listed = zip(pieces.path.tolist(), map(int, pieces.version), strict=True)
+        for number, (path, version) in enumerate(listed):
             try:
                 descriptor = os.open(root + path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
@@ -140,8 +142,8 @@ class NpyReader(FileReader):
                     modified = os.fstat(descriptor).st_mtime_ns
                 finally:
                     os.close(descriptor)
-            if count != size or header != expected or str(modified) != version:  # or it is only written otherwise
-                file = File(self.root, path, int(pieces.size[number]), version)
+            if count != size or header != expected or modified != version:  # or it is only written otherwise
+                file = File(self.root, path, int(pieces.size[number]), pieces.version[number])
                 problems += self._try_item(file, out[number : number + 1])
             start += width
         require_none(problems)

@@ -91,6 +91,10 @@ class Reader(Protocol):
     def schema(self) -> Schema:
         """What every file has to follow."""
 
+    @property
+    def streams(self) -> bool:
+        """Whether about 1 MB of rows at a time is read as fast as many of them."""
+
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Return the rows of every file, shape (n,), and what is wrong with those that cannot be used; they have 0.
 
@@ -121,6 +125,11 @@ class FileReader(ABC):
 
     root: Location
     schema: Schema
+
+    @property
+    def streams(self) -> bool:
+        """Whether about 1 MB of rows at a time is read as fast as many of them: mostly not."""
+        return False
 
     @abstractmethod
     def count_file(self, file: File) -> int:

@@ -5,15 +5,13 @@ import tempfile
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 import numpy as np
 
 from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store.columns import Rows, regrouped
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from cvae_dist.store.layout import STRING, decode_chunk, encode_chunk
 
 _BATCH = 2_048  # rows: when many runs are merged, a batch of each is in memory
 _RUN = 65_536  # rows that are sorted in memory
@@ -27,15 +25,15 @@ class Spool(Generic[Rows]):
         self._count = 0
         self._pending: list[Rows] = []
         self._waiting = 0
-        self._places: list[tuple[int, int]] = []  # of the batches: position in the file, bytes
-        self._end = 0
+        self._batches: list[tuple[int, list[str], list[int]]] = []  # rows; dtype and bytes of each column
+        self._starts = [0]  # of the batches in the file, and of the next one
         self._file: int | None = None
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Rows]:
-        yield from self.part(0, len(self._places))
+        yield from self.part(0, len(self._batches))
         yield from self._pending
 
     def append(self, rows: Rows) -> None:
@@ -56,43 +54,38 @@ class Spool(Generic[Rows]):
         if self._waiting:
             self._write(self.kind.join(self._pending))
             self._pending, self._waiting = [], 0
-        return len(self._places)
+        return len(self._batches)
 
     def part(self, first: int, stop: int) -> Iterator[Rows]:
         """Yield the batches ``first`` to ``stop``, which are written."""
-        for start, size in self._places[first:stop]:
-            yield self._read(start, size)
+        return map(self._read, range(first, stop))
 
     def _write(self, rows: Rows) -> None:
-        import pyarrow as pa
-
-        batch = pa.record_batch({name: _arrow(values) for name, values in rows.columns().items()})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-            writer.write_batch(batch)
-        data = sink.getvalue()
+        columns = rows.columns().values()
+        chunks = [b"".join(encode_chunk(values, len(rows))) for values in columns]
         try:
             if self._file is None:
                 self._file = _nameless_file()
                 weakref.finalize(self, os.close, self._file)
-            written = os.pwrite(self._file, data, self._end)
-            while written < data.size:
-                written += os.pwrite(self._file, memoryview(data)[written:], self._end + written)
+            _write_at(self._file, b"".join(chunks), self._starts[-1])
         except OSError as error:
             raise StorageFailed(
                 error.errno,
                 f"no temporary file can be written in {tempfile.gettempdir()}: {error.strerror}. Nothing was changed; "
                 "free some room there, or name another folder by the environment variable TMPDIR",
             ) from error
-        self._places.append((self._end, data.size))
-        self._end += data.size
+        dtypes = [STRING if values.dtype.kind == "O" else values.dtype.str for values in columns]
+        self._batches.append((len(rows), dtypes, [len(chunk) for chunk in chunks]))
+        self._starts.append(self._starts[-1] + sum(map(len, chunks)))
 
-    def _read(self, start: int, size: int) -> Rows:
-        import pyarrow as pa
-
+    def _read(self, number: int) -> Rows:
         assert self._file is not None
-        batch = pa.ipc.open_stream(os.pread(self._file, size, start)).read_next_batch()
-        return self.kind(*(column.to_numpy(zero_copy_only=False) for column in batch.columns))
+        rows, dtypes, sizes = self._batches[number]
+        start, columns = self._starts[number], []
+        for dtype, size in zip(dtypes, sizes, strict=True):
+            columns.append(decode_chunk(os.pread(self._file, size, start), dtype, (rows,)))
+            start += size
+        return self.kind(*columns)
 
 
 class Sorter(Generic[Rows]):
@@ -120,6 +113,10 @@ class Sorter(Generic[Rows]):
 
     def append(self, rows: Rows) -> None:
         """Add rows, in any order; ``InvalidInput`` where a key is there twice."""
+        keys = self._keys(rows)
+        if not self._waiting and self._follow(keys) and (keys[1:] > keys[:-1]).all():
+            self._extend(rows)
+            return
         self._pending.append(rows)
         self._waiting += len(rows)
         if self._waiting >= _RUN:
@@ -140,11 +137,17 @@ class Sorter(Generic[Rows]):
         """Write what waits: to the last run where it goes on in order, else as a new one."""
         rows = self._sorted(self._pending)
         self._pending, self._waiting = [], 0
-        keys = self._keys(rows)
-        if self._last is None or keys[0] <= self._last:
+        if not self._follow(self._keys(rows)):
             self._runs.append(self._spool.end_batch())
+        self._extend(rows)
+
+    def _follow(self, keys: Any) -> bool:
+        """Whether keys come after all that was written last."""
+        return self._last is not None and len(keys) > 0 and keys[0] > self._last
+
+    def _extend(self, rows: Rows) -> None:
         self._spool.append(rows)
-        self._last = keys[-1]
+        self._last = self._keys(rows)[-1]
 
     def _merged(self) -> Iterator[Rows]:
         stops = [*self._runs[1:], self._spool.end_batch()]
@@ -182,10 +185,11 @@ class Sorter(Generic[Rows]):
         return getattr(rows, self._key)
 
 
-def _arrow(values: Any) -> "pa.Array[Any]":
-    import pyarrow as pa
-
-    return pa.array(values, pa.string() if values.dtype.kind == "O" else None)
+def _write_at(descriptor: int, data: bytes, start: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, start)
+        view, start = view[written:], start + written
 
 
 def _nameless_file() -> int:

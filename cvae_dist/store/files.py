@@ -8,7 +8,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cvae_dist.errors import StorageFailed
@@ -65,7 +65,7 @@ class LocalFiles(Storage):
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         return self.write_guarded(path, buffers, lambda: None)
 
-    def write_guarded(self, path: str, buffers: Sequence[Buffer], guard: Callable[[], None]) -> str:
+    def write_guarded(self, path: str, buffers: Iterable[Buffer], guard: Callable[[], None]) -> str:
         """Write an object as :meth:`write` does, with ``guard`` called right before it appears."""
         with _storage_errors(path), self._partial_file(path, buffers) as temporary:
             guard()
@@ -166,7 +166,7 @@ class LocalFiles(Storage):
             return os.open(path, flags, 0o666)
 
     @contextlib.contextmanager
-    def _partial_file(self, path: str, buffers: Sequence[Buffer]) -> Iterator[str]:
+    def _partial_file(self, path: str, buffers: Iterable[Buffer]) -> Iterator[str]:
         """Write a temporary file beside ``path`` and remove it afterwards, unless it was renamed."""
         folder, name = os.path.split(path)
         temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{_PARTIAL}")
@@ -268,8 +268,12 @@ def _read_exactly(descriptor: int, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
+def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
     """Write every byte of every buffer; ``writev`` may stop short and takes a bounded number of buffers."""
+    if not isinstance(buffers, Sequence):  # they are made one by one, and may share their memory
+        for buffer in buffers:
+            _write_all(descriptor, (buffer,))
+        return
     pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
     limit = os.sysconf("SC_IOV_MAX")
     while pending:

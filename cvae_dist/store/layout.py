@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, Self
 
 import crc32c
@@ -125,6 +125,11 @@ class Layout:
         return math.prod(self.arrays[0].shape)
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows that are read, added up and written at a time: about 1 MB, as more leaves the processor's cache."""
+        return self.rows_per_chunk * max(1, _CHUNK_BYTES // (self.rows_per_chunk * self.arrays[0].row_bytes))
+
+    @property
     def moments_bytes(self) -> int:
         """Bytes of the moments of the first array."""
         return _MOMENT_BYTES * self.n_features
@@ -170,7 +175,7 @@ class Layout:
     def _require_sane(self) -> None:
         """Refuse what no writer of ours makes; the text names it."""
         for array in self.arrays:
-            if not _NAME.fullmatch(array.name):
+            if not is_name(array.name):
                 raise ValueError(f"an array is named {array.name!r}")
             if array.dtype not in (STRING, *_DTYPES):
                 raise ValueError(f"the array {array.name!r} has dtype {array.dtype!r}")
@@ -184,12 +189,9 @@ class Layout:
     def metadata(self, name: str, rows: int) -> bytes:
         """Return the ``zarr.json`` of an array holding ``rows`` rows."""
         array = self.array(name)
-        objects: Objects = {}
         if array.dtype == STRING:
-            create_array(objects, array, rows, self.rows_per_shard, compressed=True)
-        else:
-            create_array(objects, array, rows, self.rows_per_chunk, self.rows_per_shard, array.compressed)
-        return objects[f"{name}/zarr.json"].to_bytes()
+            return array_metadata(array, rows, self.rows_per_shard, compressed=True)
+        return array_metadata(array, rows, self.rows_per_chunk, self.rows_per_shard, array.compressed)
 
     def encode(self, name: str, block: Block) -> list[Buffer]:
         """Return the bytes of one shard, as buffers to be written one after the other.
@@ -200,7 +202,8 @@ class Layout:
         array = self.array(name)
         if array.dtype == STRING:
             return encode_chunk(block, self.rows_per_shard)
-        return list(self._encode_chunks(array, block))
+        encoder = ShardEncoder(self, name)
+        return [*encoder.add(block), *encoder.finish()]
 
     def split(self, name: str, data: bytes) -> list[Buffer]:
         """Return the buffers that :meth:`encode` made, from the bytes of one shard.
@@ -229,17 +232,8 @@ class Layout:
             raise ValueError("there are bytes between the chunks and the index")
         return buffers + last
 
-    def _encode_chunks(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
-        chunks = self.rows_per_shard // self.rows_per_chunk
-        index = np.full((chunks, 2), _ABSENT, dtype="<u8")
-        offset = 0
-        for number, payload in enumerate(self._payloads(array, block)):
-            index[number] = offset, len(payload) + 4
-            offset += len(payload) + 4
-            yield from checksummed(payload)
-        yield from checksummed(index.tobytes())
-
-    def _payloads(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
+    def payloads(self, array: ArrayLayout, block: Block) -> Iterator[Buffer]:
+        """Yield the bytes of every chunk of a block, compressed where the array is; the last chunk is padded."""
         compress = Zstd(level=1).encode if array.compressed else None
         for start in range(0, len(block), self.rows_per_chunk):
             rows = block[start : start + self.rows_per_chunk]
@@ -247,6 +241,47 @@ class Layout:
                 rows = np.concatenate([rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)])
             raw = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             yield compress(raw) if compress else raw
+
+
+def is_name(text: str) -> bool:
+    """Whether an array may be called so: a word that leads out of no folder and that no reader mistakes."""
+    return _NAME.fullmatch(text) is not None
+
+
+class ShardEncoder:
+    """Encodes a numeric shard whose rows come in blocks, so that one small block of memory serves for all of them.
+
+    The buffers are those of :meth:`Layout.encode`. Each must be used up before the next one is taken.
+
+    Attributes
+    ----------
+    size : int
+        Bytes encoded so far.
+    checksums : list of bytes
+        The CRC32C of each chunk, and of the index at last.
+    """
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self._layout, self._array = layout, layout.array(name)
+        self._index = np.full((layout.rows_per_shard // layout.rows_per_chunk, 2), _ABSENT, dtype="<u8")
+        self.size = 0
+        self.checksums: list[bytes] = []
+
+    def add(self, block: Block) -> Iterator[Buffer]:
+        """Encode whole chunks, and a part of one only at the end of the shard; for ``block`` see `Layout.encode`."""
+        for payload in self._layout.payloads(self._array, block):
+            self._index[len(self.checksums)] = self.size, len(payload) + 4
+            yield from self._checksummed(payload)
+
+    def finish(self) -> Iterator[Buffer]:
+        """Encode the index of the chunks."""
+        yield from self._checksummed(self._index.tobytes())
+
+    def _checksummed(self, payload: Buffer) -> list[Buffer]:
+        buffers = checksummed(payload)
+        self.size += len(payload) + 4
+        self.checksums.append(bytes(buffers[1]))
+        return buffers
 
 
 def shard_key(shard: int, ndim: int) -> str:
@@ -265,24 +300,33 @@ def _checked(payload: memoryview, checksum: memoryview, what: str) -> list[Buffe
     return [payload, checksum]
 
 
-def create_array(
-    objects: Objects, array: ArrayLayout, rows: int, chunk: int, shard: int | None = None, compressed: bool = False
-) -> "zarr.Array[Any]":
-    """Create an array in memory, in chunks (and shards) of so many rows. Every chunk ends in its CRC32C."""
-    return zarr.create_array(
+def array_metadata(
+    array: ArrayLayout, rows: int, chunk: int, shard: int | None = None, compressed: bool = False
+) -> bytes:
+    """Return the ``zarr.json`` of an array in chunks (and shards) of so many rows. Every chunk ends in its CRC32C."""
+    document = json.loads(_empty_array(array.dtype, array.dims, array.shape, chunk, shard, compressed))
+    return json.dumps({**document, "shape": [rows, *array.shape], "attributes": dict(array.attributes)}).encode()
+
+
+@lru_cache(64)
+def _empty_array(
+    dtype: str, dims: tuple[str, ...], shape: tuple[int, ...], chunk: int, shard: int | None, compressed: bool
+) -> bytes:
+    """Return what Zarr writes of an array without rows: it takes its time."""
+    objects: Objects = {}
+    zarr.create_array(
         MemoryStore(objects),
-        name=array.name,
-        shape=(rows, *array.shape),
-        chunks=(chunk, *array.shape),
-        shards=None if shard is None else (shard, *array.shape),
-        dtype=array.dtype,
+        shape=(0, *shape),
+        chunks=(chunk, *shape),
+        shards=None if shard is None else (shard, *shape),
+        dtype=dtype,
         filters=None,
         compressors=[*([ZstdCodec(level=1)] if compressed else []), Crc32cCodec()],
-        fill_value="" if array.dtype == STRING else 0,
-        dimension_names=array.dims,
-        attributes=dict(array.attributes),
+        fill_value="" if dtype == STRING else 0,
+        dimension_names=dims,
         config={"write_empty_chunks": True},
     )
+    return objects["zarr.json"].to_bytes()
 
 
 def encode_chunk(block: Block, rows: int) -> list[Buffer]:

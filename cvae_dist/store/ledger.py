@@ -7,6 +7,7 @@ then holds all records as one array.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import crc32c
 import numpy as np
@@ -29,13 +30,18 @@ class Digest:
     checksum: int
 
     @classmethod
-    def of_shard(cls, buffers: Sequence[Buffer]) -> "Digest":
+    def of_shard(cls, buffers: Sequence[Buffer]) -> Self:
         """Digest a shard, given as :meth:`Layout.encode` returns it, by the checksums in it.
 
         The CRC32C of the whole would say nothing: for bytes followed by their own CRC32C it is a constant.
         """
         size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        return cls(size, crc32c.crc32c(b"".join(bytes(checksum) for checksum in buffers[1::2])))
+        return cls.of_checksums(size, [bytes(checksum) for checksum in buffers[1::2]])
+
+    @classmethod
+    def of_checksums(cls, size: int, checksums: Sequence[bytes]) -> Self:
+        """Digest a shard of so many bytes by the checksums in it."""
+        return cls(size, crc32c.crc32c(b"".join(checksums)))
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Records:
     Attributes
     ----------
     table : numpy.ndarray, shape (n_shards, 2 + 2 * n_arrays), uint64
-        Of each shard: the fingerprint of what it was made from; rows stored; length in bytes and digest of its object in each array.
+        Of each shard: the fingerprint of what it was made from; rows stored; length in bytes and digest of its object
+        in each array.
     """
 
     table: Table

@@ -10,7 +10,7 @@ from cvae_dist.errors import Corrupt
 from cvae_dist.store.columns import Columns, Integers, Texts, regrouped
 from cvae_dist.store.layout import STRING, Block
 from cvae_dist.store.lineage import digest_bytes
-from cvae_dist.store.publication import Publication, mapped
+from cvae_dist.store.publication import Publication
 
 _PREFIX = "manifest_"  # how the names of its arrays begin
 _CHUNK_ROWS = 65_536  # a chunk of long paths has about 8 MB
@@ -49,7 +49,8 @@ class Entries(Columns):
     detail: Texts
 
 
-_DTYPES = {_PREFIX + name: "<i8" if name in ("size", "start", "rows") else STRING for name in Entries.names()}
+COLUMNS = {name: "<i8" if name in ("size", "start", "rows") else STRING for name in Entries.names()}  # dtype by name
+_DTYPES = {_PREFIX + name: dtype for name, dtype in COLUMNS.items()}
 
 Batches = Callable[[], Iterable[Entries]]  # yields the same entries whenever it is called, sorted by path
 
@@ -93,7 +94,7 @@ class Manifest:
             yield entries
 
     def _read(self, start: int, stop: int) -> Entries:
-        return Entries(*mapped(lambda name: self._publication.read(_PREFIX + name, start, stop), Entries.names()))
+        return Entries(*self._publication.read_columns(_DTYPES, start, stop))
 
     def _forged(self, what: str) -> Corrupt:
         return Corrupt(

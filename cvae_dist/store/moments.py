@@ -1,18 +1,27 @@
 """Mergeable first and second moments per feature, in float64."""
 
+import threading
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from cvae_dist.store.compiled import HALF_UNIT, SIGN_AND_HALF, TILE_ROWS, add_values
+
 Vector = npt.NDArray[np.float64]
+Values = npt.NDArray[Any]
 
 STATISTICS = ("mean", "m2", "minimum", "maximum")  # of every feature
 
-_TILE_VALUES = 131_072  # 1 MB of float64: large enough to forget the calls, small enough to stay in the cache
-_VECTOR_VALUES = 512  # narrow rows are folded to this width: reductions then run over long contiguous vectors
-_SIGN_AND_HALF = np.int32(-0x70002000)  # 0x8FFFE000: sign, and exponent and fraction of a half in their new place
+# Two threads of short NumPy calls only fight for the interpreter: one computes while the others read and write.
+_ARITHMETIC = threading.Lock()
+
+_LANES = 512  # narrow rows are folded to this width: reductions then run over long contiguous vectors
+_TILE_LANES = 1024  # with 64 rows of them, a tile of float64 stays in the second cache
+_GROUP = 16 * TILE_ROWS  # vectors whose range is taken at once
+_SAMPLE_VALUES = 8192  # that decide what is subtracted
 _NEGLIGIBLE_OFFSET = 4.0  # standard deviations: a mean so near zero costs the sum of squares 4 of its 53 bits
 
 
@@ -42,37 +51,14 @@ class Moments:
         return cls(0, zeros, zeros, infinity, -infinity)
 
     @classmethod
-    def of(cls, block: npt.NDArray[np.generic]) -> Self:
+    def of(cls, block: npt.NDArray[np.generic]) -> "Moments":
         """Compute the moments of ``block``, shape (n_rows, n_features), any finite real dtype.
 
-        One pass over cache-sized float64 tiles. A sum of squares loses digits far from zero, so the mean of the first
-        tile is subtracted, unless it is near zero (Chan, Golub, LeVeque 1983, section 3). A non-finite value makes
-        ``mean`` non-finite; see :meth:`is_finite`.
+        A non-finite value makes ``mean`` non-finite; see :meth:`is_finite`.
         """
-        rows, features = block.shape
-        if rows == 0:
-            return cls.empty(features)
-        fold = max(1, _VECTOR_VALUES // features)
-        folded = rows // fold * fold
-        tile_rows = max(1, _TILE_VALUES // (fold * features)) * fold
-        tile = _Tile(tile_rows * features)
-        with np.errstate(invalid="ignore", over="ignore"):
-            shift = _shift(tile.widened(block[:tile_rows]))
-            sums, tail = _Sums(shift, fold, tile), _Sums(shift, 1, tile)
-            for start in range(0, folded, tile_rows):
-                sums.add(block[start : min(start + tile_rows, folded)])
-            if folded < rows:
-                tail.add(block[folded:])
-            return cls._from_sums(rows, shift, sums, tail)
-
-    @classmethod
-    def _from_sums(cls, rows: int, shift: Vector, *parts: "_Sums") -> Self:
-        first = np.sum([part.fold(part.first, np.add) for part in parts], axis=0)
-        second = np.sum([part.fold(part.second, np.add) for part in parts], axis=0)
-        m2 = np.maximum(second - first * first / rows, 0.0)
-        minimum = np.min([part.fold(part.minimum, np.minimum) for part in parts], axis=0)
-        maximum = np.max([part.fold(part.maximum, np.maximum) for part in parts], axis=0)
-        return cls(rows, shift + first / rows, m2, minimum, maximum)
+        running = RunningMoments(block.shape[1], block.dtype)
+        running.add(block)
+        return running.moments()
 
     @property
     def is_finite(self) -> bool:
@@ -102,75 +88,133 @@ class Moments:
         )
 
 
-def _shift(rows: npt.NDArray[np.generic]) -> Vector:
-    """Return what to subtract from every row: the mean of the first ones, or zeros where they are near zero."""
-    mean: Vector = rows.mean(axis=0, dtype=np.float64)
-    spread = rows.std(axis=0, dtype=np.float64, mean=mean[None])
-    return mean if (np.abs(mean) > _NEGLIGIBLE_OFFSET * spread).any() else np.zeros_like(mean)
+class RunningMoments:
+    """Moments of blocks that come one after the other.
+
+    One pass over cache-sized float64 tiles. A sum of squares loses digits far from zero, so the mean of the first rows
+    is subtracted, unless it is near zero (Chan, Golub, LeVeque 1983, section 3).
+
+    Rows lie side by side in vectors of at least 257 lanes. Every lane adds 64 values, then adds this sum to its total.
+    That order alone decides the bits: they are the same from NumPy and from compiled code, on every processor.
+
+    Parameters
+    ----------
+    n_features : int
+    dtype : numpy.dtype
+        Of the rows; any real one.
+    """
+
+    def __init__(self, n_features: int, dtype: np.dtype[Any]) -> None:
+        self._features, self._dtype = n_features, dtype
+        self._fold = max(1, _LANES // n_features)
+        width = self._fold * n_features
+        self._half = dtype == np.float16
+        self._unit = HALF_UNIT if self._half else 1.0
+        self._count = 0
+        self._shift = np.zeros(width)
+        self._first, self._second = np.zeros(width), np.zeros(width)
+        self._minimum, self._maximum = np.full(width, np.inf), np.full(width, -np.inf)
+        self._shifted = False
+
+    def add(self, rows: npt.NDArray[np.generic]) -> None:
+        """Add rows, shape (n_rows, n_features). The bits of the result depend on how they are cut into blocks."""
+        if not len(rows):
+            return
+        values = np.ascontiguousarray(rows).reshape(-1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if not self._count:
+                self._choose_shift(rows[: max(1, _SAMPLE_VALUES // self._features)])
+            self._count += len(rows)
+            sums = (self._first, self._second, self._minimum, self._maximum)
+            if not add_values(values, self._shift, *sums):
+                with _ARITHMETIC:
+                    self._add_values(values)
+
+    def moments(self) -> Moments:
+        """Return the moments of what was added."""
+        if not self._count:
+            return Moments.empty(self._features)
+        with np.errstate(invalid="ignore", over="ignore"):
+            first, second = (self._folded(sums, np.add) for sums in (self._first, self._second))
+            shift = self._shift[: self._features]
+            m2 = np.maximum(second - first * first / self._count, 0.0) / self._unit**2
+            mean = (shift + first / self._count) / self._unit
+        # zeros of both signs are equal, so whichever was found first is made positive
+        minimum, maximum = self._folded(self._minimum, np.minimum) + 0.0, self._folded(self._maximum, np.maximum) + 0.0
+        return Moments(self._count, mean, m2, minimum, maximum)
+
+    @cached_property
+    def _tile(self) -> "_Tile":
+        return _Tile(self._dtype, TILE_ROWS * min(len(self._shift), _TILE_LANES))
+
+    def _choose_shift(self, rows: npt.NDArray[np.generic]) -> None:
+        """Subtract the mean of the first rows, or nothing where it is near zero."""
+        fold = self._fold if len(rows) >= self._fold else 1
+        sample = rows[: len(rows) // fold * fold].astype(np.float64).reshape(-1, fold * self._features) * self._unit
+        mean = sample.mean(axis=0).reshape(fold, -1).mean(axis=0)
+        sample -= np.tile(mean, fold)
+        spread = np.sqrt(np.square(sample, out=sample).mean(axis=0).reshape(fold, -1).mean(axis=0))
+        if (np.abs(mean) > _NEGLIGIBLE_OFFSET * spread).any():
+            self._shifted = True
+            # sums of small integers stay exact
+            self._shift[:] = np.tile(mean if self._dtype.kind == "f" else np.rint(mean), self._fold)
+
+    def _add_values(self, values: Values) -> None:
+        full, width = len(values) // len(self._shift), len(self._shift)
+        vectors = values[: full * width].reshape(full, width)
+        for start in range(0, full, _GROUP):
+            self._add_group(vectors[start : start + _GROUP])
+        if full * width < len(values):
+            self._add_group(values[None, full * width :])
+
+    def _add_group(self, vectors: Values) -> None:
+        """Add vectors, which may end before the last lane."""
+        minimum, maximum = _half_range(vectors) if self._half else (vectors.min(axis=0), vectors.max(axis=0))
+        lanes = slice(0, vectors.shape[1])
+        np.minimum(self._minimum[lanes], minimum, out=self._minimum[lanes])
+        np.maximum(self._maximum[lanes], maximum, out=self._maximum[lanes])
+        if not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
+            self._first[lanes] += np.where(np.isfinite(minimum) & np.isfinite(maximum), 0.0, np.nan)
+        for lane in range(0, vectors.shape[1], _TILE_LANES):
+            part = vectors[:, lane : lane + _TILE_LANES]
+            lanes = slice(lane, lane + part.shape[1])
+            first, second, shift = self._first[lanes], self._second[lanes], self._shift[lanes]
+            for start in range(0, len(part), TILE_ROWS):
+                deviations = self._tile.wide(part[start : start + TILE_ROWS])
+                if self._shifted:
+                    deviations -= shift
+                first += np.add.reduce(deviations, axis=0)
+                np.square(deviations, out=deviations)
+                second += np.add.reduce(deviations, axis=0)
+
+    def _folded(self, vector: Vector, reduce: np.ufunc) -> Vector:
+        """Reduce a vector of folded rows to one value per feature."""
+        folded: Vector = reduce.reduce(vector.reshape(self._fold, -1), axis=0)
+        return folded
 
 
 class _Tile:
     """Scratch memory for one tile: allocated anew for every tile, it would cost more than the arithmetic."""
 
-    def __init__(self, values: int) -> None:
-        self._bits = np.empty(values, np.int32)
-        self._double = np.empty(values, np.float64)
+    def __init__(self, dtype: np.dtype[Any], values: int) -> None:
+        # 64 squares of 8 bits add up to less than 2**24: all sums are exact in float32
+        self._wide = np.empty(values, np.float32 if dtype.itemsize == 1 else np.float64)
+        self._bits = np.empty(values if dtype == np.float16 else 0, np.int32)
 
-    def widened(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Return float16 as float32, exactly, and anything else as it is.
+    def wide(self, vectors: Values) -> Values:
+        """Return a floating-point copy that lives until the next call; float16 in units of 2**112.
 
-        Moving the bits and scaling by 2**112 (the difference of the exponents' biases) takes a tenth of the time of
-        NumPy's cast, which looks at every value by itself. Infinities and NaN come out as finite values.
+        Moving the bits of a half to their place in a float32 takes a fraction of the time of NumPy's cast. Infinity
+        and NaN come out as finite values.
         """
-        if rows.dtype != np.float16:
-            return rows
-        bits = self._bits[: rows.size]
-        np.copyto(bits, np.ascontiguousarray(rows).view(np.int16).ravel())  # extends the sign to the upper half
-        np.left_shift(bits, 13, out=bits)
-        np.bitwise_and(bits, _SIGN_AND_HALF, out=bits)
-        single = bits.view(np.float32)
-        np.multiply(single, np.float32(2.0**112), out=single)
-        return single.reshape(rows.shape)
-
-    def double(self, rows: npt.NDArray[np.generic]) -> Vector:
-        """Return a float64 copy that lives until the next call."""
-        double = self._double[: rows.size].reshape(rows.shape)
-        np.copyto(double, rows)
-        return double
-
-
-class _Sums:
-    """Running sums of one block, ``fold`` rows side by side in one long vector."""
-
-    def __init__(self, shift: Vector, fold: int, tile: _Tile) -> None:
-        width = len(shift) * fold
-        self._shift = np.tile(shift, fold)
-        self._shifted = bool(shift.any())
-        self._rows_per_vector = fold
-        self._tile = tile
-        self.first = np.zeros(width)
-        self.second = np.zeros(width)
-        self.minimum = np.full(width, np.inf)
-        self.maximum = np.full(width, -np.inf)
-
-    def add(self, rows: npt.NDArray[np.generic]) -> None:
-        """Add rows, shape (k * fold, n_features)."""
-        vectors = rows.reshape(-1, len(self._shift))
-        minimum, maximum = _half_range(vectors) if rows.dtype == np.float16 else (vectors.min(0), vectors.max(0))
-        np.minimum(self.minimum, minimum, out=self.minimum)
-        np.maximum(self.maximum, maximum, out=self.maximum)
-        finite = np.isfinite(minimum).all() and np.isfinite(maximum).all()
-        deviations = self._tile.double(self._tile.widened(vectors) if finite else vectors)
-        if self._shifted:
-            deviations -= self._shift
-        self.first += deviations.sum(axis=0)
-        np.square(deviations, out=deviations)
-        self.second += deviations.sum(axis=0)
-
-    def fold(self, vector: Vector, reduce: np.ufunc) -> Vector:
-        """Reduce a folded vector back to one value per feature."""
-        folded: Vector = reduce.reduce(vector.reshape(self._rows_per_vector, -1), axis=0)
-        return folded
+        wide = self._wide[: vectors.size].reshape(vectors.shape)
+        if vectors.dtype == np.float16:
+            bits = self._bits[: vectors.size].reshape(vectors.shape)
+            np.copyto(bits, vectors.view(np.int16))  # extends the sign to the upper half
+            np.left_shift(bits, 13, out=bits)
+            vectors = np.bitwise_and(bits, SIGN_AND_HALF, out=bits).view(np.float32)
+        np.copyto(wide, vectors)
+        return wide
 
 
 def _half_range(vectors: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:

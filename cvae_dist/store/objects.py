@@ -4,20 +4,23 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import re
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOptions, client_errors, unquoted
+from cvae_dist.store.storage import Buffer, Changed, Entry, Page, Storage, StorageOptions, client_errors, unquoted
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -120,22 +123,31 @@ class ObjectStore(Storage):
                 return int(obstore.head(store, path)["size"])
         return None
 
+    def entry(self, path: str) -> Entry | None:
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError), self._errors(path) as store:
+            found = obstore.head(store, path)
+            return Entry(path, int(found["size"]), unquoted(found["e_tag"]))
+        return None
+
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         return self._put(path, self.joined(buffers), "overwrite")
 
-    def joined(self, buffers: Sequence[Buffer]) -> bytes:
-        size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        if size < _WORTH_KEEPING:
+    def joined(self, buffers: Iterable[Buffer]) -> bytes:
+        if isinstance(buffers, Sequence) and sum(memoryview(buffer).nbytes for buffer in buffers) < _WORTH_KEEPING:
             return b"".join(buffers)
-        memory = getattr(_thread, "memory", bytearray())
-        if len(memory) < size:
-            memory = _thread.memory = bytearray(size)
-        view, end = memoryview(memory), 0
+        memory, end = getattr(_thread, "memory", np.empty(0, np.uint8)), 0
         for buffer in buffers:
             part = memoryview(buffer).cast("B")
-            view[end : end + len(part)] = part
+            if end + len(part) > len(memory):  # what is never used costs no memory
+                larger = np.empty(max(2 * (end + len(part)), _WORTH_KEEPING), np.uint8)
+                larger[:end] = memory[:end]
+                memory = larger
+            memory.data[end : end + len(part)] = part
             end += len(part)
-        return cast(bytes, view[:size])  # it is only read, and fresh memory would cost a page fault every 4 kB
+        _thread.memory = memory
+        return cast(bytes, memory[:end].data)  # it is only read, and fresh memory would cost page faults
 
     def write_if(self, path: str, data: bytes, version: str | None) -> str:
         return self._put(path, data, "create" if version is None else {"e_tag": f'"{version}"'})
@@ -150,11 +162,15 @@ class ObjectStore(Storage):
             return unquoted(obstore.head(store, path)["e_tag"])
 
     def list(self, path: str) -> Iterator[Entry]:
+        for page in self.pages(path):
+            yield from map(Entry, *page)
+
+    def pages(self, path: str) -> Iterator[Page]:
         prefix, start = f"{path}/" if path else "", len(path) + bool(path)
         with self._errors(path) as store:
             for page in _pages(store, prefix):
-                for one in page:
-                    yield Entry(one["path"][start:], one["size"], unquoted(one["e_tag"]))
+                versions = map(str.strip, (str(one["e_tag"]) for one in page), itertools.repeat('"'))
+                yield Page([one["path"][start:] for one in page], [one["size"] for one in page], list(versions))
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore

@@ -20,8 +20,7 @@ from cvae_dist.store.layout import (
     STRING,
     ArrayLayout,
     Block,
-    Objects,
-    create_array,
+    array_metadata,
     decode_chunk,
     encode_chunk,
     group_metadata,
@@ -124,7 +123,12 @@ class Publication:
         block = np.concatenate(list(mapped(lambda chunk: self._read_chunk(name, stored, chunk), range(first, last))))
         return block[start - first * stored.chunk : stop - first * stored.chunk]
 
-    def chunks(self, name: str) -> Iterator[Block]:
+    def read_columns(self, names: Iterable[str], start: int, stop: int) -> Iterator[Block]:
+        """Yield entries ``start:stop`` of several arrays, asked for at once where a storage is waited for."""
+        each = map if self._group.is_local else mapped  # every thread would keep memory of its own
+        return each(lambda name: self.read(name, start, stop), names)
+
+    def blocks(self, name: str) -> Iterator[Block]:
         """Yield an array chunk by chunk; see :meth:`read`."""
         stored = self.arrays[name]
         for start in range(0, stored.shape[0], stored.chunk):
@@ -169,10 +173,8 @@ class Publication:
         )
 
     def _metadata(self, name: str, stored: Stored, dims: tuple[str, ...], attributes: Mapping[str, Any]) -> bytes:
-        objects: Objects = {}
         array = ArrayLayout(name, stored.dtype, dims, stored.shape[1:], attributes)
-        create_array(objects, array, stored.shape[0], stored.chunk, compressed=True)
-        return objects[f"{name}/{METADATA}"].to_bytes()
+        return array_metadata(array, stored.shape[0], stored.chunk, compressed=True)
 
 
 def _code(values: Block) -> str:

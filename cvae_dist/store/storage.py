@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cvae_dist.errors import StorageFailed
@@ -14,6 +15,7 @@ Buffer = bytes | bytearray | memoryview
 StorageOptions = Mapping[str, Any]
 
 _ATTEMPTS = 4  # to write what others write, too
+_PAGE = 10_000  # objects
 _SHORTEST_SECRET = 6
 _HARMLESS = ("endpoint_url", "region", "region_name", "account_name", "project", "default_location", "profile", "host")
 _BEYOND = ("416", "InvalidRange", "range is not satisfiable", "non-partial", "larger than")
@@ -31,6 +33,14 @@ class Entry(NamedTuple):
     name: str
     size: int
     version: str
+
+
+class Page(NamedTuple):
+    """Some objects below a prefix: what is an :class:`Entry` for each, as lists."""
+
+    names: list[str]
+    sizes: list[int]
+    versions: list[str]
 
 
 class Storage(ABC):
@@ -78,6 +88,11 @@ class Storage(ABC):
     def size(self, path: str) -> int | None:
         """Return the size of an object in bytes, None where there is none."""
 
+    def entry(self, path: str) -> Entry | None:
+        """Return what a listing says of one object, its whole path as the name; None where there is none."""
+        size = self.size(path)
+        return None if size is None else Entry(path, size, self.version(path))
+
     def ends_before(self, path: str, start: int | None, error: Exception) -> bool:
         """Whether a range was refused because the object has no byte there."""
         if start is None or not any(mark in str(error) for mark in _BEYOND):
@@ -88,17 +103,18 @@ class Storage(ABC):
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         """Write an object whole or not at all, and return its version."""
 
-    def joined(self, buffers: Sequence[Buffer]) -> bytes:
+    def joined(self, buffers: Iterable[Buffer]) -> bytes:
         """Return buffers as one object, which may be valid only until this thread joins others."""
-        return b"".join(buffers)
+        return b"".join(buffers if isinstance(buffers, Sequence) else map(bytes, buffers))
 
     @abstractmethod
     def write_if(self, path: str, data: bytes, version: str | None) -> str:
         """Write an object where it has this version, or where none is (None), or raise ``FileExistsError``."""
 
-    def write_guarded(self, path: str, buffers: Sequence[Buffer], guard: Callable[[], None]) -> str:
+    def write_guarded(self, path: str, buffers: Iterable[Buffer], guard: Callable[[], None]) -> str:
         """Write an object, and replace another's only as it was before ``guard`` passed; return its version.
 
+        Buffers that are no sequence are made as they are written: each is used up before the next one is taken.
         A write that is slow, or that the client repeats, is refused where somebody else wrote after ``guard``.
         """
         data, version = self.joined(buffers), None
@@ -125,6 +141,12 @@ class Storage(ABC):
     @abstractmethod
     def list(self, path: str) -> Iterator[Entry]:
         """Yield every object below a prefix, in the order of the storage."""
+
+    def pages(self, path: str) -> Iterator[Page]:
+        """Yield the same as :meth:`list`, many at a time, as there may be millions."""
+        entries = self.list(path)
+        while some := list(itertools.islice(entries, _PAGE)):
+            yield Page(*map(list, zip(*some, strict=True)))
 
     @abstractmethod
     def delete(self, path: str, keep: str | None = None) -> None:

@@ -5,7 +5,7 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -189,6 +189,13 @@ class Location:
         ------
         StorageFailed, Changed
             The storage refused; others write the same object all the time.
+        """
+        return self.write_made(buffers, guard)
+
+    def write_made(self, buffers: Iterable[Buffer], guard: Callable[[], None]) -> str:
+        """Do the same with buffers that are made as they are written: each is used up before the next one is taken.
+
+        What their maker raises is raised here, and then nothing is written.
         """
         return self.storage.write_guarded(self.path, buffers, guard)
 

@@ -35,7 +35,7 @@ from cvae_dist.sources import (
 )
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.columns import Integers
-from cvae_dist.store.layout import shard_bytes_at
+from cvae_dist.store.layout import is_name, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.manifest import Batches, Entries, as_spans
@@ -55,6 +55,8 @@ _KEPT = (
 )
 
 
+_TAKEN = ("x", "z", "sample", "feature", "latent")  # names of arrays and dimensions
+_MOST_ROW_BYTES = 1_000_000_000
 _MODELS = 1000  # files that are tried, if need be, until one can be used
 
 
@@ -259,10 +261,19 @@ class _Run:
         problems: list[BadFile] = []
         for model in self._models(grown):
             try:
-                return self.source.reader(model)
+                return self._checked(self.source.reader(model))
             except BadFile as error:
                 problems.append(error)
         raise self._refusal(problems)
+
+    def _checked(self, reader: Reader) -> Reader:
+        """Refuse rows that are too large to be held."""
+        if reader.schema.row_bytes > _MOST_ROW_BYTES:
+            raise InvalidInput(
+                f"{self.source.url} has items of shape {reader.schema.item_shape}, {reader.schema.row_bytes:,} bytes "
+                f"each. A row has {_MOST_ROW_BYTES:,} bytes at most. Nothing was written"
+            )
+        return reader
 
     def _models(self, grown: RowStore | None) -> Iterator[Files]:
         for entries in _known(grown)():
@@ -363,6 +374,7 @@ class _Run:
 
     def _arrays(self, schema: Schema) -> tuple[ArrayLayout, ...]:
         columns = (*schema.columns, *([Column("label", STRING)] if self.label is not None else []))
+        _require_names(columns)
         attributes: dict[str, Any] = {"item_shape": list(schema.item_shape)}
         if columns:
             attributes["coordinates"] = " ".join(column.name for column in columns)
@@ -371,6 +383,20 @@ class _Run:
         dtype = schema.dtype.newbyteorder("<").str
         main = ArrayLayout("x", dtype, ("sample", "feature"), (schema.n_features,), attributes)
         return (main, *(ArrayLayout(column.name, column.dtype, ("sample",)) for column in columns))
+
+
+def _require_names(columns: Sequence[Column]) -> None:
+    """Refuse columns that would hide one another, or whose names are no names in a store."""
+    names = [column.name for column in columns]
+    for name in names:
+        if names.count(name) > 1 or name in _TAKEN or not is_name(name):
+            why = (
+                "is there twice" if names.count(name) > 1 else "is taken" if name in _TAKEN else "is no name in a store"
+            )
+            raise InvalidInput(
+                f"the name of the carried column {name!r} {why}. Nothing was written; rename the column (letters, "
+                "digits and _ . - are allowed), or do not carry it"
+            )
 
 
 class _Planned(NamedTuple):

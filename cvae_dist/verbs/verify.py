@@ -177,7 +177,7 @@ def _whole_problems(store: RowStore, records: Records) -> Iterator[Problem]:
     yield from _metadata_problems(store)
     for name in store.publication.arrays:
         try:
-            for _ in store.publication.chunks(name):
+            for _ in store.publication.blocks(name):
                 pass
         except Corrupt as error:
             yield Problem(name, None, str(error))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tests.bench.table import Row, show
 
-_PARTS = ("ingest", "loader", "embed")
+_PARTS = ("moments", "ingest", "loader", "embed")
 
 
 def _rows(parts: list[str]) -> Iterator[Row]:

@@ -11,7 +11,7 @@ import zarr
 from numcodecs import zstd
 
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location
-from cvae_dist.store.layout import decode_chunk, encode_chunk, group_metadata, shard_bytes_at
+from cvae_dist.store.layout import ShardEncoder, decode_chunk, encode_chunk, group_metadata, shard_bytes_at
 
 DTYPES = ["<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8"]
 
@@ -192,3 +192,20 @@ def test_a_chunk_that_claims_gigabytes_of_strings_is_refused(descriptor: int) ->
 
 def test_an_empty_group() -> None:
     assert json.loads(group_metadata())["node_type"] == "group"
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "|u1"])
+@pytest.mark.parametrize("rows", [1, 4, 7, 8])
+def test_a_shard_may_be_encoded_through_one_small_block(dtype: str, rows: int) -> None:
+    layout = Layout(8, 2, (ArrayLayout("x", dtype, ("sample", "feature"), (5,)),))
+    block = np.arange(5 * rows).reshape(rows, 5).astype(dtype)
+    small, encoder, data = np.empty((4, 5), dtype), ShardEncoder(layout, "x"), b""
+    for start in range(0, rows, 4):
+        part = small[: min(4, rows - start)]
+        part[:] = block[start : start + 4]
+        data += b"".join(map(bytes, encoder.add(part)))
+    data += b"".join(map(bytes, encoder.finish()))
+    whole = layout.encode("x", block)
+    assert data == b"".join(map(bytes, whole))
+    assert encoder.size == len(data)
+    assert encoder.checksums == whole[1::2]

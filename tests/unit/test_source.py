@@ -22,6 +22,7 @@ class ArrayReader:
 
     arrays: dict[str, np.ndarray]
     schema: Schema
+    streams: bool = True
 
     def count(self, files: Files) -> tuple[np.ndarray, list[BadFile]]:
         return np.array([1 if self.schema.one_per_file else len(self.arrays[path]) for path in files.path]), []

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pickle
 import traceback
+from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from cvae_dist.errors import CvaeDistError, StorageFailed
 from cvae_dist.store import files, objects, remote
-from cvae_dist.store.urls import Location
+from cvae_dist.store.urls import Buffer, Location
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -266,3 +267,32 @@ def test_no_text_tells_a_secret(url: str, options: dict[str, Any], monkeypatch: 
     else:
         pytest.fail("nothing is there")
     assert not [text for text in texts if SECRET in text]
+
+
+def test_buffers_that_are_made_as_they_are_written_may_share_memory(root: Location) -> None:
+    place, memory = root / "a", bytearray(3)
+
+    def made() -> Iterator[Buffer]:
+        for number in range(4):
+            memory[:] = bytes([number] * 3)
+            yield memory
+            yield b"-"
+
+    place.write_made(made(), lambda: None)
+    assert place.read() == b"\0\0\0-\1\1\1-\2\2\2-\3\3\3-"
+    assert objects.ObjectStore("s3", "bucket", {}).joined(made()) == place.read()
+    assert objects.ObjectStore("s3", "bucket", {}).joined(iter([bytes(700_000)] * 5)) == bytes(3_500_000)
+
+
+def test_what_the_maker_of_buffers_raises_leaves_the_old_object(root: Location) -> None:
+    place = root / "a"
+    place.write(b"old")
+
+    def made() -> Iterator[Buffer]:
+        yield b"new"
+        raise StorageFailed("the source is gone")
+
+    with pytest.raises(StorageFailed, match="the source is gone"):
+        place.write_made(made(), lambda: None)
+    assert place.read() == b"old"
+    assert [entry.name for entry in root.list()] == ["a"]
