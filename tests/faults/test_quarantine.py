@@ -11,7 +11,7 @@ from distributed import Client, LocalCluster
 from cvae_dist.errors import InvalidInput
 from cvae_dist.events import Event
 from cvae_dist.store import RowStore
-from cvae_dist.verbs.ingest import IngestResult, ingest
+from cvae_dist.verbs.ingest import IngestResult, _Run, ingest
 from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import snapshot
 
@@ -175,3 +175,23 @@ def test_nothing_is_usable(tree: Tree, how: str) -> None:
         tree.ingest(bad=how)
     assert ("--bad skip" in str(caught.value)) == (how == "raise")
     assert not tree.store.exists()
+
+
+def test_a_bad_file_among_rows_that_are_looked_through(tree: Tree) -> None:
+    """All rows are read before any is written, where those that are not finite are to be left out."""
+    tree.spoil(ALL)
+    np.save(tree.path(20), GOOD * np.nan)
+    result = tree.ingest(bad="skip", nonfinite="drop")
+    assert (result.rows, result.dropped, result.bad_files) == (COUNT - len(ALL) - 1, 1, len(ALL))
+    tree.require(without({**ALL, 20: None}))
+
+
+def test_a_shard_of_bad_files_is_read_once(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[int] = []
+    real = _Run._plan
+    monkeypatch.setattr(_Run, "_plan", lambda run, *arguments: plans.append(1) or real(run, *arguments))
+    bad = {number: BY_READING[9] for number in range(4, 15)}
+    tree.spoil(bad)
+    assert tree.ingest(bad="skip").bad_files == len(bad)
+    assert len(plans) == 2
+    tree.require(without(bad))

@@ -115,12 +115,26 @@ PASSING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.heavy if name in ("internal errors", "late") else ()) for name in PASSING],
+)
 def test_a_passing_fault_leaves_no_trace(there: Objects, proxy: Proxy, tmp_path: Path, name: str) -> None:
     with proxy.failing(*map(fresh, PASSING[name])):
         ingest(there.behind.url, tmp_path / "store", source_storage_options=there.behind.options)
         assert proxy.failed
     require_same(str(tmp_path / "store"), there.expected)
+
+
+@pytest.mark.parametrize("there", ["items"], indirect=True)
+def test_a_cluster_meets_the_same_faults(there: Objects, proxy: Proxy, client: Client, tmp_path: Path) -> None:
+    with proxy.failing(*map(fresh, PASSING["all of it"])):
+        ingest(there.behind.url, tmp_path / "store", source_storage_options=there.behind.options, client=client)
+        assert proxy.failed
+    require_same(str(tmp_path / "store"), there.expected)
+    with proxy.failing(Rule("403", "17.npy", count=1000)), pytest.raises(StorageFailed, match=r"17\.npy .*403"):
+        ingest(there.behind.url, tmp_path / "again", source_storage_options=there.behind.options, client=client)
+    assert sum("17.npy" in path for _, path in proxy.requests) == 1
 
 
 def fresh(rule: Rule) -> Rule:
@@ -325,7 +339,7 @@ def remote(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield Remote(place, Place(place.url.replace(endpoint, proxy.endpoint), options, place.put), proxy)
 
 
-@pytest.fixture(scope="module", params=["local", "memory", "weed", "azurite", "gcs", "http"])
+@pytest.fixture(scope="module")
 def anywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with somewhere(request.param, tmp_path_factory.mktemp("there")) as place:
         yield place
@@ -336,6 +350,7 @@ def save(folder: Path, path: str, data: bytes) -> None:
     (folder / path).write_bytes(data)
 
 
+PLACES = ("local", "memory", "weed", "azurite", "gcs", "http")
 SOME = ("0/00.npy", "0/09.npy", "1/17.npy", "2/23.npy")
 EVERYWHERE = {
     "all goes well": [],
@@ -362,6 +377,21 @@ def require_some(store: Path, paths: Sequence[str]) -> None:
     assert found.read("id").tolist() == list(paths)
 
 
+@pytest.mark.parametrize("remote", ["gcs"], indirect=True)
+def test_a_flipped_bit_from_google_is_noticed(remote: Remote, tmp_path: Path) -> None:
+    """Google sends the checksum of the object with it."""
+    remote.place.fill("flipped")
+    with remote.proxy.failing(Rule("flip", FILE, count=2)):
+        ingest(f"{remote.behind.url}/flipped", tmp_path / "store", source_storage_options=remote.behind.options)
+        assert remote.proxy.failed
+    require_some(tmp_path / "store", SOME)
+    with (
+        remote.proxy.failing(Rule("flip", "17.npy", count=100)),
+        pytest.raises(StorageFailed, match=r"17\.npy .*checks"),
+    ):
+        ingest(f"{remote.behind.url}/flipped", tmp_path / "again", source_storage_options=remote.behind.options)
+
+
 def test_a_short_answer_from_elsewhere_names_the_file(remote: Remote, tmp_path: Path) -> None:
     remote.place.fill("short")
     words = r"17\.npy (gave .* asked for|does not answer)"
@@ -378,7 +408,15 @@ def client() -> Iterator[Client]:
         yield Client(cluster, set_as_default=False)
 
 
-@pytest.mark.parametrize("how", ["here", "through Dask"])
+@pytest.mark.parametrize(
+    ("anywhere", "how"),
+    [
+        *((name, "here") for name in PLACES),
+        ("weed", "through Dask"),
+        *(pytest.param(name, "through Dask", marks=pytest.mark.heavy) for name in PLACES if name != "weed"),
+    ],
+    indirect=["anywhere"],
+)
 def test_a_file_that_changes_after_it_was_listed(
     anywhere: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, how: str
 ) -> None:
