@@ -97,9 +97,10 @@ class Files(Columns):
 class File:
     """One file as it was listed. Its reads return what was listed, or raise :class:`BadFile`.
 
-    Whatever a network loses is noticed, as every answer has the length that was asked for, and the version that was
-    listed. Bytes that come otherwise than they were sent are noticed in small files of S3 that are read whole, where
-    the ETag is the MD5 of the content. Elsewhere TLS and TCP stand for them.
+    Whatever a network loses is noticed: every answer must have the length that was asked for, and the version that
+    was listed. A byte that arrives as another is noticed where the answer is a whole object and its checksum is known:
+    that is its ETag in S3 (files of 1 MB at most), and comes with it from Google Cloud Storage. Elsewhere, and for
+    parts of large files, the checksums of TLS and TCP are all there is.
     """
 
     root: Location
