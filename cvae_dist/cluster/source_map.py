@@ -20,8 +20,9 @@ class SourceMap:
 
     Attributes
     ----------
-    reader, batch : Reader, Batch
-        The new files, and what reads them.
+    reader, batch, start : Reader, Batch, int
+        What reads files; those that are behind the first shard and all others, in the order of their rows; the number
+        of their first row.
     url : str
         Where they are, for messages.
     folder : Location
@@ -30,17 +31,19 @@ class SourceMap:
         The name of each file's folder is the column ``label``.
     grown : RowStore or None
         The published store, whose rows come first.
-    layout, first_shard : Layout, int
-        The shard grid, and the first shard with new rows.
+    layout, rows, first_shard : Layout, int, int
+        The shard grid, the rows of the whole store, and the first shard that may have new rows.
     """
 
     reader: Reader
     batch: Batch
+    start: int
     url: str
     folder: Location
     labelled: bool
     grown: RowStore | None
     layout: Layout
+    rows: int
     first_shard: int
 
     def stage(self) -> None:
@@ -53,10 +56,8 @@ class SourceMap:
 
     @cached_property
     def _intervals(self) -> list[Interval]:
-        published = self.grown.rows if self.grown is not None else 0
-        size, rows = self.layout.rows_per_shard, published + self.batch.rows
-        edges = np.arange(self.first_shard, self.layout.shards(rows) + 1, dtype=np.int64) * size
-        return self.batch.cut(np.clip(edges, published, rows) - published)
+        edges = np.arange(self.first_shard, self.layout.shards(self.rows) + 1, dtype=np.int64)
+        return self.batch.cut(np.minimum(edges * self.layout.rows_per_shard, self.rows) - self.start)
 
     def task(self, span: Span) -> "_CopyShard":
         """Return what makes a shard; its first rows may be published already, and come from the store itself."""
@@ -73,10 +74,8 @@ class SourceMap:
         )
 
     def identity(self, span: Span) -> bytes:
-        """Return what tells the new rows of a span from others, and of which store the rows before them are."""
-        carried = span.new - span.start
-        before = f"{carried} {self.grown.fingerprint}".encode() if self.grown is not None and carried else b""
-        return self._interval(span).identity + before
+        """Return what tells the rows of a span from others."""
+        return self._interval(span).identity
 
     def _interval(self, span: Span) -> Interval:
         return self._intervals[span.shard - self.first_shard]
@@ -101,7 +100,7 @@ class _CopyShard:
         return self.span.new - self.span.start
 
     def __call__(self) -> Made:
-        pieces = self.batch.pieces(self.interval)
+        pieces = self.batch.pieces(self.interval).cut(self.carried, len(self.span))
         columns: dict[str, Block] = {}
         step = self.step if self.reader.streams else len(self.span)
         return Made(columns, self._blocks(pieces, step, columns), lambda moments: self._check(moments, pieces))

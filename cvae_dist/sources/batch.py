@@ -1,4 +1,4 @@
-"""The files whose rows one run adds: spooled by the driver, staged beside the shards, read by tasks as intervals."""
+"""The files whose rows one run reads: spooled by the driver, staged beside the shards, read by tasks as intervals."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from cvae_dist.sources.pieces import Pieces
 from cvae_dist.sources.spool import Spool
 from cvae_dist.store.columns import regrouped
 from cvae_dist.store.layout import decode_chunk, encode_chunk
-from cvae_dist.store.manifest import COLUMNS, Entries, digest_of, read_spans
+from cvae_dist.store.manifest import COLUMNS, Entries, digest_of, dropped_count, read_spans
 from cvae_dist.store.urls import Location
 
 _FILES = 65_536  # of one object, and in memory at a time
@@ -34,7 +34,7 @@ class Batch:
         for part in entries:
             self._spool.append(part)
             self.rows += int(part.rows.sum())
-            self.dropped += sum(map(_dropped_count, part.dropped))
+            self.dropped += sum(map(dropped_count, part.dropped))
         self.files = len(self._spool)
         self._digest = digest_of(self._spool)
 
@@ -141,16 +141,11 @@ def _runs(entries: Entries) -> Pieces:
     return Pieces(files.path, files.size, files.version, first, rows)
 
 
-def _dropped_count(text: str) -> int:
-    return int(np.diff(read_spans(text)).sum()) if text else 0
-
-
 def _update(hashed: hashlib.blake2b, entries: Entries) -> None:
+    """Digest file after file: a shard's identity must not depend on where batches are cut."""
     kept = entries[entries.rows > 0]
-    for texts in (kept.path, kept.version, kept.dropped):
-        hashed.update("\0".join(texts.tolist()).encode())
-    for numbers in (kept.size, kept.rows):
-        hashed.update(numbers.tobytes())
+    columns = (kept.path, kept.size.tolist(), kept.version, kept.rows.tolist(), kept.dropped)
+    hashed.update("".join(map("{}\0{}\0{}\0{}\0{}\0".format, *columns)).encode())
 
 
 def _encoded(entries: Entries) -> bytes:
