@@ -536,8 +536,8 @@ def _write_region(region: _Region) -> _Written:
         for shard in tile:
             try:
                 record, new, sample = _write_shard(region, shard, versions)
-            except BadFile as error:  # the other shards may know of more
-                problems.append(error)
+            except BadFiles as error:  # the other shards may know of more
+                problems += error.problems
                 continue
             records.append(record)
             samples.append(sample)

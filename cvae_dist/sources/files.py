@@ -2,23 +2,46 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.columns import Columns, Integers, Texts
-from cvae_dist.store.storage import Buffer, Changed
+from cvae_dist.store.storage import Buffer, Changed, Storage
 from cvae_dist.store.urls import Location
 
 __all__ = ["BadFile", "File", "FileStream", "Files", "Integers", "Texts", "local_version"]
 
 _RANGE = 8_000_000  # bytes of one request: enough to forget its latency, few enough to have several in flight
 _THREADS = 8
+_LARGEST_DIGESTED = 1_000_000  # bytes of a file; larger ones are read in parts, which no ETag tells anything of
+_READS = 3  # of a file whose content is not what its ETag says
+_digested: dict[Storage, bool] = {}  # whether ETags are digests of the content, as the first object showed
 
 
-class BadFile(InvalidInput):
-    """A file that cannot be used as it is.
+class BadFiles(InvalidInput):
+    """Files that cannot be used as they are.
+
+    Attributes
+    ----------
+    problems : tuple of BadFile
+        All of them.
+    """
+
+    problems: "tuple[BadFile, ...]"
+
+    def __init__(self, problems: "Iterable[BadFile]") -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadFiles, (self.problems,)
+
+
+class BadFile(BadFiles):
+    """One file that cannot be used as it is.
 
     Attributes
     ----------
@@ -31,28 +54,18 @@ class BadFile(InvalidInput):
     """
 
     def __init__(self, path: str, code: str, detail: str) -> None:
-        super().__init__(f"{path} {detail}")
+        InvalidInput.__init__(self, f"{path} {detail}")
         self.path, self.code, self.detail = path, code, detail
+        self.problems = (self,)
 
-    def __reduce__(self) -> tuple[type["BadFile"], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return BadFile, (self.path, self.code, self.detail)
 
 
-class BadFiles(InvalidInput):
-    """Several files that cannot be used as they are.
-
-    Attributes
-    ----------
-    problems : tuple of BadFile
-        All of them.
-    """
-
-    def __init__(self, problems: Iterable[BadFile]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(map(str, self.problems)))
-
-    def __reduce__(self) -> tuple[type["BadFiles"], tuple[tuple[BadFile, ...]]]:
-        return BadFiles, (self.problems,)
+def require_none(problems: Sequence[BadFile]) -> None:
+    """Raise what is wrong with files, if anything is."""
+    if problems:
+        raise problems[0] if len(problems) == 1 else BadFiles(problems)
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,13 @@ class Files(Columns):
 
 @dataclass(frozen=True)
 class File:
-    """One file as it was listed. Its reads return what was listed, or raise :class:`BadFile`."""
+    """One file as it was listed. Its reads return what was listed, or raise :class:`BadFile`.
+
+    Whatever a network loses is noticed: every answer must have the length that was asked for, and the version that
+    was listed. A byte that arrives as another is noticed where the answer is a whole object and its checksum is known:
+    that is its ETag in S3 (files of 1 MB at most), and comes with it from Google Cloud Storage. Elsewhere, and for
+    parts of large files, the checksums of TLS and TCP are all there is.
+    """
 
     root: Location
     path: str
@@ -105,6 +124,29 @@ class File:
             filled = bytearray(max(0, stop - start))
             _fill(self, start, memoryview(filled))
             return filled
+        if stop - start == self.size <= _LARGEST_DIGESTED:
+            return self._read_digested()
+        return self._read_remote(start, stop)
+
+    def _read_digested(self) -> Buffer:
+        """Read the whole file, again where its content is not what its ETag says.
+
+        What comes twice the same is the content: the ETag of an encrypted object is no digest, and does not say so.
+        """
+        storage, data = self.root.storage, self._read_remote(0, self.size)
+        if not _digested.get(storage, True):
+            return data
+        for _ in range(_READS):
+            if storage.confirms(self.version, data):
+                _digested.setdefault(storage, True)
+                return data
+            before, data = data, self._read_remote(0, self.size)
+            if data == before:
+                _digested.setdefault(storage, False)
+                return data
+        raise BadFile(self.path, "damaged", f"came otherwise each of {_READS + 1} times it was read")
+
+    def _read_remote(self, start: int, stop: int) -> Buffer:
         try:
             data = (self.root / self.path).read_as(self.version, start, stop)
         except Changed:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvae_dist.sources.files import BadFile, File, Files, Integers
+from cvae_dist.sources.files import BadFile, File, Files, Integers, require_none
 from cvae_dist.sources.npy_header import Header, read_header
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.sources.source import Column, FileReader, RowsPerFile, Schema
@@ -129,7 +129,7 @@ class NpyReader(FileReader):
         rows = out.data.cast("B") if out.size else memoryview(b"")
         width = out.shape[1] * out.itemsize
         root = f"{self.root}/"
-        start = 0
+        start, problems = 0, list[BadFile]()
         listed = zip(pieces.path.tolist(), map(int, pieces.version), strict=True)
         for number, (path, version) in enumerate(listed):
             try:
@@ -144,18 +144,28 @@ class NpyReader(FileReader):
                     os.close(descriptor)
             if count != size or header != expected or modified != version:  # or it is only written otherwise
                 file = File(self.root, path, int(pieces.size[number]), pieces.version[number])
-                self._read_item(file, out[number : number + 1])
+                problems += self._try_item(file, out[number : number + 1])
             start += width
+        require_none(problems)
 
     def _read_items(self, pieces: Pieces, out: Block) -> None:
         """Read one item per file, many at a time."""
 
-        def read(numbered: tuple[int, tuple[File, int, int]]) -> None:
+        def read(numbered: tuple[int, tuple[File, int, int]]) -> list[BadFile]:
             number, (file, _, _) = numbered
-            self._read_item(file, out[number : number + 1])
+            return self._try_item(file, out[number : number + 1])
 
         with ThreadPoolExecutor(1 if self.root.is_local else _THREADS) as pool:
-            list(pool.map(read, enumerate(pieces.files(self.root))))
+            found = pool.map(read, enumerate(pieces.files(self.root)))
+            require_none([problem for problems in found for problem in problems])
+
+    def _try_item(self, file: File, row: Block) -> list[BadFile]:
+        """Read the one item of a file, and return what is wrong with it: the files after it may be bad, too."""
+        try:
+            self._read_item(file, row)
+        except BadFile as error:
+            return [error]
+        return []
 
     def _read_item(self, file: File, row: Block) -> None:
         """Read the one item of a file into ``row``, shape (1, n_features)."""

@@ -97,6 +97,6 @@ def parse_header(path: str, head: bytes) -> Header:
     if header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
         accepted = "float16, float32, float64 and integers are accepted"
         raise BadFile(path, "dtype", f"has dtype {header.dtype}; {accepted}")
-    if not header.shape or any(n < 0 for n in header.shape):
+    if not header.shape or any(type(n) is not int or n < 0 for n in header.shape):
         raise BadFile(path, "shape", f"has shape {header.shape}, which holds no rows")
     return header

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from cvae_dist.sources.files import BadFile, File, Files, Integers
+from cvae_dist.sources.files import BadFile, File, Files, Integers, require_none
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import Location
@@ -106,8 +106,8 @@ class Reader(Protocol):
 
         Raises
         ------
-        BadFile
-            A file is not what was listed, or holds something else than was counted.
+        BadFiles
+            Files are not what was listed, or hold something else than was counted: all such files, or one.
         """
 
     def remark(self, files: int, rows: int) -> str:
@@ -162,11 +162,15 @@ class FileReader(ABC):
 
     def read(self, pieces: Pieces, out: Block) -> Mapping[str, Block]:
         """Read rows of several files; see :class:`Reader`."""
-        parts, start = [], 0
+        parts, problems, start = list[Mapping[str, Block]](), list[BadFile](), 0
         for file, first, rows in pieces.files(self.root):
             if rows:
-                parts.append(self.read_file(file, first, out[start : start + rows]))
+                try:
+                    parts.append(self.read_file(file, first, out[start : start + rows]))
+                except BadFile as error:  # the files after it may be bad, too
+                    problems.append(error)
                 start += rows
+        require_none(problems)
         return {column.name: np.concatenate([part[column.name] for part in parts]) for column in self.schema.columns}
 
 

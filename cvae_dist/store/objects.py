@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import itertools
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -42,6 +44,7 @@ _MAKING = threading.Lock()  # many threads may be the first to need a client
 _LARGEST_PUT = 256_000_000  # bytes
 _PART = 64_000_000
 _WORTH_KEEPING = 1_000_000  # bytes of an object, from which a thread keeps the memory it was put together in
+_MD5 = re.compile("[0-9a-f]{32}")  # the ETag of what was uploaded in one part
 _LIST_AGAIN = 4  # times in a row that a list which broke off goes on
 _LIST_PAUSE = 0.5  # seconds
 _thread = threading.local()
@@ -99,6 +102,11 @@ class ObjectStore(Storage):
             except obstore.exceptions.PreconditionError:
                 raise Changed(errno.EEXIST, f"{self.url(path)} is not of version {version}") from None
             return memoryview(found.bytes())
+
+    def confirms(self, version: str, data: Buffer) -> bool:
+        if self.protocol != "s3" or not _MD5.fullmatch(version):
+            return True
+        return hashlib.md5(data, usedforsecurity=False).hexdigest() == version
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         import obstore

@@ -1,17 +1,21 @@
 """Objects through the file systems of fsspec: whatever obstore does not speak."""
 
+import base64
 import contextlib
 import errno
 import json
+import re
 import threading
+import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import crc32c
 import fsspec
 from fsspec.asyn import sync
 
@@ -23,7 +27,22 @@ _MEMORY = threading.Lock()  # the objects of memory:// live in this process
 _CONFLICT = (409, 412)
 _AT_ONCE = 1000  # objects that S3 deletes by one request
 _THREADS = 32
-_VERSIONS = ("generation", "ETag", "etag", "mtime", "modified", "last_modified", "LastModified", "updated", "created")
+_BUSY = (408, 429, 500, 502, 503, 504)
+_PAUSES = (0.1, 0.5, 2.0, 8.0, 20.0)  # seconds before a web server is asked again
+_LARGEST_WHOLE = 100_000_000  # bytes of a file from a web server that knows no ranges
+_READS = 3  # of what comes with a wrong checksum
+_VERSIONS = (
+    "generation",
+    "ETag",
+    "etag",
+    "mtime",
+    "modified",
+    "last_modified",
+    "LastModified",
+    "updated",
+    "Last-Modified",
+    "created",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,8 +150,8 @@ class MemoryFiles(FsspecFiles):
             return None
 
 
-class _Conditional(FsspecFiles):
-    """A store whose server compares versions when it is asked to."""
+class _Versioned(FsspecFiles):
+    """A storage that sends the version with the content."""
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         if start is not None and start == stop:
@@ -157,6 +176,48 @@ class _Conditional(FsspecFiles):
         if version and found != version:
             raise Changed(errno.EEXIST, f"{self.url(path)} is not of version {version}")
         return data
+
+    @abstractmethod
+    def _get(self, path: str, headers: Mapping[str, str]) -> tuple[bytes, str]:
+        """Return content and version of an object."""
+
+
+class HttpFiles(_Versioned):
+    """Files that a web server shows on its pages; versions are ETags, or the times of the last change."""
+
+    def list(self, path: str) -> Iterator[Entry]:
+        with self._errors(path):
+            found = _repeated(lambda: self.filesystem.find(path))
+        names = [name for name in found if name.startswith(f"{path}/") and not {*"?#"} & {*name}]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for name, (size, version) in zip(names, pool.map(self._look, names), strict=True):
+                yield Entry(name.removeprefix(f"{path}/"), size, version)
+
+    def _look(self, path: str) -> tuple[int, str]:
+        with self._errors(path):
+            found = _repeated(lambda: self.filesystem.info(path))
+        return int(found["size"] or 0), _version(found)
+
+    def _get(self, path: str, headers: Mapping[str, str]) -> tuple[bytes, str]:
+        options = {**self.filesystem.kwargs}
+        options["headers"] = {**options.get("headers", {}), "Accept-Encoding": "identity", **headers}
+
+        async def get() -> tuple[bytes, str]:
+            session = await self.filesystem.set_session()
+            async with session.get(self.filesystem.encode_url(path), **options) as answer:
+                self.filesystem._raise_not_found_for_status(answer, path)
+                whole = answer.status == 200 and "Range" in headers
+                if whole and (answer.content_length or 0) > _LARGEST_WHOLE:
+                    raise OSError("the server sends only whole files, and this one is too large for that")
+                data = await answer.read()
+                return _part(data, headers["Range"]) if whole else data, _version(answer.headers)
+
+        found: tuple[bytes, str] = _repeated(lambda: sync(self.filesystem.loop, get))
+        return found
+
+
+class _Conditional(_Versioned):
+    """A store whose server compares versions when it is asked to."""
 
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         with self._errors(path, writes=True):
@@ -184,10 +245,6 @@ class _Conditional(FsspecFiles):
 
     def proof(self, path: str) -> tuple[str, ...] | None:
         return (type(self).__name__, str(self.filesystem.storage_options.get("endpoint_url")), path.partition("/")[0])
-
-    @abstractmethod
-    def _get(self, path: str, headers: Mapping[str, str]) -> tuple[bytes, str]:
-        """Return content and version of an object."""
 
     @abstractmethod
     def _put(self, path: str, data: bytes, condition: Mapping[str, str]) -> str:
@@ -251,8 +308,11 @@ class GcsFiles(_Conditional):
         return "1"
 
     def _get(self, path: str, headers: Mapping[str, str]) -> tuple[bytes, str]:
-        found, data = self.filesystem.call("GET", self.filesystem.url(path), headers=dict(headers))
-        return data, str(found["X-Goog-Generation"])
+        for _ in range(_READS):
+            found, data = self.filesystem.call("GET", self.filesystem.url(path), headers=dict(headers))
+            if _is_sound(found, data):
+                return data, str(found["X-Goog-Generation"])
+        raise OSError(f"the {len(data):,} bytes that came do not have the checksum that came with them")
 
     def _put(self, path: str, data: bytes, condition: Mapping[str, str]) -> str:
         bucket, key, _ = self.filesystem.split_path(path)
@@ -287,9 +347,45 @@ class GcsFiles(_Conditional):
 
 def remote_storage(filesystem: Any) -> Storage:
     """Return the storage that knows this file system best."""
-    kinds = {"memory": MemoryFiles, "s3": S3Files, "gs": GcsFiles}
+    kinds = {"memory": MemoryFiles, "s3": S3Files, "gs": GcsFiles, "http": HttpFiles}
     protocols = [filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol
     return next((kinds[name] for name in protocols if name in kinds), FsspecFiles)(filesystem)
+
+
+def _repeated(request: Callable[[], Any]) -> Any:
+    """Return what a request brings, and try again where a server is busy or a connection broke."""
+    for pause in _PAUSES:
+        try:
+            return request()
+        except Exception as error:
+            if not _passes(error):
+                raise
+            time.sleep(pause)
+    return request()
+
+
+def _passes(error: Exception) -> bool:
+    """Whether what went wrong may be right a little later."""
+    import aiohttp
+
+    broken = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError)
+    return isinstance(error, broken) or getattr(error, "status", None) in _BUSY
+
+
+def _part(data: bytes, asked: str) -> bytes:
+    """Return the bytes that a range asks for."""
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    return data[int(first) : int(last) + 1 if last else None] if first else data[-int(last) :]
+
+
+def _is_sound(headers: Mapping[str, str], data: bytes) -> bool:
+    """Whether data has the checksum that Google sends; it is that of the whole object as it is stored."""
+    found = re.search("crc32c=([^,]+)", headers.get("X-Goog-Hash", ""))
+    ranged = headers.get("Content-Range", "").partition(" ")[2]
+    whole = not ranged or ranged == f"0-{len(data) - 1}/{len(data)}"
+    if not found or not whole or headers.get("X-Goog-Stored-Content-Encoding", "identity") != "identity":
+        return True
+    return crc32c.crc32c(data).to_bytes(4, "big") == base64.b64decode(found[1])
 
 
 def _http_range(start: int, stop: int | None) -> str:

@@ -76,6 +76,10 @@ class Storage(ABC):
             raise Changed(errno.EEXIST, f"{self.url(path)} is not of version {version}")
         return data
 
+    def confirms(self, version: str, data: Buffer) -> bool:
+        """Whether a whole object of this version may have this content, as far as the version tells."""
+        return True
+
     def version(self, path: str) -> str:
         """Return the version that a listing gives an object; empty where the storage knows none."""
         return next((entry.version for entry in self.list(path)), "")

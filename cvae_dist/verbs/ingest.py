@@ -239,6 +239,7 @@ class _Run:
                     return IngestResult(**vars(output.write(job)), **counts._asdict())
             except BadFiles as error:
                 if self.bad == "raise" or skipped.keys() >= {problem.path for problem in error.problems}:
+                    self._name_all(error.problems)
                     raise self._refusal(error.problems) from None
                 skipped |= {problem.path: problem for problem in error.problems}
                 overwrite = False  # it is begun anew already, and keeps what was recorded
@@ -254,7 +255,7 @@ class _Run:
         known = _known(grown)
         changes = compare(self.source.list(), known())
         self._report(changes, grown)
-        fresh, bad = self._fresh(reader, to_read(changes), skipped)
+        fresh, bad = self._fresh(reader, to_read(changes), skipped, _aside(known()))
         if remark := reader.remark(fresh.files, fresh.rows):
             self.on_event(Event("ingest", "note", message=remark))
         published = grown.rows if grown is not None else 0
@@ -327,14 +328,13 @@ class _Run:
                 yield files[number : number + 1]
             looked += len(files)
 
-    def _fresh(self, reader: Reader, files: FileTable, skipped: Mapping[str, BadFile]) -> tuple[Batch, list[BadFile]]:
+    def _fresh(
+        self, reader: Reader, files: FileTable, skipped: Mapping[str, BadFile], aside: set[str]
+    ) -> tuple[Batch, list[BadFile]]:
         """Return files with the rows of each that are wanted, and those files that are bad."""
         bad: list[BadFile] = []
-        batch = Batch(_counted(reader, files, skipped, bad))
-        for problem in bad:
-            self.on_event(
-                Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}")
-            )
+        batch = Batch(_counted(reader, files, skipped, aside, bad))
+        self._name_all(bad)
         allowed = 0 if self.bad == "raise" else len(bad) if self.max_bad is None else self.max_bad
         if len(bad) > allowed:
             raise self._refusal(bad)
@@ -358,11 +358,18 @@ class _Run:
         self.on_event(Event("ingest", "note", message=message))
         return Batch(_without(batch, dropped))
 
+    def _name_all(self, problems: Iterable[BadFile]) -> None:
+        for problem in problems:
+            message = f"unusable file: {self._name(problem.path)} {problem.detail}"
+            self.on_event(Event("ingest", "note", message=message))
+
     def _refusal(self, problems: Sequence[BadFile]) -> InvalidInput:
         said = [f"{self._name(problem.path)} {problem.detail}" for problem in problems[:_NAMED]]
         more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
         count = f"{len(problems):,} unusable files: " if len(problems) > 1 else ""
-        return InvalidInput(f"{count}{'; '.join(said)}{more}. {_KEPT}, or leave such files out with --bad skip")
+        remedy = f", or accept so many with --max-bad {len(problems)}" if self.max_bad is not None else ""
+        remedy = ", or leave such files out with --bad skip" if self.bad == "raise" else remedy
+        return InvalidInput(f"{count}{'; '.join(said)}{more}. {_KEPT}{remedy}")
 
     def _name(self, path: str) -> str:
         return file_name(self.source.url, path)
@@ -458,10 +465,17 @@ class _Counts(NamedTuple):
     bad_files: int
 
 
-def _counted(reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], bad: list[BadFile]) -> Iterator[Entries]:
-    """Yield files with their rows, which have no place in the store yet. Bad ones are collected."""
+def _counted(
+    reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], aside: set[str], bad: list[BadFile]
+) -> Iterator[Entries]:
+    """Yield files with their rows, which have no place in the store yet. Bad ones are collected.
+
+    Those that an earlier run set ``aside`` are read at once: where they are as they were, nothing is to be written.
+    """
     for files in new.batches():
         rows, problems = reader.count(files)
+        again = np.fromiter((path in aside for path in files.path), bool, len(files))
+        problems += _still_bad(reader, files[again], rows[again]) if again.any() else []
         known = {problem.path: problem for problem in problems}
         known |= {path: skipped[path] for path in skipped.keys() & set(files.path.tolist())}
         status, detail = (np.full(len(files), "", dtype=object) for _ in range(2))
@@ -472,6 +486,25 @@ def _counted(reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], bad
                 rows[number], status[number], detail[number] = 0, problem.code, problem.detail
         starts, dropped = np.full(len(files), NOWHERE), np.full(len(files), "", dtype=object)
         yield Entries(files.path, files.size, files.version, starts, rows, dropped, status, detail)
+
+
+def _aside(known: Iterable[Entries]) -> set[str]:
+    """Return the files that an earlier run set aside."""
+    return {path for entries in known for path in entries.path[entries.status != ""]}
+
+
+def _still_bad(reader: Reader, files: Files, rows: Integers) -> list[BadFile]:
+    """Read files and return what is wrong with them."""
+    pieces = Pieces(files.path, files.size, files.version, np.zeros_like(rows), rows)
+    step = max(1, _SCAN_BYTES // reader.schema.row_bytes)
+    problems: dict[str, BadFile] = {}
+    for start in range(0, pieces.total, step):
+        part = pieces.cut(start, min(start + step, pieces.total))
+        try:
+            reader.read(part, np.empty((part.total, reader.schema.n_features), reader.schema.dtype))
+        except BadFiles as error:
+            problems |= {problem.path: problem for problem in error.problems}
+    return list(problems.values())
 
 
 def _without(batch: Batch, dropped: Mapping[str, Integers]) -> Iterator[Entries]:

@@ -61,9 +61,9 @@ class Command(NamedTuple):
 class Sources(NamedTuple):
     """Trees of which the second holds the files of the first, and a model that fits them."""
 
-    first: Path
-    every: Path
-    other: Path
+    first: Path | str
+    every: Path | str
+    other: Path | str
     model: Path
 
     @classmethod
@@ -73,18 +73,28 @@ class Sources(NamedTuple):
         from cvae_dist.model.vae import VAE
         from cvae_dist.store import Moments
 
-        sources = cls(*(root / name for name in cls._fields))
-        write_items(sources.every, 0, ALL)
-        for path in sources.every.rglob("*.npy"):
+        first, every, other, model = (root / name for name in cls._fields)
+        write_items(every, 0, ALL)
+        for path in every.rglob("*.npy"):
             if int(path.stem[-4:]) < FIRST:
-                link = sources.first / path.relative_to(sources.every)
+                link = first / path.relative_to(every)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.hardlink_to(path)
-        write_items(sources.other, 1000, 1000 + OTHER)
+        write_items(other, 1000, 1000 + OTHER)
         rows = np.stack([drivers.item(number) for number in range(1000, 1000 + OTHER)])
         config = ModelConfig(cells_encoder=(8,), likelihood="gaussian", feature_normalization=True)
-        save_model(str(sources.model), VAE.of(config, Moments.of(rows), "<f4"), {})
-        return sources
+        save_model(str(model), VAE.of(config, Moments.of(rows), "<f4"), {})
+        return cls(first, every, other, model)
+
+    def uploaded(self, served: Served) -> "Sources":
+        """Copy the trees to a place."""
+        from cvae_dist.store.publication import mapped
+        from cvae_dist.store.urls import Location
+
+        names, root = ("first", "every", "other"), Location.of(served.url, served.options)
+        paths = [(name, path) for name in names for path in Path(getattr(self, name)).rglob("*.npy")]
+        list(mapped(lambda one: (root / one[0] / "/".join(one[1].parts[-2:])).write(one[1].read_bytes()), paths))
+        return self._replace(**{name: f"{served.url}/{name}" for name in names})
 
     def command(self, name: str, served: Served) -> Command:
         """Return a command, by what it does at a place."""

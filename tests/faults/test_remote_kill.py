@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.drivers import running, wait_until
 from tests.faults.remote import STORAGES, RemoteDrivers, Sources, content, place, require_content, written
-from tests.servers import NAMES, Served, private_weed
+from tests.servers import NAMES, Served, private_weed, serve
 
 COMMANDS = ("ingest", "append", "overwrite", "embed")
 BEFORE = {"ingest": (), "append": ("ingest",), "overwrite": ("ingest",), "embed": ("overwrite",)}
@@ -29,6 +29,23 @@ def expected(remote_drivers: RemoteDrivers, sources: Sources) -> Iterator[Expect
             remote_drivers.do(command, served)
             found[name] = content(command.output, served)
         yield found
+
+
+@pytest.fixture(scope="module")
+def uploaded(sources: Sources) -> Sources:
+    """The same trees in an object store."""
+    return sources.uploaded(serve("weed"))
+
+
+@pytest.fixture(scope="module")
+def expected_of_uploaded(remote_drivers: RemoteDrivers, uploaded: Sources) -> Expected:
+    """What the commands leave that read from there: the manifest has other versions."""
+    served, found = serve("weed"), {}
+    for name in ("ingest", "append", "overwrite"):
+        command = uploaded.command(name, served)
+        remote_drivers.do(command, served)
+        found[name] = content(command.output, served)
+    return found
 
 
 @pytest.fixture
@@ -138,5 +155,57 @@ def test_server_killed_and_started_again(
     assert not ended.error or served.url in ended.error[1]
     remote_drivers.do(command, served)
     require_content(command.output, served, expected["ingest"])
+    again.process.kill()
+    again.process.wait()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1, 8))])
+def test_killed_while_it_reads_from_an_object_store(
+    remote_drivers: RemoteDrivers, uploaded: Sources, expected_of_uploaded: Expected, seed: int
+) -> None:
+    served = serve("weed")
+    for name in ("ingest", "append"):
+        seconds = random.Random(f"{seed} {name}").uniform(0.05, 0.5)
+        kill_and_repeat(remote_drivers, uploaded, served, name, expected_of_uploaded, seconds)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("store", ["local", "weed"])
+def test_a_worker_killed_while_it_reads_from_an_object_store(
+    remote_drivers: RemoteDrivers, uploaded: Sources, expected_of_uploaded: Expected, store: str
+) -> None:
+    with place(store) as served:
+        command = uploaded.command("overwrite", served)
+        source = serve("weed")._replace(url=served.url)  # the drivers need its environment
+        with running(remote_drivers.begin(command, source, _workers=2, _delay=0.15)) as driver:
+            driver.until(lambda: written(command.output, served) > 1)
+            everyone = psutil.Process(driver.pid).children(recursive=True)
+            workers = [child for child in everyone if "spawn_main" in " ".join(child.cmdline())]
+            workers[0].kill()
+            driver.wait().require_done()
+        require_content(command.output, served, expected_of_uploaded["overwrite"])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("store", ["local", "the same server"])
+def test_the_server_of_the_source_killed_and_started_again(
+    remote_drivers: RemoteDrivers, sources: Sources, expected_of_uploaded: Expected, store: str, seed: int
+) -> None:
+    private, server, restart = private_weed()
+    uploaded = sources.uploaded(private._replace(url=f"{private.url}/trees"))
+    with place("local") as local:
+        served = local if store == "local" else private
+        command = uploaded.command("ingest", served)
+        at = private._replace(url=served.url)
+        with running(remote_drivers.begin(command, at, _delay=0.1)) as driver:
+            driver.until(lambda: written(command.output, served) > seed)
+            server.process.kill()
+            server.process.wait()
+            again = restart()
+            ended = driver.wait()
+        assert not ended.error or "s3://" in ended.error[1]
+        remote_drivers.do(command, at)
+        require_content(command.output, served, expected_of_uploaded["ingest"])
     again.process.kill()
     again.process.wait()
