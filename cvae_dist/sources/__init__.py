@@ -1,6 +1,6 @@
 """Rows from anywhere, read only: a source lists its files without opening them."""
 
-from cvae_dist.sources.batch import Batch, Interval, StagedBatch
+from cvae_dist.sources.batch import Batch, Interval, StagedBatch, shuffled_files
 from cvae_dist.sources.changes import Changes, compare, merged
 from cvae_dist.sources.file_table import FileTable
 from cvae_dist.sources.files import BadFile, BadFiles, File, Files, file_name
@@ -12,5 +12,5 @@ from cvae_dist.sources.source import Column, FileReader, Reader, RowsPerFile, Sc
 __all__ = [
     "BadFile", "BadFiles", "Batch", "Changes", "Column", "File", "FileOptions", "FileReader", "FileTable", "Files",
     "Format", "Interval", "Pieces", "Reader", "RowsPerFile", "Schema", "Source", "StagedBatch", "TableOptions",
-    "compare", "file_name", "merged", "open_source",
+    "compare", "file_name", "merged", "open_source", "shuffled_files",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count as counting
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from cvae_dist.sources.files import Integers
 from cvae_dist.sources.pieces import Pieces
-from cvae_dist.sources.spool import Spool
+from cvae_dist.sources.spool import Sorter, Spool
 from cvae_dist.store.columns import regrouped
 from cvae_dist.store.manifest import Entries, digest_of, read_spans
+from cvae_dist.store.permutation import Permutation
 from cvae_dist.store.urls import Location
 
 _FILES = 65_536  # of one object, and in memory at a time
@@ -25,6 +26,8 @@ class Batch:
     ----------
     files, rows, dropped : int
         How many there are; rows that are kept of all of them, and rows that are left out.
+    digest : str
+        Of all that is known of the files.
     """
 
     def __init__(self, entries: Iterable[Entries]) -> None:
@@ -35,7 +38,7 @@ class Batch:
             self.rows += int(part.rows.sum())
             self.dropped += sum(map(_dropped_count, part.dropped))
         self.files = len(self._spool)
-        self._digest = digest_of(self._spool)
+        self.digest = digest_of(self._spool)
 
     def __iter__(self) -> Iterator[Entries]:
         """Yield the files, some at a time."""
@@ -50,7 +53,7 @@ class Batch:
 
     def staged(self, folder: Location) -> "StagedBatch":
         """Return where :meth:`stage` writes it: named after its content, as an earlier run may have left another."""
-        return StagedBatch(folder / self._digest)
+        return StagedBatch(folder / self.digest)
 
     def cut(self, edges: Integers) -> "list[Interval]":
         """Return which files make the rows between every two neighbouring edges, which are row numbers of the batch."""
@@ -79,6 +82,33 @@ class Batch:
             runs = _runs(part)
             for start in range(0, runs.total, rows):
                 yield runs.cut(start, min(start + rows, runs.total))
+
+
+def shuffled_files(batch: Batch, first: int, key: int) -> tuple[Batch, Batch]:
+    """Shuffle files that have one row each, or none: the first of the rows is row ``first`` of the store.
+
+    Returns
+    -------
+    listed : Batch
+        All files in the order in which they came, with the rows that they become.
+    stored : Batch
+        Those that have a row, in the order of these rows.
+    """
+    listed = Batch(_placed(batch, first, Permutation(batch.rows, key)))
+    stored = Sorter(Entries, "start", unique=True)
+    for part in listed:
+        stored.append(part[part.rows > 0])
+    return listed, Batch(stored.finish())
+
+
+def _placed(batch: Batch, first: int, permutation: Permutation) -> Iterator[Entries]:
+    before = 0
+    for part in batch:
+        starts = np.full(len(part), first, dtype=np.int64)
+        held = np.flatnonzero(part.rows)
+        starts[held] += permutation(np.arange(before, before + len(held)))
+        yield replace(part, start=starts)
+        before += len(held)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cvae_dist.cluster import Job, Output, SourceMap, StoreResult, map_regions
+from cvae_dist.cluster import Job, Output, ShuffledMap, SourceMap, StoreResult, map_regions
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import (
@@ -32,6 +32,7 @@ from cvae_dist.sources import (
     file_name,
     merged,
     open_source,
+    shuffled_files,
 )
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.columns import Integers
@@ -39,6 +40,7 @@ from cvae_dist.store.layout import is_name, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.manifest import Batches, Entries, as_spans
+from cvae_dist.store.permutation import STORED_ORDER, derive_key
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def ingest(
     carry: tuple[str, ...] = (),
     label: Literal["folder"] | None = None,
     nonfinite: Nonfinite = "raise",
+    shuffle: int | None = None,
     bad: Bad = "raise",
     max_bad: int | None = None,
     overwrite: bool = False,
@@ -124,6 +127,9 @@ def ingest(
         'folder' carries the name of each file's folder along as the column `label`.
     nonfinite : {"raise", "drop"}
         What to do about rows with NaN or infinity. drop reads the source twice and counts what it left out.
+    shuffle : int, optional
+        Seed of a random order in which rows are stored; by default it is that of the files. Files of many rows are
+        written twice for it. Without `id` their rows get one: the number that a row would have without shuffling.
     bad : {"raise", "skip"}
         What to do about files that cannot be used. raise names them all, after the others were looked at; skip leaves
         them out, records why, and tries them again in the next run.
@@ -171,7 +177,7 @@ def ingest(
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
     opened = open_source(source, options, source_storage_options)
-    run = _Run(opened, place, label, nonfinite, bad, max_bad, client, on_event)
+    run = _Run(opened, place, label, nonfinite, shuffle, bad, max_bad, client, on_event)
     return run.write(overwrite)
 
 
@@ -192,6 +198,7 @@ class _Run:
     place: Location
     label: str | None
     nonfinite: Nonfinite
+    shuffle: int | None
     bad: Bad
     max_bad: int | None
     client: "Client | None"
@@ -220,6 +227,8 @@ class _Run:
         reader = self._reader(grown)
         layout = self._layout(reader.schema, store)
         settings = {**reader.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
+        if self.shuffle is not None:
+            settings["shuffle"] = self.shuffle
         if grown is not None:  # told before anything is compared with a manifest made otherwise
             grown.require_settings("rows", settings)
         known = _known(grown)
@@ -234,8 +243,12 @@ class _Run:
             what = f"{batch.files:,} files" if batch.files else "no files"
             raise InvalidInput(f"{self.source.url} holds {what} but no usable rows. Nothing was written")
         first_shard = published // layout.rows_per_shard if batch.rows else layout.shards(rows)
-        folder, labelled = self.place / JOURNAL / "files", self.label is not None
-        shards = SourceMap(reader, batch, self.source.url, folder, labelled, grown, layout, first_shard)
+        stored = batch
+        if self.shuffle is not None and reader.schema.one_per_file:
+            batch, stored = shuffled_files(batch, published, derive_key(self.shuffle, published, STORED_ORDER))
+        journal, labelled = self.place / JOURNAL, self.label is not None
+        files = SourceMap(reader, stored, self.source.url, journal, labelled, grown, layout, first_shard)
+        shards = files if self.shuffle is None or reader.schema.one_per_file else self._shuffled(files, settings)
         job = Job(
             kind="rows",
             layout=layout,
@@ -245,7 +258,7 @@ class _Run:
             identity=shards.identity,
             stage=shards.stage,
             lineage={"source": without_credentials(self.source.url)},
-            task_bytes=16_000_000,
+            task_bytes=shards.task_bytes,
             dropped=batch.dropped + (int(grown.document["dropped"]) if grown is not None else 0),
             first_shard=first_shard,
             threads=self._threads(reader.schema),
@@ -253,6 +266,18 @@ class _Run:
             news=self._is_news(batch, bad, grown),
         )
         return _Planned(job, batch.files, len(bad))
+
+    def _shuffled(self, files: SourceMap, settings: Mapping[str, Any]) -> ShuffledMap:
+        """Shuffle files of many rows."""
+        assert self.shuffle is not None
+        shuffled = ShuffledMap(files, self.shuffle, settings)
+        if files.batch.rows:
+            message = (
+                f"{files.batch.rows:,} rows are shuffled on their way: until they are published, they need "
+                f"{shuffled.bytes_on_the_way / 1e6:,.0f} MB more at {self.place}"
+            )
+            self.on_event(Event("ingest", "note", message=message))
+        return shuffled
 
     def _reader(self, grown: RowStore | None) -> Reader:
         """Return what reads the files: one that was read before decides how, or else the first that can be used."""
@@ -368,6 +393,8 @@ class _Run:
 
     def _arrays(self, schema: Schema) -> tuple[ArrayLayout, ...]:
         columns = (*schema.columns, *([Column("label", STRING)] if self.label is not None else []))
+        if self.shuffle is not None and not schema.one_per_file and all(column.name != "id" for column in columns):
+            columns = (Column("id", "<i8"), *columns)
         _require_names(columns)
         attributes: dict[str, Any] = {"item_shape": list(schema.item_shape)}
         if columns:

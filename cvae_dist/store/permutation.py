@@ -15,7 +15,7 @@ _ROUNDS = 6
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64 (Steele et al. 2014)
-BLOCK_ORDER, ROW_ORDER, PICKED = 1, 2, 3  # what a derived key is for
+BLOCK_ORDER, ROW_ORDER, PICKED, STORED_ORDER = 1, 2, 3, 4  # what a derived key is for
 _HASHED_ROWS = 2**16  # rows hashed at once: the temporaries stay in the second level cache
 
 
@@ -69,6 +69,21 @@ class Permutation:
                 moved = _below(right + key, height)
                 left = _wrap(left + (height - moved if inverse else moved), height)
         return left * width + right
+
+
+def shuffled(size: int, key: int) -> RowNumbers:
+    """Return ``range(size)``, below 2**32, in the order of keyed hashes: a whole permutation, sooner than by the class.
+
+    The numbers are sorted with their hashes, cut to the bits that are left, in front of them.
+    """
+    low = np.uint64(2 ** size.bit_length() - 1)
+    words = np.arange(size, dtype=np.uint64)
+    for first in range(0, size, _HASHED_ROWS):
+        part = words[first : first + _HASHED_ROWS]
+        part |= _mix(part * np.uint64(_GOLDEN) + np.uint64(key)) & ~low
+    words.sort()
+    words &= low
+    return words.view(np.int64)
 
 
 def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
