@@ -154,7 +154,8 @@ class _Dealt:
                 if array.dtype == STRING:
                     yield texts[array.name][number]
                 else:
-                    yield from checksummed(np.take(rows[array.name], part, axis=0).tobytes())
+                    given = np.take(rows[array.name], part, axis=0)
+                    yield from checksummed(given.data.cast("B") if given.size else b"")
 
     def _table(self, parts: Sequence[Integers], texts: Mapping[str, Sequence[bytes]]) -> bytes:
         """Return where the rows of every array begin in every part, and where the last ones end."""
@@ -165,11 +166,12 @@ class _Dealt:
         ]
         return np.cumsum([8 * (len(sizes) + 1), *sizes], dtype="<u8").tobytes()
 
-    def _parts(self, shard: int) -> Iterator[list[Buffer]]:
+    def _parts(self, shard: int) -> Iterator[list[memoryview]]:
         """Yield what each run gives to a shard: the bytes of every array."""
         offsets = self._offsets(shard)
         for data, ends in zip(self._fetch(offsets[:, 0], offsets[:, -1]), offsets - offsets[:, :1], strict=True):
-            yield [data[start:stop] for start, stop in itertools.pairwise(ends.tolist())]
+            view = memoryview(data)
+            yield [view[start:stop] for start, stop in itertools.pairwise(ends.tolist())]
 
     def _offsets(self, shard: int) -> Integers:
         """Return where the rows of every array begin in a shard's part of every run, and where the last ones end.
@@ -212,7 +214,7 @@ def _encoded_text(texts: Block) -> bytes:
     return b"".join(encode_chunk(texts, len(texts))) if len(texts) else b""
 
 
-def _decoded(data: Buffer, array: ArrayLayout, count: int) -> Block:
+def _decoded(data: memoryview, array: ArrayLayout, count: int) -> Block:
     """Return some rows of one array; ``ValueError`` where they are not as they were written."""
     if array.dtype == STRING:
         return decode_chunk(bytes(data), STRING, (count,))
