@@ -97,7 +97,8 @@ class _Dealt:
     """What is dealt, on its way: one object for each run, with a part for each shard.
 
     A part has the rows of every array, one array after the other, each with its CRC32C. Where there are strings, whose
-    length is not known, the object begins with a table of where everything begins.
+    length is not known, the object begins with a table: for each part, where its arrays begin and where it ends, and a
+    CRC32C.
     """
 
     place: Location
@@ -123,13 +124,10 @@ class _Dealt:
         stop = 0
         for run, (given, parts) in enumerate(zip(self._given(shard), self._parts(shard), strict=True)):
             start, stop = stop, stop + given
-            try:
+            with self._trusted(run):
                 for array, part in zip(self.arrays, parts, strict=True):
                     if given:
                         rows[array.name][start:stop] = _decoded(part, array, given)
-            except (ValueError, RuntimeError) as error:
-                (self.place / str(run)).delete()
-                raise self._lost(self.place / str(run), f"cannot be trusted ({error})") from error
         return rows
 
     def _given(self, shard: int) -> list[int]:
@@ -158,13 +156,22 @@ class _Dealt:
                     yield from checksummed(given.data.cast("B") if given.size else b"")
 
     def _table(self, parts: Sequence[Integers], texts: Mapping[str, Sequence[bytes]]) -> bytes:
-        """Return where the rows of every array begin in every part, and where the last ones end."""
         sizes = [
-            len(texts[array.name][number]) if array.dtype == STRING else len(part) * array.row_bytes + _CHECKSUM
+            [
+                len(texts[array.name][number]) if array.dtype == STRING else len(part) * array.row_bytes + _CHECKSUM
+                for array in self.arrays
+            ]
             for number, part in enumerate(parts)
-            for array in self.arrays
         ]
-        return np.cumsum([8 * (len(sizes) + 1), *sizes], dtype="<u8").tobytes()
+        offsets = np.cumsum([len(parts) * self._entry_bytes, *itertools.chain.from_iterable(sizes)], dtype="<i8")
+        count = len(self.arrays)
+        entries = (offsets[count * number : count * (number + 1) + 1].tobytes() for number in range(len(parts)))
+        return b"".join(itertools.chain.from_iterable(map(checksummed, entries)))
+
+    @property
+    def _entry_bytes(self) -> int:
+        """Bytes of the table for one part."""
+        return 8 * (len(self.arrays) + 1) + _CHECKSUM
 
     def _parts(self, shard: int) -> Iterator[list[memoryview]]:
         """Yield what each run gives to a shard: the bytes of every array."""
@@ -180,9 +187,12 @@ class _Dealt:
         """
         count = len(self.arrays)
         if any(array.dtype == STRING for array in self.arrays):
-            first = np.full(self.deal.runs, 8 * count * shard)
-            tables = self._fetch(first, first + 8 * (count + 1))
-            return np.array([np.frombuffer(table, "<u8") for table in tables]).astype(np.int64)
+            first = np.full(self.deal.runs, self._entry_bytes * shard)
+            found = np.empty((self.deal.runs, count + 1), np.int64)
+            for run, entry in enumerate(self._fetch(first, first + self._entry_bytes)):
+                with self._trusted(run):
+                    found[run] = np.frombuffer(_checked(memoryview(entry), 8 * (count + 1)), "<i8")
+            return found
         widths = np.cumsum([0, *(array.row_bytes for array in self.arrays)])
         before = self.deal.given(np.arange(self.deal.runs), self.deal.shard_edges[shard])
         starts = before * widths[-1] + _CHECKSUM * count * shard
@@ -203,6 +213,15 @@ class _Dealt:
         except FileNotFoundError as error:
             raise self._lost(error.filename or self.place, "is missing") from error
 
+    @contextlib.contextmanager
+    def _trusted(self, run: int) -> Iterator[None]:
+        """Delete what a run dealt where it turns out to be damaged: the next command makes it anew."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            (self.place / str(run)).delete()
+            raise self._lost(self.place / str(run), f"cannot be trusted ({error})") from error
+
     def _lost(self, place: object, what: str) -> StorageFailed:
         return StorageFailed(
             f"{place}, which holds rows on their way into the store, {what}. Nothing was published; run the same "
@@ -218,10 +237,16 @@ def _decoded(data: memoryview, array: ArrayLayout, count: int) -> Block:
     """Return some rows of one array; ``ValueError`` where they are not as they were written."""
     if array.dtype == STRING:
         return decode_chunk(bytes(data), STRING, (count,))
-    payload = data[:-_CHECKSUM]
-    if len(payload) != count * array.row_bytes or checksummed(payload)[1] != data[-_CHECKSUM:]:
-        raise ValueError(f"{array.name} does not match its CRC32C")
+    payload = _checked(data, count * array.row_bytes)
     return np.frombuffer(payload, array.dtype).reshape(count, *array.shape)
+
+
+def _checked(data: memoryview, size: int) -> memoryview:
+    """Return bytes without the CRC32C behind them; ``ValueError`` where they do not match it."""
+    payload = data[:-_CHECKSUM]
+    if len(payload) != size or checksummed(payload)[1] != data[-_CHECKSUM:]:
+        raise ValueError("its bytes do not match their CRC32C")
+    return payload
 
 
 @dataclass(frozen=True)

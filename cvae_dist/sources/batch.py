@@ -12,7 +12,8 @@ from cvae_dist.sources.files import Integers
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.sources.spool import Sorter, Spool
 from cvae_dist.store.columns import regrouped
-from cvae_dist.store.manifest import Entries, digest_of, read_spans
+from cvae_dist.store.layout import decode_chunk, encode_chunk
+from cvae_dist.store.manifest import COLUMNS, Entries, digest_of, read_spans
 from cvae_dist.store.permutation import Permutation
 from cvae_dist.store.urls import Location
 
@@ -183,17 +184,13 @@ def _update(hashed: hashlib.blake2b, entries: Entries) -> None:
 
 
 def _encoded(entries: Entries) -> bytes:
-    import pyarrow
-
-    table = pyarrow.table(entries.columns())
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+    chunks = [b"".join(encode_chunk(values, len(entries))) for values in entries.columns().values()]
+    return b"".join([np.array([len(entries), *map(len, chunks)], "<i8").tobytes(), *chunks])
 
 
 def _decoded(data: bytes) -> Entries:
-    import pyarrow
-
-    table = pyarrow.ipc.open_stream(data).read_all()
-    return Entries(**{name: table[name].to_numpy() for name in table.column_names})
+    head = 8 * (1 + len(Entries.names()))
+    count, *sizes = np.frombuffer(data[:head], "<i8").tolist()
+    ends = head + np.cumsum(sizes)
+    parts = zip(Entries.names(), ends - sizes, ends, strict=True)
+    return Entries(*(decode_chunk(data[start:end], COLUMNS[name], (count,)) for name, start, end in parts))

@@ -133,11 +133,13 @@ def _opened(file: File) -> "h5py.File":
         if not head:
             raise BadFile(file.path, "hdf5", "is empty")
         if head.startswith(_NETCDF3):
-            name = file.path.rpartition("/")[2]
-            target = f"{name.rpartition('.')[0] or name}.zarr"
-            line = f"import xarray; xarray.open_dataset({name!r}, engine='scipy').to_zarr({target!r})"
+            name = str(file)
+            target = f"{name.removesuffix('.nc')}.zarr"
+            line = (
+                f"import xarray; xarray.open_dataset({name!r}, engine='scipy').to_zarr({target!r}, consolidated=False)"
+            )
             raise BadFile(
-                file.path, "netcdf3", f"is a NetCDF file of the classic format. Convert it with Python: {line}"
+                file.path, "netcdf3", f"is a NetCDF file of the classic format: convert it with Python: {line}"
             )
         kept = _kept.content = file, h5py.File(file.open(), "r", rdcc_nbytes=_CACHE_BYTES)
     return kept[1]

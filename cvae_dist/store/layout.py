@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, Self
 
 import crc32c
@@ -189,12 +189,9 @@ class Layout:
     def metadata(self, name: str, rows: int) -> bytes:
         """Return the ``zarr.json`` of an array holding ``rows`` rows."""
         array = self.array(name)
-        objects: Objects = {}
         if array.dtype == STRING:
-            create_array(objects, array, rows, self.rows_per_shard, compressed=True)
-        else:
-            create_array(objects, array, rows, self.rows_per_chunk, self.rows_per_shard, array.compressed)
-        return objects[f"{name}/zarr.json"].to_bytes()
+            return array_metadata(array, rows, self.rows_per_shard, compressed=True)
+        return array_metadata(array, rows, self.rows_per_chunk, self.rows_per_shard, array.compressed)
 
     def encode(self, name: str, block: Block) -> list[Buffer]:
         """Return the bytes of one shard, as buffers to be written one after the other.
@@ -303,24 +300,33 @@ def _checked(payload: memoryview, checksum: memoryview, what: str) -> list[Buffe
     return [payload, checksum]
 
 
-def create_array(
-    objects: Objects, array: ArrayLayout, rows: int, chunk: int, shard: int | None = None, compressed: bool = False
-) -> "zarr.Array[Any]":
-    """Create an array in memory, in chunks (and shards) of so many rows. Every chunk ends in its CRC32C."""
-    return zarr.create_array(
+def array_metadata(
+    array: ArrayLayout, rows: int, chunk: int, shard: int | None = None, compressed: bool = False
+) -> bytes:
+    """Return the ``zarr.json`` of an array in chunks (and shards) of so many rows. Every chunk ends in its CRC32C."""
+    document = json.loads(_empty_array(array.dtype, array.dims, array.shape, chunk, shard, compressed))
+    return json.dumps({**document, "shape": [rows, *array.shape], "attributes": dict(array.attributes)}).encode()
+
+
+@lru_cache(64)
+def _empty_array(
+    dtype: str, dims: tuple[str, ...], shape: tuple[int, ...], chunk: int, shard: int | None, compressed: bool
+) -> bytes:
+    """Return what Zarr writes of an array without rows: it takes its time."""
+    objects: Objects = {}
+    zarr.create_array(
         MemoryStore(objects),
-        name=array.name,
-        shape=(rows, *array.shape),
-        chunks=(chunk, *array.shape),
-        shards=None if shard is None else (shard, *array.shape),
-        dtype=array.dtype,
+        shape=(0, *shape),
+        chunks=(chunk, *shape),
+        shards=None if shard is None else (shard, *shape),
+        dtype=dtype,
         filters=None,
         compressors=[*([ZstdCodec(level=1)] if compressed else []), Crc32cCodec()],
-        fill_value="" if array.dtype == STRING else 0,
-        dimension_names=array.dims,
-        attributes=dict(array.attributes),
+        fill_value="" if dtype == STRING else 0,
+        dimension_names=dims,
         config={"write_empty_chunks": True},
     )
+    return objects["zarr.json"].to_bytes()
 
 
 def encode_chunk(block: Block, rows: int) -> list[Buffer]:

@@ -6,11 +6,18 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 _PACKAGES = ("cvae-dist", "numpy", "zarr", "torch")
+
+
+@cache
+def version(package: str) -> str:
+    """Return the version of an installed package."""
+    return metadata.version(package)
 
 
 def versions() -> dict[str, str]:

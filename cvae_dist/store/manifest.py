@@ -50,7 +50,8 @@ class Entries(Columns):
     detail: Texts
 
 
-_DTYPES = {_PREFIX + name: "<i8" if name in ("size", "start", "rows") else STRING for name in Entries.names()}
+COLUMNS = {name: "<i8" if name in ("size", "start", "rows") else STRING for name in Entries.names()}  # dtype by name
+_DTYPES = {_PREFIX + name: dtype for name, dtype in COLUMNS.items()}
 
 Batches = Callable[[], Iterable[Entries]]  # yields the same entries whenever it is called, sorted by path
 

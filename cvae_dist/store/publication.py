@@ -20,8 +20,7 @@ from cvae_dist.store.layout import (
     STRING,
     ArrayLayout,
     Block,
-    Objects,
-    create_array,
+    array_metadata,
     decode_chunk,
     encode_chunk,
     group_metadata,
@@ -174,10 +173,8 @@ class Publication:
         )
 
     def _metadata(self, name: str, stored: Stored, dims: tuple[str, ...], attributes: Mapping[str, Any]) -> bytes:
-        objects: Objects = {}
         array = ArrayLayout(name, stored.dtype, dims, stored.shape[1:], attributes)
-        create_array(objects, array, stored.shape[0], stored.chunk, compressed=True)
-        return objects[f"{name}/{METADATA}"].to_bytes()
+        return array_metadata(array, stored.shape[0], stored.chunk, compressed=True)
 
 
 def _code(values: Block) -> str:

@@ -81,6 +81,14 @@ class RowStore:
         return store
 
     @classmethod
+    def claims(cls, location: Location) -> bool:
+        """Whether what lies at a location says that it is a store made by cvae-dist."""
+        try:
+            return _KEY in json.loads((location / METADATA).read())["attributes"]
+        except (OSError, KeyError, TypeError, ValueError, RecursionError):
+            return False
+
+    @classmethod
     def open(cls, url: "str | Location", storage_options: StorageOptions | None = None) -> Self:
         """Open a published store.
 

@@ -67,7 +67,7 @@ def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200
     def write_shard(region: Any, shard: Any, versions: dict[str, str]) -> tuple[Records, Moments]:
         rows, key = len(shard.span), region.layout.arrays[0].key(shard.span.shard)
         versions[key] = f"{shard.span.shard}"
-        record = Records.one(shard.fingerprint, rows, 0, [Digest(row_bytes * rows, shard.span.shard)])
+        record = Records.one(shard.fingerprint, rows, [Digest(row_bytes * rows, shard.span.shard)])
         return record, Moments(rows, noise[0] + shard.span.shard, noise[1] ** 2, noise[2], noise[3])
 
     def look(self: LocalFiles, path: str, prefix: str, names: Any) -> dict[str, Entry]:

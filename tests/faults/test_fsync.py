@@ -11,7 +11,8 @@ import pytest
 
 from tests.faults.drivers import write_items
 
-_FSYNC = re.compile(r"fsync\(\d+<([^>]+)>\)\s+= 0")
+_FSYNC = re.compile(r"(\d+)\s+fsync\(\d+<([^>]+)>(\)\s+= 0| <unfinished)")
+_RESUMED = re.compile(r"(\d+)\s+<\.\.\. fsync resumed>\)\s+= 0")
 _RENAME = re.compile(r'rename\("([^"]+)", "([^"]+)"\)\s+= 0')
 
 
@@ -24,9 +25,14 @@ def traced(folder: Path, *arguments: str) -> list[tuple[str, ...]]:
         pytest.skip("this machine lets nobody trace processes")
     assert ended.returncode == 0, ended.stderr
     calls: list[tuple[str, ...]] = []
+    unfinished: dict[str, str] = {}
     for line in log.read_text().splitlines():
         if found := _FSYNC.search(line):
-            calls.append(("fsync", found[1]))
+            unfinished[found[1]] = found[2]
+            if found[3] != " <unfinished":
+                calls.append(("fsync", unfinished.pop(found[1])))
+        elif found := _RESUMED.search(line):
+            calls.append(("fsync", unfinished.pop(found[1])))
         elif found := _RENAME.search(line):
             calls.append(("rename", found[1], found[2]))
     return calls

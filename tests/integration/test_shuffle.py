@@ -201,18 +201,27 @@ def test_an_interrupted_run_goes_on(tree: Path, tmp_path: Path, figure: str, cou
     require_same(tmp_path / "store", snapshot(tmp_path / "whole"))
 
 
-def test_damage_on_the_way_is_noticed_and_made_good(tree: Path, tmp_path: Path) -> None:
-    ingest(tree, tmp_path / "whole", shuffle=1)
+@pytest.mark.parametrize(("label", "place"), [(None, -9), ("folder", 3), ("folder", -20), ("folder", None)])
+def test_damage_on_the_way_is_noticed_and_made_good(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: Any, place: int | None
+) -> None:
+    if label:
+        monkeypatch.setattr(shuffle, "_RUN_BYTES", 10 * (ROW_BYTES + 64))
+    options: dict[str, Any] = {"shuffle": 1, "label": label}
+    ingest(tree, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        ingest(tree, tmp_path / "store", shuffle=1, on_event=interrupt("rows_per_second", 1))
+        ingest(tree, tmp_path / "store", **options, on_event=interrupt("rows_per_second", 1))
     (victim,) = (tmp_path / "store/journal/shuffled").glob("*/3")
     data = bytearray(victim.read_bytes())
-    data[-9] ^= 1
+    if place is None:
+        del data[20:]
+    else:
+        data[place] ^= 1
     victim.write_bytes(data)
     # the first thread that notices it deletes the object, and another one may miss it
-    with pytest.raises(StorageFailed, match=r"3, which holds rows on their way .*(not match its CRC32C|is missing)"):
-        ingest(tree, tmp_path / "store", shuffle=1)
-    ingest(tree, tmp_path / "store", shuffle=1)
+    with pytest.raises(StorageFailed, match=r"3, which holds rows on their way .*(not match|is missing)"):
+        ingest(tree, tmp_path / "store", **options)
+    ingest(tree, tmp_path / "store", **options)
     require_same(tmp_path / "store", snapshot(tmp_path / "whole"))
 
 

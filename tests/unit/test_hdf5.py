@@ -216,7 +216,7 @@ def test_files_that_are_no_hdf5(tmp_path: Path) -> None:
 def test_the_line_that_converts_the_classic_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(6.0).reshape(2, 3)
     xr.Dataset({"x": (("a", "b"), values)}).to_netcdf(tmp_path / "a.nc", engine="scipy")
-    line = refused(tmp_path / "a.nc").detail.split("Convert it with Python: ")[1]
+    line = refused(tmp_path / "a.nc").detail.split("convert it with Python: ")[1]
     monkeypatch.chdir(tmp_path)
     exec(line)
     np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").x.values, values)

@@ -46,9 +46,9 @@ def publish(place: Path, manifest: Batches | None, dropped: int = 5) -> RowStore
         buffers = LAYOUT.encode("x", ROWS[4 * shard : 4 * shard + 4])
         (location / f"x/c/{shard}/0").write(*buffers)
         digests.append(Digest.of_shard(buffers))
-    counts = [(4, dropped), (4, 0), (2, 0)]
-    records = Records.joined(Records.one(7, *count, [digest]) for count, digest in zip(counts, digests, strict=True))
-    store.publish(10, records, [Moments.of(ROWS.astype(float))], {}, "test", manifest)
+    counts = [4, 4, 2]
+    records = Records.joined(Records.one(7, count, [digest]) for count, digest in zip(counts, digests, strict=True))
+    store.publish(10, records, [Moments.of(ROWS.astype(float))], {}, "test", manifest, dropped)
     return RowStore.open(str(place))
 
 

@@ -15,6 +15,7 @@ from cvae_dist.sources import BadFile, File
 from cvae_dist.sources.files import local_version
 from cvae_dist.sources.npy_header import read_header
 from cvae_dist.store import Location
+from cvae_dist.verbs.ingest import ingest
 from tests.sources import read_all, scan
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">f2", ">f4", ">f8", ">i2", ">u8"]
@@ -188,4 +189,4 @@ def test_headers_that_nobody_writes(tmp_path: Path, header: tuple[int, int, str]
     data = b"\x93NUMPY" + bytes([major, minor]) + len(text).to_bytes(2 if major == 1 else 4, "little") + text + rows
     (tmp_path / "a.npy").write_bytes(data)
     with pytest.raises(InvalidInput, match=refusal):
-        scan(tmp_path, rows_per_file="many")
+        ingest(tmp_path, tmp_path / "store", rows_per_file="many")

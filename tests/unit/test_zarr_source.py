@@ -134,10 +134,10 @@ def test_a_data_set_of_xarray(tmp_path: Path, rows: np.ndarray, form: int) -> No
     with pytest.raises(InvalidInput, match="holds no array 'none'"):
         opened(source(place, "none"))
     reader, files = opened(source(place, "t2m", id="time", carry=("name",)))
-    assert [(one.name, one.dtype) for one in reader.schema.columns] == [("time", "<i8"), ("name", "string")]
+    assert [(one.name, one.dtype) for one in reader.schema.columns] == [("id", "<i8"), ("name", "string")]
     (part,) = pieces(reader, files, 100)
     found = reader.read(part, np.empty((50, 24)))
-    assert (found["time"].tolist(), found["name"].tolist()) == (list(range(50)), values.name.values.tolist())
+    assert (found["id"].tolist(), found["name"].tolist()) == (list(range(50)), values.name.values.tolist())
 
 
 ENCODINGS: list[dict[str, Any]] = [
@@ -351,7 +351,7 @@ def test_columns_have_to_fit(tmp_path: Path) -> None:
         reader.read(parts_of(reader, files), np.empty((6, 2)))
     label[:] = np.arange(1, 7)
     for part, expected in zip(pieces(reader, files, 4), ([1, 2, 3, 4], [5, 6]), strict=True):
-        assert reader.read(part, np.empty((len(expected), 2)))["label"].tolist() == expected
+        assert reader.read(part, np.empty((len(expected), 2)))["id"].tolist() == expected
 
 
 @pytest.mark.parametrize("where", ["memory", "weed"])
