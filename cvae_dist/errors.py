@@ -19,6 +19,10 @@ class InvalidInput(CvaeDistError, ValueError):
     """Rows, files or values that cannot be used as given."""
 
 
+class DriftTooLarge(InvalidInput):
+    """New rows that differ from the rows before them by more than was allowed; they are not published."""
+
+
 class InvalidPipeline(InvalidInput):
     """A pipeline file that cannot be run as it is written; nothing was run."""
 

@@ -78,7 +78,8 @@ def map_rows(
         Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output,
     ):
         waiting = not (source.location.is_local and out.is_local)  # for requests, while others compute
-        return output.write(replace(_keep_grid(job, output.existing), threads=threads + waiting * _WAITING_THREADS))
+        job = _follow(_keep_grid(job, output.existing), store, output.existing)
+        return output.write(replace(job, threads=threads + waiting * _WAITING_THREADS))
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ def _keep_grid(job: Job, existing: RowStore | None) -> Job:
     return replace(job, layout=existing.layout)
 
 
+def _follow(job: Job, store: RowStore, existing: RowStore | None) -> Job:
+    """Make rows again that were replaced in the store, but only where the output was made from this one."""
+    if existing is None or not existing.published:
+        return job
+    made_from = existing.document["lineage"]
+    follows = made_from.get("store") == job.lineage["store"]
+    return replace(job, rewrites=follows, keeps_tail=store.holds_rows_of(made_from.get("store_fingerprint", "")))
+
+
 def _output_layout(store: RowStore, made: Sequence[ArrayLayout], shard_bytes: int) -> Layout:
     """Choose output shards that cover whole input shards: enough for a task, but many of them.
 
@@ -122,10 +132,6 @@ def _output_layout(store: RowStore, made: Sequence[ArrayLayout], shard_bytes: in
 
 
 def _identity(store: RowStore, records: Records, span: Span) -> bytes:
-    """Digest the ledger records of the input shards behind a span.
-
-    A last input shard that is not full may be replaced while its store grows. The store's fingerprint stands for it.
-    """
+    """Return what the ledger says of the bytes of the input shards behind a span."""
     size = store.layout.rows_per_shard
-    full = records.table[span.start // size : span.stop // size, 2:]
-    return full.tobytes() + (store.fingerprint.encode() if span.stop % size else b"")
+    return records.table[span.start // size : -(-span.stop // size), 2:].tobytes()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.store import Layout, Lease, Moments
+from cvae_dist.store import Drift, Layout, Lease, Moments
 from cvae_dist.store.layout import Block
 from cvae_dist.store.lineage import digest_json
 from cvae_dist.store.manifest import Batches
@@ -95,7 +95,7 @@ class Job:
     task : callable
         ``task(span)`` is what makes the rows of a shard. Called in the driver, for shards that are to be written.
     identity : callable
-        ``identity(span)`` is what the rows of a shard are made from, beside the settings. Called once for a shard and
+        ``identity(span)`` is what all rows of a shard are made from, beside the settings. Called once for a shard and
         run, in the driver, and cheap: there may be hundreds of thousands.
     stage : callable
         Called before the first task runs, once there are some: it writes what tasks read, below the journal.
@@ -115,6 +115,15 @@ class Job:
         Yields the files that the rows came from, sorted by path, whenever it is called.
     news : bool
         The manifest is to be published though there may be no new rows.
+    sampled : bool
+        A sample of the rows is kept, and new rows are compared with those that were published before.
+    review : callable
+        Called with the outcome of that, before anything is published. It may raise; what was recorded is kept then.
+    rewrites : bool
+        Published rows that are made from something else by now are made again, and rows may be taken away. Otherwise
+        both is refused.
+    keeps_tail : bool
+        Where the output grows, the published rows of a last shard that was not full are still those asked for.
     """
 
     kind: str
@@ -132,6 +141,10 @@ class Job:
     threads: int = 1
     manifest: Batches | None = None
     news: bool = False
+    sampled: bool = False
+    review: Callable[[Drift], None] = lambda drift: None
+    rewrites: bool = False
+    keeps_tail: bool = True
 
     @property
     def shards(self) -> int:

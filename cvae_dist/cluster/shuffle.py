@@ -268,6 +268,11 @@ class ShuffledMap:
     settings: Mapping[str, Any]
 
     @property
+    def first_shard(self) -> int:
+        """The first shard with new rows."""
+        return self.files.first_shard
+
+    @property
     def task_bytes(self) -> int:
         """Memory that a task needs beside its shard: rows of a run, their order, and the bytes that are written."""
         return self._run_rows * (2 * self._row_bytes + _ORDER_BYTES)
@@ -311,8 +316,8 @@ class ShuffledMap:
         )
 
     def identity(self, span: Span) -> bytes:
-        """Return what tells the rows of a span from others: any new row may be among them."""
-        return self._name.encode() + self.files.identity_of_carried(span)
+        """Return what tells the rows of a span from others: any new row may be among them, behind published ones."""
+        return self._name.encode()
 
     @property
     def _row_bytes(self) -> int:
@@ -327,7 +332,7 @@ class ShuffledMap:
 
     @cached_property
     def _deal(self) -> Deal:
-        rows, size, published = self.files.batch.rows, self.files.layout.rows_per_shard, self.files.published
+        rows, size, published = self.files.batch.rows, self.files.layout.rows_per_shard, self.files.start
         lead = published - self.files.first_shard * size
         return Deal(rows, -(-rows // self._run_rows), size, lead, derive_key(self.seed, published, STORED_ORDER))
 
@@ -350,7 +355,7 @@ class ShuffledMap:
         return self.files.batch.cut(self._deal.run_edges)
 
     def _run(self, run: int, lease: LeaseToken) -> "_Run":
-        files, first = self.files, self.files.published + int(self._deal.run_edges[run])
+        files, first = self.files, self.files.start + int(self._deal.run_edges[run])
         return _Run(
             files.reader, files.staged, self._intervals[run], files.url, files.labelled, run, first, self._dealt, lease
         )

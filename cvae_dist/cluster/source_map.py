@@ -20,8 +20,9 @@ class SourceMap:
 
     Attributes
     ----------
-    reader, batch : Reader, Batch
-        The new files, and what reads them.
+    reader, batch, start : Reader, Batch, int
+        What reads files; those that are behind the first shard and all others, in the order of their rows; the number
+        of their first row.
     url : str
         Where they are, for messages.
     journal : Location
@@ -30,17 +31,19 @@ class SourceMap:
         The name of each file's folder is the column ``label``.
     grown : RowStore or None
         The published store, whose rows come first.
-    layout, first_shard : Layout, int
-        The shard grid, and the first shard with new rows.
+    layout, rows, first_shard : Layout, int, int
+        The shard grid, the rows of the whole store, and the first shard that may have new rows.
     """
 
     reader: Reader
     batch: Batch
+    start: int
     url: str
     journal: Location
     labelled: bool
     grown: RowStore | None
     layout: Layout
+    rows: int
     first_shard: int
 
     @property
@@ -61,17 +64,10 @@ class SourceMap:
     def _folder(self) -> Location:
         return self.journal / "files"
 
-    @property
-    def published(self) -> int:
-        """Rows of the store that are there already."""
-        return self.grown.rows if self.grown is not None else 0
-
     @cached_property
     def _intervals(self) -> list[Interval]:
-        published = self.published
-        size, rows = self.layout.rows_per_shard, published + self.batch.rows
-        edges = np.arange(self.first_shard, self.layout.shards(rows) + 1, dtype=np.int64) * size
-        return self.batch.cut(np.clip(edges, published, rows) - published)
+        edges = np.arange(self.first_shard, self.layout.shards(self.rows) + 1, dtype=np.int64)
+        return self.batch.cut(np.minimum(edges * self.layout.rows_per_shard, self.rows) - self.start)
 
     def task(self, span: Span) -> "_CopyShard":
         """Return what makes a shard; its first rows may be published already, and come from the store itself."""
@@ -90,13 +86,8 @@ class SourceMap:
         return Carried(self.grown.location if self.grown is not None and span.new > span.start else None, span)
 
     def identity(self, span: Span) -> bytes:
-        """Return what tells the new rows of a span from others, and of which store the rows before them are."""
-        return self._interval(span).identity + self.identity_of_carried(span)
-
-    def identity_of_carried(self, span: Span) -> bytes:
-        """Return what tells the published rows of a span from others; nothing where it has none."""
-        count = span.new - span.start
-        return f"{count} {self.grown.fingerprint}".encode() if self.grown is not None and count else b""
+        """Return what tells the rows of a span from others."""
+        return self._interval(span).identity
 
     def _interval(self, span: Span) -> Interval:
         return self._intervals[span.shard - self.first_shard]
@@ -136,7 +127,7 @@ class _CopyShard:
     carried: Carried
 
     def __call__(self) -> Made:
-        pieces = self.batch.pieces(self.interval)
+        pieces = self.batch.pieces(self.interval).cut(len(self.carried), len(self.carried.span))
         columns: dict[str, Block] = {}
         step = self.step if self.reader.streams else len(self.carried.span)
         return Made(columns, self._blocks(pieces, step, columns), lambda moments: self._check(moments, pieces))

@@ -42,11 +42,13 @@ def store_of(
     directory: str | os.PathLike[str] | None = None,
     on_event: OnEvent = ignore,
 ) -> Iterator[RowStore]:
-    """Give the store that X is or names. Any source of ``ingest`` becomes one: beside ``directory``, or a temporary one."""
+    """Give the store that X is or names. A source of ``ingest`` becomes one: beside ``directory``, or temporary."""
     if isinstance(X, RowStore):
         yield X
     elif RowStore.claims(Location.of(X, storage_options)):
-        yield RowStore.open(os.fspath(X), storage_options)
+        store = RowStore.open(os.fspath(X), storage_options)
+        yield store
+        store.require_unchanged()
     else:
         from cvae_dist.verbs.ingest import ingest  # here, as arrays need no Dask
 

@@ -1,8 +1,8 @@
-"""The files whose rows one run adds: spooled by the driver, staged beside the shards, read by tasks as intervals."""
+"""The files whose rows one run reads: spooled by the driver, staged beside the shards, read by tasks as intervals."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count as counting
 
@@ -10,11 +10,10 @@ import numpy as np
 
 from cvae_dist.sources.files import Integers
 from cvae_dist.sources.pieces import Pieces
-from cvae_dist.sources.spool import Sorter, Spool
+from cvae_dist.sources.spool import Spool
 from cvae_dist.store.columns import regrouped
 from cvae_dist.store.layout import decode_chunk, encode_chunk
-from cvae_dist.store.manifest import COLUMNS, Entries, digest_of, read_spans
-from cvae_dist.store.permutation import Permutation
+from cvae_dist.store.manifest import COLUMNS, Entries, digest_of, dropped_count, read_spans
 from cvae_dist.store.urls import Location
 
 _FILES = 65_536  # of one object, and in memory at a time
@@ -37,7 +36,7 @@ class Batch:
         for part in entries:
             self._spool.append(part)
             self.rows += int(part.rows.sum())
-            self.dropped += sum(map(_dropped_count, part.dropped))
+            self.dropped += sum(map(dropped_count, part.dropped))
         self.files = len(self._spool)
         self.digest = digest_of(self._spool)
 
@@ -83,33 +82,6 @@ class Batch:
             runs = _runs(part)
             for start in range(0, runs.total, rows):
                 yield runs.cut(start, min(start + rows, runs.total))
-
-
-def shuffled_files(batch: Batch, first: int, key: int) -> tuple[Batch, Batch]:
-    """Shuffle files that have one row each, or none: the first of the rows is row ``first`` of the store.
-
-    Returns
-    -------
-    listed : Batch
-        All files in the order in which they came, with the rows that they become.
-    stored : Batch
-        Those that have a row, in the order of these rows.
-    """
-    listed = Batch(_placed(batch, first, Permutation(batch.rows, key)))
-    stored = Sorter(Entries, "start", unique=True)
-    for part in listed:
-        stored.append(part[part.rows > 0])
-    return listed, Batch(stored.finish())
-
-
-def _placed(batch: Batch, first: int, permutation: Permutation) -> Iterator[Entries]:
-    before = 0
-    for part in batch:
-        starts = np.full(len(part), first, dtype=np.int64)
-        held = np.flatnonzero(part.rows)
-        starts[held] += permutation(np.arange(before, before + len(held)))
-        yield replace(part, start=starts)
-        before += len(held)
 
 
 @dataclass(frozen=True)
@@ -171,16 +143,11 @@ def _runs(entries: Entries) -> Pieces:
     return Pieces(files.path, files.size, files.version, first, rows)
 
 
-def _dropped_count(text: str) -> int:
-    return int(np.diff(read_spans(text)).sum()) if text else 0
-
-
 def _update(hashed: hashlib.blake2b, entries: Entries) -> None:
+    """Digest file after file: a shard's identity must not depend on where batches are cut."""
     kept = entries[entries.rows > 0]
-    for texts in (kept.path, kept.version, kept.dropped):
-        hashed.update("\0".join(texts.tolist()).encode())
-    for numbers in (kept.size, kept.rows):
-        hashed.update(numbers.tobytes())
+    columns = (kept.path, kept.size.tolist(), kept.version, kept.rows.tolist(), kept.dropped)
+    hashed.update("".join(map("{}\0{}\0{}\0{}\0{}\0".format, *columns)).encode())
 
 
 def _encoded(entries: Entries) -> bytes:

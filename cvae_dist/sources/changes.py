@@ -72,9 +72,9 @@ def compare(listed: FileTable, known: Iterable[Entries]) -> Changes:
     A file has changed where size or version differ; where one of the versions is empty, the size decides.
     """
     new, changed, deleted, unchanged = Spool(Files), Spool(ChangedFiles), Spool(Entries), 0
-    for files, entries in _aligned(listed.batches(), Files, known, Entries):
+    for files, entries in aligned(listed.batches(), Files, known, Entries):
         stored = entries[entries.status == ""]
-        place = _places(files.path, stored.path)
+        place = places(files.path, stored.path)
         there = place >= 0
         new.append(files[~there])
         before, now = stored[place[there]], files[there]
@@ -94,8 +94,8 @@ def merged(known: Iterable[Entries], new: Iterable[Entries]) -> Iterator[Entries
     New entries replace known ones of the same path. What was set aside is tried again by every run, so its entry comes
     with the new ones, or the file is gone.
     """
-    for before, now in _aligned(known, Entries, new, Entries):
-        kept = before[(before.status == "") & (_places(before.path, now.path) < 0)]
+    for before, now in aligned(known, Entries, new, Entries):
+        kept = before[(before.status == "") & (places(before.path, now.path) < 0)]
         both = Entries.join([kept, now])
         yield both[np.argsort(both.path, kind="stable")] if len(kept) and len(now) else both
 
@@ -104,7 +104,7 @@ Left = TypeVar("Left", bound=Columns)
 Right = TypeVar("Right", bound=Columns)
 
 
-def _aligned(
+def aligned(
     left: Iterable[Left], left_kind: type[Left], right: Iterable[Right], right_kind: type[Right]
 ) -> Iterator[tuple[Left, Right]]:
     """Cut two tables that are sorted by path at the same paths, and yield the parts that belong together."""
@@ -129,10 +129,10 @@ class _Head(Generic[Left]):
         return taken
 
 
-def _places(paths: Texts, others: Texts) -> Integers:
+def places(paths: Texts, others: Texts) -> Integers:
     """Return where each path is among others, -1 where it is not."""
-    places = dict(zip(others, range(len(others)), strict=True))
-    return np.fromiter(map(places.get, paths, itertools.repeat(-1)), np.int64, len(paths))
+    numbers = dict(zip(others, range(len(others)), strict=True))
+    return np.fromiter(map(numbers.get, paths, itertools.repeat(-1)), np.int64, len(paths))
 
 
 def _differ(before: Entries, now: Files) -> Mask:

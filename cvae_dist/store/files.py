@@ -89,6 +89,12 @@ class LocalFiles(Storage):
             self._sync_folder(os.path.dirname(path))
             return True
 
+    def move(self, path: str, target: str) -> None:
+        os.stat(path)
+        with _storage_errors(target):
+            self._make_folder(os.path.dirname(target))
+            self._rename(path, target)
+
     def list(self, path: str) -> Iterator[Entry]:
         pending = _scan(path, "")
         while pending:

@@ -39,7 +39,7 @@ _MOMENT_BYTES = 32  # of one feature: mean, m2, minimum and maximum
 _TILE_SHARDS = 16  # whose moments are merged before they travel, where they are large
 _LARGE_MOMENTS = 1_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_DTYPES = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
+DTYPES = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
 _MOST_STRING_BYTES = 2**31  # that a chunk of strings may claim to hold
 _CHUNK_BYTES = 1_000_000
 _COMPRESSED_CHUNK_BYTES = 65_536  # a shuffled read decodes a whole chunk, so it must be small
@@ -177,7 +177,7 @@ class Layout:
         for array in self.arrays:
             if not is_name(array.name):
                 raise ValueError(f"an array is named {array.name!r}")
-            if array.dtype not in (STRING, *_DTYPES):
+            if array.dtype not in (STRING, *DTYPES):
                 raise ValueError(f"the array {array.name!r} has dtype {array.dtype!r}")
             if not _are_positive(*array.shape) or len(array.dims) != 1 + len(array.shape):
                 raise ValueError(f"the array {array.name!r} has shape {array.shape} and dimensions {array.dims}")

@@ -1,10 +1,12 @@
 """The ledger: what is known of every finished shard. Resume, statistics and ``verify`` all read it.
 
 A shard has a record: one row of unsigned integers. Records are kept in packs of neighbouring shards, with the moments
-of all rows of the pack. While a store is written, each finished pack is one object of its ``journal``. A publication
-then holds all records as one array.
+of all rows of the pack and a sample of them. While a store is written, each finished pack is one object of its
+``journal``. A publication then holds all records as one array.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -15,12 +17,14 @@ import numpy.typing as npt
 
 from cvae_dist.store.layout import Layout
 from cvae_dist.store.moments import STATISTICS, Moments
+from cvae_dist.store.sample import Sample, sample_width
 from cvae_dist.store.urls import Buffer, Location
 
 Table = npt.NDArray[np.uint64]
 
 JOURNAL = "journal"
 SHUFFLED = "shuffled"  # rows on their way, below the journal; see cluster/shuffle.py
+STAGED = f"{JOURNAL}/shards"  # shards that will replace published ones, by their keys in the group
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,11 @@ def record_fields(layout: Layout) -> list[str]:
 
 @dataclass(frozen=True)
 class Pack:
-    """Neighbouring shards that were finished together: their records, and the moments of the rows that are new."""
+    """Neighbouring shards that were finished together: their records; of the rows that are new, moments and sample."""
 
     records: Records
     moments: Moments
+    sample: Sample
 
 
 class Journal:
@@ -124,16 +129,20 @@ class Journal:
 
     def __init__(self, group: Location, layout: Layout) -> None:
         self._place, self._layout = group / JOURNAL, layout
+        self._dtype = np.dtype(layout.arrays[0].dtype)
 
     def write(self, number: int, pack: Pack) -> None:
         """Record a pack whose shards are all written."""
-        counts = np.array([pack.moments.count, len(pack.records)])
-        numbers = [values.astype("<u8").data.cast("B") for values in (counts, pack.records.table)]
-        vectors = [getattr(pack.moments, name).astype("<f8", copy=False).data.cast("B") for name in STATISTICS]
+        rows = pack.sample.rows
+        counts = np.array([pack.moments.count, len(pack.records), len(rows)])
+        numbers = [values.astype("<u8") for values in (counts, pack.records.table, rows)]
+        vectors = [getattr(pack.moments, name).astype("<f8", copy=False) for name in STATISTICS]
+        sampled = pack.sample.values.astype(self._dtype, copy=False)
+        parts = [array.reshape(-1).view(np.uint8).data for array in (*numbers, *vectors, sampled)]
         checksum = 0
-        for part in (*numbers, *vectors):  # wide rows have long vectors: none is copied
+        for part in parts:  # wide rows have long vectors: none is copied
             checksum = crc32c.crc32c(part, checksum)
-        (self._place / str(number)).write(*numbers, *vectors, checksum.to_bytes(4, "little"))
+        (self._place / str(number)).write(*parts, checksum.to_bytes(4, "little"))
 
     def read(self, number: int) -> Pack | None:
         """Return a pack, or None when there is none that is whole."""
@@ -143,14 +152,19 @@ class Journal:
             return None
         body = memoryview(data)[:-4]
         width, features = record_width(self._layout), self._layout.n_features
-        if len(data) < 20 or crc32c.crc32c(body) != int.from_bytes(data[-4:], "little"):
+        if len(data) < 28 or crc32c.crc32c(body) != int.from_bytes(data[-4:], "little"):
             return None
-        count, shards = np.frombuffer(body[:16], "<u8").tolist()
-        if len(body) != 16 + 8 * (shards * width + 4 * features):
+        count, shards, sampled = np.frombuffer(body[:24], "<u8").tolist()
+        sizes = (24, 8 * shards * width, 8 * sampled, 8 * len(STATISTICS) * features)
+        parts = [body[stop - size : stop] for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
+        values_wide = (sampled, sample_width(self._layout))
+        if len(body) != sum(sizes) + math.prod(values_wide) * self._dtype.itemsize:
             return None
-        table = np.frombuffer(body[16:], "<u8", shards * width).reshape(shards, width)
-        values = np.frombuffer(body[16 + table.nbytes :], "<f8").reshape(len(STATISTICS), features)
-        return Pack(Records(table), Moments(count, *values))
+        table = np.frombuffer(parts[1], "<u8").reshape(shards, width)
+        statistics = np.frombuffer(parts[3], "<f8").reshape(len(STATISTICS), features)
+        values = np.frombuffer(body[sum(sizes) :], self._dtype).reshape(values_wide)
+        sample = Sample(np.frombuffer(parts[2], "<i8"), values)
+        return Pack(Records(table), Moments(count, *statistics), sample)
 
     def numbers(self) -> list[int]:
         """Return the numbers of the packs that are there, by one listing."""

@@ -14,6 +14,7 @@ from cvae_dist.store.publication import Publication
 
 _PREFIX = "manifest_"  # how the names of its arrays begin
 _CHUNK_ROWS = 65_536  # a chunk of long paths has about 8 MB
+NOWHERE = -1  # the first row of a file that has no place in the store yet
 _SPANS = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?(,[0-9]{1,18}(-[0-9]{1,18})?)*")
 
 
@@ -162,6 +163,11 @@ def read_spans(text: str) -> Integers:
     if (np.diff(spans.ravel()) <= 0).any():
         raise ValueError(f"the row numbers {text[:80]!r} do not ascend")
     return spans
+
+
+def dropped_count(text: str) -> int:
+    """Return how many numbers :func:`as_spans` wrote."""
+    return int(np.diff(read_spans(text)).sum()) if text else 0
 
 
 def _digest(values: Block) -> str:

@@ -147,6 +147,13 @@ class ObjectStore(Storage):
     def remove(self, path: str, version: str) -> bool:
         return False
 
+    def move(self, path: str, target: str) -> None:
+        import obstore
+
+        with self._errors(path) as store:
+            obstore.copy(store, path, target)
+            obstore.delete(store, path)
+
     def version(self, path: str) -> str:
         import obstore
 

@@ -5,16 +5,12 @@ from functools import cached_property
 from math import isqrt
 
 import numpy as np
-import numpy.typing as npt
 
+from cvae_dist.store.hashing import GOLDEN, MIX_1, MIX_2, Words, mix
 from cvae_dist.store.ranges import RowNumbers
-
-Words = npt.NDArray[np.uint64]
 
 _ROUNDS = 6
 _MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64 (Steele et al. 2014)
 BLOCK_ORDER, ROW_ORDER, PICKED, STORED_ORDER = 1, 2, 3, 4  # what a derived key is for
 _HASHED_ROWS = 2**16  # rows hashed at once: the temporaries stay in the second level cache
 
@@ -80,7 +76,7 @@ def shuffled(size: int, key: int) -> RowNumbers:
     words = np.arange(size, dtype=np.uint64)
     for first in range(0, size, _HASHED_ROWS):
         part = words[first : first + _HASHED_ROWS]
-        part |= _mix(part * np.uint64(_GOLDEN) + np.uint64(key)) & ~low
+        part |= mix(part * np.uint64(GOLDEN) + np.uint64(key)) & ~low
     words.sort()
     words &= low
     return words.view(np.int64)
@@ -98,7 +94,7 @@ def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
     limit = np.uint64(_MASK)
     for first in range(0, rows if count > 0 else 0, _HASHED_ROWS):
         block = np.arange(first, min(first + _HASHED_ROWS, rows), dtype=np.uint64)
-        hashed = _mix(block * np.uint64(_GOLDEN) + key)
+        hashed = mix(block * np.uint64(GOLDEN) + key)
         below = np.flatnonzero(hashed <= limit)
         hashes, picked = np.append(hashes, hashed[below]), np.append(picked, below + first)
         if len(hashes) > count:
@@ -113,26 +109,16 @@ def derive_key(*parts: int) -> int:
     """Return a 64-bit key from integers, which are taken modulo 2**64."""
     key = 0
     for part in parts:
-        key = (key ^ (part & _MASK)) + _GOLDEN & _MASK
-        key = (key ^ key >> 30) * _MIX_1 & _MASK
-        key = (key ^ key >> 27) * _MIX_2 & _MASK
+        key = (key ^ (part & _MASK)) + GOLDEN & _MASK
+        key = (key ^ key >> 30) * MIX_1 & _MASK
+        key = (key ^ key >> 27) * MIX_2 & _MASK
         key ^= key >> 31
     return key
 
 
-def _mix(words: Words) -> Words:
-    """Finalize SplitMix64, in place."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(_MIX_1)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(_MIX_2)
-    words ^= words >> np.uint64(31)
-    return words
-
-
 def _below(words: Words, limit: np.uint64) -> Words:
     """Hash words to ``range(limit)``, ``limit < 2**32``: multiply and shift is faster than a remainder."""
-    hashed = _mix(words)
+    hashed = mix(words)
     hashed >>= np.uint64(32)
     hashed *= limit
     hashed >>= np.uint64(32)

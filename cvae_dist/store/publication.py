@@ -17,6 +17,7 @@ import numpy as np
 from cvae_dist.errors import Corrupt
 from cvae_dist.store.columns import Columns
 from cvae_dist.store.layout import (
+    DTYPES,
     STRING,
     ArrayLayout,
     Block,
@@ -55,7 +56,7 @@ class Stored:
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Read what ``asdict`` made; ``ValueError`` when it is something else."""
         stored = cls(str(document["dtype"]), tuple(map(int, document["shape"])), int(document["chunk"]))
-        if stored.chunk < 1 or min(stored.shape) < 0 or stored.dtype not in (STRING, "<f8", "<i8", "<u8"):
+        if stored.chunk < 1 or min(stored.shape) < 0 or stored.dtype not in (STRING, *DTYPES):
             raise ValueError(f"an array of the publication is {stored}")
         return stored
 

@@ -69,6 +69,11 @@ class FsspecFiles(Storage):
     def remove(self, path: str, version: str) -> bool:
         return False
 
+    def move(self, path: str, target: str) -> None:
+        with self._errors(path):
+            self.filesystem.cp_file(path, target)
+            self.filesystem.rm_file(path)
+
     def list(self, path: str) -> Iterator[Entry]:
         found: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError), self._errors(path):

@@ -3,7 +3,8 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -11,19 +12,23 @@ from typing import Any, Self
 import numpy as np
 
 from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, SettingsChanged, SourceNotFound
+from cvae_dist.store.columns import Integers
+from cvae_dist.store.drift import Drift, read_drift, require_drift, write_drift
 from cvae_dist.store.foreign import describe
 from cvae_dist.store.layout import STRING, Block, Layout, decode_chunk, group_metadata
-from cvae_dist.store.ledger import Journal, Records, record_fields, record_width
+from cvae_dist.store.ledger import STAGED, Journal, Records, record_fields, record_width
 from cvae_dist.store.lineage import digest_bytes, digest_json, history_line, versions
-from cvae_dist.store.manifest import Batches, Manifest, digest_of, manifest_of, write_manifest
+from cvae_dist.store.manifest import Batches, Manifest, as_spans, digest_of, manifest_of, read_spans, write_manifest
 from cvae_dist.store.moments import STATISTICS, Moments
 from cvae_dist.store.publication import METADATA, PUBLICATIONS, Publication, Stored, mapped
 from cvae_dist.store.reader import RowReader
+from cvae_dist.store.sample import Sample, read_sample, require_sample, write_sample
 from cvae_dist.store.urls import Changed, Location, StorageOptions
 
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
 _VERSION = 4  # of the format: what lies where in the group
 _SHOWN = ("mean", "std", "min", "max")  # statistics of every feature, as a publication holds them
+_REMEMBERED = 100  # fingerprints of older publications
 _MAKERS = {"rows": "cvae-dist ingest SOURCE STORE", "latents": "cvae-dist embed STORE MODEL LATENTS"}  # by kind
 
 
@@ -37,7 +42,9 @@ class RowStore:
         The Zarr group.
     document : Mapping
         The group attribute ``cvae_dist``: kind, layout, rows, settings, lineage, fingerprint; the arrays of the
-        publication; and, while rows are being written, the ``driver`` that does.
+        publication; and, while rows are being written, the ``driver`` that does. ``grown_from`` has the fingerprints of
+        older publications whose rows are all there still, ``rewritten_from`` those of older ones. ``moving`` names the
+        shards that a publication is about to put in the place of others.
     history : str
         CF history of the group, one line per publication.
     version : str
@@ -98,6 +105,8 @@ class RowStore:
             Nothing is there, or it was begun and never published.
         InvalidInput
             Something else is there.
+        OutputLocked
+            A driver is putting new rows in the place of published ones, or was killed while it did.
         """
         store = cls.find(url, storage_options)
         if store is None:
@@ -108,6 +117,12 @@ class RowStore:
             raise SourceNotFound(
                 f"{store.location} was begun but never finished, so it has no rows yet. "
                 "Run the command that writes it again; it goes on where it stopped"
+            )
+        if store.moving is not None:
+            raise OutputLocked(
+                f"rows of {store.location} are being replaced just now, so old and new ones could be mixed. Nothing "
+                "was read; try again in a moment. If that does not help, a driver was killed meanwhile: run the "
+                "command that writes the store again, which finishes it"
             )
         return store
 
@@ -135,7 +150,8 @@ class RowStore:
         empty = type(self)(self.location, document, self.history, self.version)._replaced()
         self.location.clear(keep=METADATA)
         anew = {"kind": kind, "layout": layout.to_json(), "settings": dict(settings), "dropped": 0, "lineage": {}}
-        document = {**document, **anew, "fingerprint": digest_json({}), "publication": "", "arrays": {}, "previous": ""}
+        none = {"publication": "", "arrays": {}, "previous": "", "grown_from": [], "rewritten_from": []}
+        document = {**document, **anew, **none, "fingerprint": digest_json({})}
         return type(self)(self.location, document, "", empty.version)._begun()
 
     def claimed(self, driver: str) -> Self:
@@ -157,15 +173,19 @@ class RowStore:
             They were.
         """
         now = type(self).find(self.location)
-        if now is not None and now.fingerprint == self.fingerprint:
-            return
-        full = self.rows // self.layout.rows_per_shard
-        grown = now is not None and now.published and now.rows >= self.rows
-        if not grown or now is None or not np.array_equal(now.records()[:full].table, self.records()[:full].table):
+        if now is None or not now.published or not now.holds_rows_of(self.fingerprint):
             raise Corrupt(
                 f"the rows of {self.location} were replaced while they were read. Nothing was published; run the same "
-                "command again, with --overwrite if an earlier run had published"
+                "command again"
             )
+
+    def holds_rows_of(self, fingerprint: str) -> bool:
+        """Whether all rows of an older publication of this store are among the published ones, where they were."""
+        return fingerprint == self.fingerprint or fingerprint in self.document.get("grown_from", ())
+
+    def follows(self, fingerprint: str) -> bool:
+        """Whether there was such a publication of this store, some of whose rows may have been replaced since."""
+        return self.holds_rows_of(fingerprint) or fingerprint in self.document.get("rewritten_from", ())
 
     def require_settings(self, kind: str, settings: Mapping[str, Any]) -> None:
         """Refuse to go on with a store that was made otherwise, naming every difference."""
@@ -205,6 +225,14 @@ class RowStore:
     def interrupted(self) -> bool:
         """Whether a driver began to write, and has not published."""
         return bool(self.document.get("driver"))
+
+    @property
+    def moving(self) -> Integers | None:
+        """Shards that are being put in the place of published ones, ascending; None when nobody does."""
+        if "moving" not in self.document:
+            return None
+        runs = [np.arange(first, stop) for first, stop in read_spans(self.document["moving"]).tolist()]
+        return np.concatenate([np.zeros(0, np.int64), *runs])
 
     @property
     def rows(self) -> int:
@@ -317,6 +345,14 @@ class RowStore:
             for number, table in enumerate(tables, first):
                 yield Moments(min(size, self.rows - number * size), *table)
 
+    def sample(self) -> Sample:
+        """Return the sample of the published rows; that of no rows where none is kept."""
+        return read_sample(self.publication, self.layout)
+
+    def drift(self) -> Drift | None:
+        """Return how the rows of the last append differ from those before; None where nothing was appended."""
+        return read_drift(self.publication)
+
     def manifest(self) -> Manifest | None:
         """Return the files that the published rows came from; None where the store was made of none."""
         return manifest_of(self.publication, self.rows)
@@ -330,13 +366,20 @@ class RowStore:
         command: str,
         manifest: Batches | None = None,
         dropped: int = 0,
+        sample: Sample | None = None,
+        drift: Drift | None = None,
+        moving: Integers | None = None,
     ) -> Self:
         """Make the first ``rows`` rows visible, every shard of which must have been written.
 
         ``records`` are those of all shards, and ``moments`` those of every pack, in order. ``manifest`` is called
         twice: for the name of the publication, and for what is written. ``dropped`` rows of the source were left out.
+        ``sample`` is that of all rows, and ``drift`` that of the last append, where they are known.
         All that describes the rows comes first, in a subgroup of its own. One last conditional write of the group
         shows readers all the new rows at once. After an interruption the next publication finishes it.
+
+        Where published rows are replaced or taken away, ``moving`` names the shards that are staged, ascending, and
+        :meth:`moved` has to follow.
 
         Raises
         ------
@@ -353,14 +396,58 @@ class RowStore:
         publication.write("record", records.table, ("shard", "field"), fields=record_fields(self.layout))
         if manifest:
             write_manifest(publication, manifest())
+        if sample is not None:
+            write_sample(publication, sample, self.layout)
+        if drift is not None:
+            write_drift(publication, drift)
         document = {
             **self.document, "published": True, "rows": rows, "dropped": dropped, "fingerprint": fingerprint,
             "lineage": {**lineage, "versions": versions()}, "publication": publication.path.rpartition("/")[2],
             "arrays": {name: asdict(stored) for name, stored in publication.arrays.items()},
-            "previous": self.document.get("publication", ""),
+            "previous": self.document.get("publication", ""), **self._older(fingerprint, moving is not None),
         }  # fmt: skip
         history = "\n".join(filter(None, [self.history, history_line(command)]))
-        return type(self)(self.location, document, history, self.version)._finished(publication.finish())
+        if moving is None:
+            return type(self)(self.location, document, history, self.version)._finished(publication.finish())
+        document["moving"] = as_spans(moving)
+        return type(self)(self.location, document, history, self.version)._replaced(publication.finish())
+
+    def _older(self, fingerprint: str, rewritten: bool) -> dict[str, list[str]]:
+        """Return what a publication with this fingerprint says of those before it."""
+        grown, replaced = (list(self.document.get(name, ())) for name in ("grown_from", "rewritten_from"))
+        if self.published and fingerprint != self.fingerprint:
+            grown.append(self.fingerprint)
+        if rewritten:
+            grown, replaced = [], replaced + grown
+        return {"grown_from": grown[-_REMEMBERED:], "rewritten_from": replaced[-_REMEMBERED:]}
+
+    def moved(self, guard: Callable[[], None]) -> Self:
+        """Put the staged shards of a publication in their places, and delete those that are not its own any more.
+
+        It may have been interrupted before. ``guard`` raises where this driver may not write any more.
+        """
+        assert self.moving is not None
+
+        def move(shard: int) -> None:
+            guard()
+            for key in (array.key(shard) for array in self.layout.arrays):
+                with suppress(FileNotFoundError):  # an earlier run moved it
+                    (self.location / STAGED / key).move(self.location / key)
+
+        for _ in mapped(move, self.moving.tolist()):
+            pass
+        guard()
+        self.delete_beyond(self.layout.shards(self.rows))
+        return self._finished(self._published_members())
+
+    def delete_beyond(self, shards: int) -> None:
+        """Delete the objects of all shards but the first ones."""
+        for array in self.layout.arrays:
+            place = self.location / array.name / "c"
+            for entry in place.list():
+                number = entry.name.partition("/")[0]
+                if number.isdecimal() and int(number) >= shards:
+                    (place / entry.name).delete()
 
     def withdrawn(self) -> Self:
         """Take back what an interrupted driver left; the published rows are as they were."""
@@ -399,7 +486,7 @@ class RowStore:
 
         Nothing is changed before that one conditional write: this driver may have been frozen, and followed.
         """
-        document = {name: value for name, value in self.document.items() if name != "driver"}
+        document = {name: value for name, value in self.document.items() if name not in ("driver", "moving")}
         store = type(self)(self.location, document, self.history, self.version)._replaced(members)._with_arrays()
         store._forget()
         return store
@@ -458,16 +545,23 @@ class RowStore:
             name = self.document.get("publication", "")
             if not re.fullmatch(r"[0-9a-f]*", name) or (self.published and not name):
                 raise ValueError(f"its publication is named {name!r}")
+            older = [*self.document.get("grown_from", ()), *self.document.get("rewritten_from", ())]
+            if not all(isinstance(fingerprint, str) for fingerprint in older):
+                raise ValueError("its older fingerprints are no text")
             _ = self.document["settings"].items(), self.document["lineage"].items(), self.fingerprint, self.kind
             if not {*self.columns} <= {array.name for array in self.layout.arrays}:
                 raise ValueError(f"its columns are {self.columns}")
             arrays = self.publication.arrays
             shards = self.layout.shards(self.rows)
+            if (read_spans(self.document.get("moving", "")) > shards).any():
+                raise ValueError(f"it moves shards {self.document['moving'][:80]} of {shards}")
             if self.published and arrays["record"].shape != (shards, record_width(self.layout)):
                 raise ValueError(f"its ledger has shape {arrays['record'].shape}, for {shards} shards")
             if self.published and any(arrays[shown].shape != (self.n_features,) for shown in _SHOWN):
                 raise ValueError(f"its statistics are not those of {self.n_features} features")
             manifest_of(self.publication, self.rows)
+            require_sample(arrays, self.layout)
+            require_drift(arrays, self.n_features)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InvalidInput(
                 f"{self.location} says that it is a store made by cvae-dist, but its description is damaged or forged "

@@ -135,6 +135,13 @@ class Storage(ABC):
         """Delete an object if it has this version; False where it has not, or where the storage cannot do this."""
 
     @abstractmethod
+    def move(self, path: str, target: str) -> None:
+        """Give an object another path, over what is there; ``FileNotFoundError`` when it is not there.
+
+        Where that takes a copy, a process that is killed leaves the object at both paths.
+        """
+
+    @abstractmethod
     def list(self, path: str) -> Iterator[Entry]:
         """Yield every object below a prefix, in the order of the storage."""
 

@@ -236,6 +236,16 @@ class Location:
                 time.sleep(pause)
         return self.storage.write_if(self.path, data, version)
 
+    def move(self, target: "Location") -> None:
+        """Give the object another place in the same storage, over what is there.
+
+        Raises
+        ------
+        FileNotFoundError
+            It is not there.
+        """
+        self.storage.move(self.path, target.path)
+
     def remove(self, version: str) -> bool:
         """Delete the object only if it still has this version.
 

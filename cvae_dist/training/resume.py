@@ -98,13 +98,10 @@ def _nothing_to_do(place: Location, training: Training, on_event: OnEvent) -> Tr
     lineage = read_description(place)["lineage"]
     ended = finished(place)
     figures = ended.figures
-    if _has_grown(training.data, lineage):
+    if later := _later_rows(training.data, lineage):
         given = training.asked.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS), exclude_unset=True)
         _require_same(place, lineage["made_with"], {name: value for name, value in given.items() if value is not None})
-        message = (
-            f"already trained, on {lineage['held_out']['rows']:,} of what are now {training.data.reader.n_rows:,} "
-            "rows; --overwrite trains anew on all of them"
-        )
+        message = f"already trained, on {later}; --overwrite trains anew on all of them"
     else:
         _require_same(place, _made_with(place), training.made_with)
         message = f"already trained: {place} has all its {figures.steps} steps; --overwrite trains anew"
@@ -114,9 +111,19 @@ def _nothing_to_do(place: Location, training: Training, on_event: OnEvent) -> Tr
     return ended
 
 
-def _has_grown(data: TrainingData, lineage: Mapping[str, Any]) -> bool:
-    """Whether the store of a finished training has more rows now, which is expected and no reason to refuse."""
-    return bool(data.url == lineage["store"] != MEMORY and data.reader.n_rows > lineage["held_out"]["rows"])
+def _later_rows(data: TrainingData, lineage: Mapping[str, Any]) -> str:
+    """Say which rows of the store of a finished training it knew; empty where these are all that are there now.
+
+    That a store grows, or replaces rows whose files have changed, is expected and no reason to refuse.
+    """
+    if data.store is None or data.url != lineage["store"] or data.fingerprint == lineage["made_with"]["rows"]:
+        return ""
+    then, now = lineage["held_out"]["rows"], data.reader.n_rows
+    if data.store.holds_rows_of(lineage["made_with"]["rows"]):
+        return f"{then:,} of what are now {now:,} rows"
+    if data.store.follows(lineage["made_with"]["rows"]):
+        return f"{then:,} rows, some of which were replaced since, of what are now {now:,}"
+    return ""
 
 
 def _require_same(place: Location, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

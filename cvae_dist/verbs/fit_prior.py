@@ -102,6 +102,7 @@ def fit_prior(
     chosen = pick_rows(rows.rows, priors.MAX_FITTED_ROWS, 0)
     on_event(Event("fit-prior", "start", 0, len(chosen), "rows", f"fitting the prior {prior!r} to their latents"))
     latents = posterior_draws(vae, read_rows(reader, chosen), 1, random)[:, 0]
+    rows.require_unchanged()
     fitted = priors.fit_prior(prior, latents, random, n_components)
     figures: dict[str, Any] = {
         "rows": len(latents),

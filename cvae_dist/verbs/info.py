@@ -76,4 +76,7 @@ def _store_entries(store: RowStore) -> dict[str, Any]:
         entries["mean"] = f"{moments.mean.min():.6g} to {moments.mean.max():.6g} over features"
         entries["std"] = f"{moments.std.min():.6g} to {moments.std.max():.6g} over features"
         entries["range"] = f"{moments.minimum.min():.6g} to {moments.maximum.max():.6g}"
+        if drift := store.drift():
+            names = layout.arrays[0].attributes.get("features", ())
+            entries["drift"] = f"{drift.largest:.2g} of the last {drift.new:,} rows; {drift.told(names, 1)}"
     return entries

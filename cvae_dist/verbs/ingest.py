@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from cvae_dist.cluster import Job, Output, ShuffledMap, SourceMap, StoreResult, map_regions
-from cvae_dist.errors import InvalidInput, SettingsChanged
+from cvae_dist.errors import DriftTooLarge, InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import (
     BadFile,
@@ -23,23 +23,24 @@ from cvae_dist.sources import (
     FileTable,
     Format,
     Pieces,
+    Places,
     Reader,
     RowsPerFile,
     Schema,
     Source,
+    Spool,
     TableOptions,
     compare,
     file_name,
-    merged,
     open_source,
-    shuffled_files,
+    to_read,
 )
-from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
+from cvae_dist.store import STRING, ArrayLayout, Drift, Layout, Location, RowStore
 from cvae_dist.store.columns import Integers
 from cvae_dist.store.layout import is_name, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
-from cvae_dist.store.manifest import Batches, Entries, as_spans
+from cvae_dist.store.manifest import NOWHERE, Batches, Entries, as_spans, dropped_count
 from cvae_dist.store.permutation import STORED_ORDER, derive_key
 from cvae_dist.store.urls import StorageOptions
 
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
 
 Nonfinite = Literal["raise", "drop"]
 Bad = Literal["raise", "skip"]
+Changed = Literal["raise", "rewrite"]
 
 _REMOTE_THREADS = 4
 _SCAN_BYTES = 16_000_000  # of rows that one task looks through
 _NAMED = 5  # files in one message
+_LISTED = 100  # files in a list of messages
 _KEPT = (
     "Nothing of it was used and rows recorded before are kept; mend or remove the file and run the same command again"
 )
@@ -68,12 +71,21 @@ class IngestResult(StoreResult):
 
     Attributes
     ----------
-    files, bad_files : int
-        Files that were new, and those of them that were left out.
+    files, changed, deleted : int
+        Files that were new, that were others than before, and that were gone.
+    bad_files : int
+        New and changed files that were left out.
     """
 
     files: int
+    changed: int
+    deleted: int
     bad_files: int
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether an earlier run had done everything."""
+        return super().nothing_to_do and not self.changed and not self.deleted
 
 
 def ingest(
@@ -91,6 +103,8 @@ def ingest(
     shuffle: int | None = None,
     bad: Bad = "raise",
     max_bad: int | None = None,
+    changed: Changed = "raise",
+    max_drift: float | None = None,
     overwrite: bool = False,
     fsync: bool = False,
     storage_options: StorageOptions | None = None,
@@ -135,6 +149,14 @@ def ingest(
         them out, records why, and tries them again in the next run.
     max_bad : int, optional
         With skip: how many such files are accepted.
+    changed : {"raise", "rewrite"}
+        What to do about files whose rows are in the store, and that have changed or were deleted since. rewrite reads
+        the shards with their rows anew, and takes the rows of deleted files away.
+    max_drift : float, optional
+        Publish nothing if appended rows drift by more. New rows are compared with all rows that the store had before:
+        the drift of a feature is the difference of the means in standard deviations, or the logarithm of the ratio of
+        the standard deviations, whichever is larger; that of an append is the largest of all features. Chance alone
+        gives n new rows of many features about 3 / sqrt(n).
     overwrite : bool
         Replace a store that was made with other settings.
     fsync : bool
@@ -156,6 +178,8 @@ def ingest(
     ------
     SourceNotFound, InvalidInput
         No source, or a mixture of formats; bad files or a non-finite row, named.
+    DriftTooLarge
+        Appended rows drift by more than ``max_drift``. They are not published, but kept for the next run.
     SettingsChanged, OutputLocked, StorageFailed
         The store was made otherwise, files that it was made from have changed, it is being written, or cannot be
         written. What was recorded is kept.
@@ -166,18 +190,21 @@ def ingest(
         ("label", label, (None, "folder")),
         ("nonfinite", nonfinite, get_args(Nonfinite)),
         ("bad", bad, get_args(Bad)),
+        ("changed", changed, get_args(Changed)),
     ):
         _require_choice(name, value, choices)
     if max_bad is not None and bad == "raise":
         raise InvalidInput(
             "max_bad counts files that are skipped; say bad='skip' (--bad skip), too. Nothing was written"
         )
+    if max_drift is not None and not max_drift >= 0:
+        raise InvalidInput(f"max_drift={max_drift} allows no rows at all; use 0 or more. Nothing was written")
     place = Location.of(store, storage_options, fsync)
     options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
     opened = open_source(source, options, source_storage_options)
-    run = _Run(opened, place, label, nonfinite, shuffle, bad, max_bad, client, on_event)
+    run = _Run(opened, place, label, nonfinite, shuffle, bad, max_bad, changed, max_drift, client, on_event)
     return run.write(overwrite)
 
 
@@ -201,6 +228,8 @@ class _Run:
     shuffle: int | None
     bad: Bad
     max_bad: int | None
+    changed: Changed
+    max_drift: float | None
     client: "Client | None"
     on_event: OnEvent
 
@@ -212,16 +241,15 @@ class _Run:
                 with Output.held(
                     self.place, "ingest", overwrite=overwrite, client=self.client, on_event=self.on_event
                 ) as output:
-                    planned = self._plan(output.existing, skipped)
-                    written = output.write(planned.job)
-                    return IngestResult(**vars(written), files=planned.files, bad_files=planned.bad)
+                    job, counts = self._plan(output.existing, skipped)
+                    return IngestResult(**vars(output.write(job)), **counts._asdict())
             except BadFiles as error:
                 if self.bad == "raise" or skipped.keys() >= {problem.path for problem in error.problems}:
                     raise self._refusal(error.problems) from None
                 skipped |= {problem.path: problem for problem in error.problems}
                 overwrite = False  # it is begun anew already, and keeps what was recorded
 
-    def _plan(self, store: RowStore | None, skipped: Mapping[str, BadFile]) -> "_Planned":
+    def _plan(self, store: RowStore | None, skipped: Mapping[str, BadFile]) -> tuple[Job, "_Counts"]:
         """Describe the whole store after this run: the published rows, then those of new files."""
         grown = store if store is not None and store.published else None
         reader = self._reader(grown)
@@ -233,51 +261,84 @@ class _Run:
             grown.require_settings("rows", settings)
         known = _known(grown)
         changes = compare(self.source.list(), known())
-        self._require_unchanged(changes, grown)
-        published = grown.rows if grown is not None else 0
-        batch, bad = self._batch(reader, changes, skipped, published)
-        if remark := reader.remark(batch.files, batch.rows):
+        self._report(changes, grown)
+        fresh, bad = self._fresh(reader, to_read(changes), skipped)
+        if remark := reader.remark(fresh.files, fresh.rows):
             self.on_event(Event("ingest", "note", message=remark))
-        rows = published + batch.rows
-        if rows == 0:
-            what = f"{batch.files:,} files" if batch.files else "no files"
+        published = grown.rows if grown is not None else 0
+        if self.shuffle is not None and not reader.schema.one_per_file:
+            self._require_no_changes(changes)
+        key = derive_key(self.shuffle, published, STORED_ORDER) if self.shuffle is not None else None
+        places = Places(known, changes, fresh, published, key if reader.schema.one_per_file else None)
+        if places.rows == 0:
+            what = f"{fresh.files:,} files" if fresh.files else "no files"
             raise InvalidInput(f"{self.source.url} holds {what} but no usable rows. Nothing was written")
-        first_shard = published // layout.rows_per_shard if batch.rows else layout.shards(rows)
-        stored = batch
-        if self.shuffle is not None and reader.schema.one_per_file:
-            batch, stored = shuffled_files(batch, published, derive_key(self.shuffle, published, STORED_ORDER))
-        journal, labelled = self.place / JOURNAL, self.label is not None
-        files = SourceMap(reader, stored, self.source.url, journal, labelled, grown, layout, first_shard)
-        shards = files if self.shuffle is None or reader.schema.one_per_file else self._shuffled(files, settings)
+        if places.moved_up:
+            message = f"{places.moved_up:,} rows move up, as no files have as many rows as those that went"
+            self.on_event(Event("ingest", "note", message=message))
+        shards: SourceMap | ShuffledMap
+        if self.shuffle is not None and not reader.schema.one_per_file:
+            shards = self._shuffled(reader, fresh, layout, grown, settings)
+        else:
+            shards = self._shards(reader, places, layout, grown)
         job = Job(
             kind="rows",
             layout=layout,
-            rows=rows,
+            rows=places.rows,
             settings=settings,
             task=shards.task,
             identity=shards.identity,
             stage=shards.stage,
             lineage={"source": without_credentials(self.source.url)},
             task_bytes=shards.task_bytes,
-            dropped=batch.dropped + (int(grown.document["dropped"]) if grown is not None else 0),
-            first_shard=first_shard,
+            dropped=_dropped(changes, fresh, grown),
+            first_shard=shards.first_shard,
             threads=self._threads(reader.schema),
-            manifest=lambda: merged(known(), batch),
-            news=self._is_news(batch, bad, grown),
+            manifest=places.files,
+            news=len(changes.changed) + len(changes.deleted) > 0 or self._is_news(fresh, bad, grown),
+            rewrites=self.changed == "rewrite",
+            keeps_tail=places.last <= published // layout.rows_per_shard * layout.rows_per_shard,
+            sampled=True,
+            review=lambda drift: self._review(drift, reader.schema.features),
         )
-        return _Planned(job, batch.files, len(bad))
+        return job, _Counts(len(changes.new), len(changes.changed), len(changes.deleted), len(bad))
 
-    def _shuffled(self, files: SourceMap, settings: Mapping[str, Any]) -> ShuffledMap:
-        """Shuffle files of many rows."""
+    def _shards(self, reader: Reader, places: Places, layout: Layout, grown: RowStore | None) -> SourceMap:
+        """Return what makes the shards from the first one on that may have other rows than before."""
+        changes = grown is None or places.first < grown.rows or places.rows > grown.rows
+        first = places.first // layout.rows_per_shard if changes else layout.shards(places.rows)
+        batch, start = places.behind(first * layout.rows_per_shard)
+        journal, labelled = self.place / JOURNAL, self.label is not None
+        return SourceMap(reader, batch, start, self.source.url, journal, labelled, grown, layout, places.rows, first)
+
+    def _shuffled(
+        self, reader: Reader, fresh: Batch, layout: Layout, grown: RowStore | None, settings: Mapping[str, Any]
+    ) -> ShuffledMap:
+        """Return what makes the shards with new rows, shuffled, of files of many rows."""
         assert self.shuffle is not None
+        start = grown.rows if grown is not None else 0
+        rows, labelled = start + fresh.rows, self.label is not None
+        first = start // layout.rows_per_shard if fresh.rows else layout.shards(rows)
+        journal = self.place / JOURNAL
+        files = SourceMap(reader, fresh, start, self.source.url, journal, labelled, grown, layout, rows, first)
         shuffled = ShuffledMap(files, self.shuffle, settings)
-        if files.batch.rows:
+        if fresh.rows:
             message = (
-                f"{files.batch.rows:,} rows are shuffled on their way: until they are published, they need "
+                f"{fresh.rows:,} rows are shuffled on their way: until they are published, they need "
                 f"{shuffled.bytes_on_the_way / 1e6:,.0f} MB more at {self.place}"
             )
             self.on_event(Event("ingest", "note", message=message))
         return shuffled
+
+    def _require_no_changes(self, changes: Changes) -> None:
+        """Refuse to replace some of the rows that were shuffled with others."""
+        count = len(changes.changed) + len(changes.deleted)
+        if count:
+            raise SettingsChanged(
+                f"{count:,} files that {self.place} was made from have changed or been deleted since, and as it was "
+                "shuffled, their rows lie among all others. Nothing was changed; write to another store, or use "
+                "--overwrite to make it anew"
+            )
 
     def _reader(self, grown: RowStore | None) -> Reader:
         """Return what reads the files: one that was read before decides how, or else the first that can be used."""
@@ -310,12 +371,10 @@ class _Run:
                 yield files[number : number + 1]
             looked += len(files)
 
-    def _batch(
-        self, reader: Reader, changes: Changes, skipped: Mapping[str, BadFile], published: int
-    ) -> tuple[Batch, list[BadFile]]:
-        """Return the files to add, in the order of their rows, and those that are bad."""
+    def _fresh(self, reader: Reader, files: FileTable, skipped: Mapping[str, BadFile]) -> tuple[Batch, list[BadFile]]:
+        """Return files with the rows of each that are wanted, and those files that are bad."""
         bad: list[BadFile] = []
-        batch = Batch(_counted(reader, changes.new, skipped, bad, published))
+        batch = Batch(_counted(reader, files, skipped, bad))
         for problem in bad:
             self.on_event(
                 Event("ingest", "note", message=f"unusable file: {self._name(problem.path)} {problem.detail}")
@@ -324,10 +383,10 @@ class _Run:
         if len(bad) > allowed:
             raise self._refusal(bad)
         if self.nonfinite == "drop" and reader.schema.dtype.kind == "f" and batch.rows:
-            batch = self._without_nonfinite(reader, batch, published)
+            batch = self._without_nonfinite(reader, batch)
         return batch, bad
 
-    def _without_nonfinite(self, reader: Reader, batch: Batch, published: int) -> Batch:
+    def _without_nonfinite(self, reader: Reader, batch: Batch) -> Batch:
         """Return the batch without the rows that hold NaN or infinity."""
         found: dict[str, list[Integers]] = {}
         step = max(1, _SCAN_BYTES // reader.schema.row_bytes)
@@ -341,7 +400,7 @@ class _Run:
         count = sum(map(len, dropped.values()))
         message = f"{count:,} of {batch.rows:,} rows hold NaN or infinity and are left out"
         self.on_event(Event("ingest", "note", message=message))
-        return Batch(_without(batch, dropped, published))
+        return Batch(_without(batch, dropped))
 
     def _refusal(self, problems: Sequence[BadFile]) -> InvalidInput:
         said = [f"{self._name(problem.path)} {problem.detail}" for problem in problems[:_NAMED]]
@@ -352,8 +411,8 @@ class _Run:
     def _name(self, path: str) -> str:
         return file_name(self.source.url, path)
 
-    def _require_unchanged(self, changes: Changes, grown: RowStore | None) -> None:
-        """Refuse files that rows of the store were made from and that are others now, or gone."""
+    def _report(self, changes: Changes, grown: RowStore | None) -> None:
+        """Say what became of the files, and refuse changed and deleted ones where they are not to be rewritten."""
         if grown is None:
             return
         before, now = grown.document["lineage"].get("source"), without_credentials(self.source.url)
@@ -362,15 +421,33 @@ class _Run:
                 f"{grown.location} was made from {before}, and {now} holds none of its files. Nothing was changed; "
                 "name the same source, write to another store, or use --overwrite to make it anew"
             )
-        for what, files in (("changed", changes.changed), ("been deleted", changes.deleted)):
-            if len(files):
-                raise SettingsChanged(
-                    f"{len(files):,} files that {grown.location} was made from have {what} since: "
-                    f"{_some(files)}. Nothing was changed; write to another store, or use --overwrite to make it anew"
-                )
-        if changes.unchanged and len(changes.new):
-            message = f"{len(changes.new):,} files are new, {changes.unchanged:,} unchanged"
-            self.on_event(Event("ingest", "note", message=message))
+        gone = (("changed", changes.changed), ("deleted", changes.deleted))
+        for what, files in gone:
+            for path in islice(_paths(files), _LISTED):
+                self.on_event(Event("ingest", "note", message=f"{what}: {self._name(path)}"))
+        counts = {"new": len(changes.new), "unchanged": changes.unchanged, **{what: len(files) for what, files in gone}}
+        if changes.unchanged < sum(counts.values()) > counts["new"]:
+            said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+            self.on_event(Event("ingest", "note", message=f"files: {said}"))
+        named = "; ".join(f"{len(files):,} {what}: {_some(files)}" for what, files in gone if len(files))
+        if named and self.changed == "raise":
+            raise SettingsChanged(
+                f"files that {grown.location} was made from are not as they were: {named}. Nothing was changed; "
+                "--changed rewrite reads the shards with their rows anew (a file that was only touched makes the same "
+                "bytes again), --overwrite the whole store"
+            )
+
+    def _review(self, drift: Drift, names: Sequence[str]) -> None:
+        """Tell how the new rows differ from those before, and refuse to publish them where they differ too much."""
+        what = f"{drift.new:,} new rows drift by {drift.largest:.2g} from the {drift.before:,} rows before"
+        message = f"{what}. Largest: {drift.told(names)}"
+        self.on_event(Event("ingest", "note", message=message, values={"drift": drift.largest}))
+        if self.max_drift is not None and not drift.largest <= self.max_drift:
+            raise DriftTooLarge(
+                f"{what}, by more than max_drift={self.max_drift:g} ({drift.told(names, 1)}). Nothing was published, "
+                "and what was written is kept. Run the same command with a larger --max-drift, or without, to publish "
+                "it; or take the new files away and run it again, to leave the store as it was"
+            )
 
     def _is_news(self, batch: Batch, bad: Sequence[BadFile], grown: RowStore | None) -> bool:
         """Whether the manifest changes though no row may be new: files are bad, or empty, that were not before."""
@@ -420,16 +497,15 @@ def _require_names(columns: Sequence[Column]) -> None:
             )
 
 
-class _Planned(NamedTuple):
-    job: Job
+class _Counts(NamedTuple):
     files: int
-    bad: int
+    changed: int
+    deleted: int
+    bad_files: int
 
 
-def _counted(
-    reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], bad: list[BadFile], start: int
-) -> Iterator[Entries]:
-    """Yield new files with their rows, the first of which is row ``start`` of the store. Bad ones are collected."""
+def _counted(reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], bad: list[BadFile]) -> Iterator[Entries]:
+    """Yield files with their rows, which have no place in the store yet. Bad ones are collected."""
     for files in new.batches():
         rows, problems = reader.count(files)
         known = {problem.path: problem for problem in problems}
@@ -440,20 +516,17 @@ def _counted(
             for number in np.flatnonzero([path in known for path in files.path]):
                 problem = known[files.path[number]]
                 rows[number], status[number], detail[number] = 0, problem.code, problem.detail
-        starts = start + np.cumsum(rows) - rows
-        start += int(rows.sum())
-        dropped = np.full(len(files), "", dtype=object)
+        starts, dropped = np.full(len(files), NOWHERE), np.full(len(files), "", dtype=object)
         yield Entries(files.path, files.size, files.version, starts, rows, dropped, status, detail)
 
 
-def _without(batch: Batch, dropped: Mapping[str, Integers], start: int) -> Iterator[Entries]:
+def _without(batch: Batch, dropped: Mapping[str, Integers]) -> Iterator[Entries]:
     """Yield the files of a batch without some rows of them."""
     for entries in batch:
         numbers = [dropped.get(path) for path in entries.path]
         rows = entries.rows - np.array([0 if one is None else len(one) for one in numbers], dtype=np.int64)
         texts = np.array(["" if one is None else as_spans(one) for one in numbers], dtype=object)
-        yield replace(entries, start=start + np.cumsum(rows) - rows, rows=rows, dropped=texts)
-        start += int(rows.sum())
+        yield replace(entries, rows=rows, dropped=texts)
 
 
 @dataclass(frozen=True)
@@ -486,6 +559,18 @@ def _known(store: RowStore | None) -> Batches:
     return manifest.batches if manifest is not None else lambda: ()
 
 
-def _some(files: Iterable[Entries]) -> str:
-    named = list(islice(itertools.chain.from_iterable(part.path.tolist() for part in files), _NAMED + 1))
-    return ", ".join(named[:_NAMED]) + (", ..." if len(named) > _NAMED else "")
+def _dropped(changes: Changes, fresh: Batch, grown: RowStore | None) -> int:
+    """Return how many rows of all files are left out."""
+    before = int(grown.document["dropped"]) if grown is not None else 0
+    gone = (text for part in itertools.chain(changes.changed, changes.deleted) for text in part.dropped)
+    return before - sum(map(dropped_count, gone)) + fresh.dropped
+
+
+def _paths(files: Iterable[Entries]) -> Iterator[str]:
+    return itertools.chain.from_iterable(part.path.tolist() for part in files)
+
+
+def _some(files: Spool[Any]) -> str:
+    """Name the first few files."""
+    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
+    return ", ".join(islice(_paths(files), _NAMED)) + more

@@ -286,7 +286,9 @@ def _spread(rows: int, rows_per_chunk: int) -> list[tuple[int, int]]:
 
 
 def _read_ranges(store: RowStore, name: str, ranges: Sequence[tuple[int, int]]) -> Block:
-    return np.concatenate([store.read(name, start, stop) for start, stop in ranges])
+    rows = np.concatenate([store.read(name, start, stop) for start, stop in ranges])
+    store.require_unchanged()
+    return rows
 
 
 def _write(

@@ -125,9 +125,13 @@ def measure(
     if latents is not None:
         embedded = RowStore.open(latents, storage_options)
         accuracy = neighbour_accuracy(embedded, held_out, label=label) if label in embedded.columns else None
+        embedded.require_unchanged()
     if reconstructions is not None:
         rows = RowStore.open(store, storage_options)
-        mse = reconstruction_error(rows, RowStore.open(reconstructions, storage_options), held_out)
+        decoded = RowStore.open(reconstructions, storage_options)
+        mse = reconstruction_error(rows, decoded, held_out)
+        rows.require_unchanged()
+        decoded.require_unchanged()
         variance = float(np.mean(rows.statistics().std ** 2))
         fraction = mse / variance if variance > 0 else None
     return Quality(len(held_out), lineage["figures"]["validation_loss"], accuracy, mse, fraction)

@@ -396,7 +396,7 @@ def test_changed_source_file(tmp_path: Path) -> None:
     ingest(tree, store)
     before = snapshot(store)
     np.save(tree / "03.npy", GOOD - 1)
-    with pytest.raises(SettingsChanged, match=r"1 files that .* was made from have changed since: 03\.npy"):
+    with pytest.raises(SettingsChanged, match=r"are not as they were: 1 changed: 03\.npy"):
         ingest(tree, store)
     assert snapshot(store) == before
     ingest(tree, store, overwrite=True)

@@ -125,6 +125,7 @@ def test_two_shards_swapped_with_their_records(store: Path) -> None:
 FILES = {
     "record": "c/0/0", "moments": "c/0/0/0", "mean": "c/0", "std": "c/0", "min": "c/0", "max": "c/0",
     "manifest_path": "c/0", "manifest_rows": "c/0", "manifest_size": "c/0",
+    "sample": "c/0/0", "sample_row": "c/0",
 }  # fmt: skip
 
 

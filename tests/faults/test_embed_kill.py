@@ -168,24 +168,41 @@ def test_growth_under_way_changes_nothing_for_embed(
     np.testing.assert_array_equal(RowStore.open(str(out)).read("z"), RowStore.open(str(tmp_path / "whole")).read("z"))
 
 
-def test_source_made_anew_is_refused(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_made_anew_is_followed(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "of", small_grid())
     for start, rows in ((0, 10), (20, 30), (20, 23)):
-        tree = tmp_path / f"tree{start}{rows}"
-        write_items(tree, start, rows)
-    embed_of = lambda: embed(tmp_path / "rows", made["model"], tmp_path / "z")  # noqa: E731
+        write_items(tmp_path / f"tree{start}{rows}", start, rows)
     ingest(tmp_path / "tree010", tmp_path / "rows", label="folder")
-    embed_of()
+    embed(tmp_path / "rows", made["model"], tmp_path / "z")
+    for tree in ("tree2030", "tree2023"):
+        ingest(tmp_path / tree, tmp_path / "rows", label="folder", overwrite=True)
+        result = embed(tmp_path / "rows", made["model"], tmp_path / "z")
+        assert result.rows_written == result.rows == RowStore.open(str(tmp_path / "rows")).rows
+        embed(tmp_path / "rows", made["model"], tmp_path / f"z of {tree}")
+        for name in ("z", "id", "label"):
+            found, expected = (RowStore.open(str(tmp_path / place)).read(name) for place in ("z", f"z of {tree}"))
+            np.testing.assert_array_equal(found, expected)
+        assert verify(str(tmp_path / "z")).ok
     before = snapshot(tmp_path / "z")
-    ingest(tmp_path / "tree2030", tmp_path / "rows", label="folder", overwrite=True)
-    with pytest.raises(SettingsChanged, match="what they are made from has changed"):
-        embed_of()
-    ingest(tmp_path / "tree2023", tmp_path / "rows", label="folder", overwrite=True)
-    with pytest.raises(SettingsChanged, match="holds 10 rows, but is now to have 3"):
-        embed_of()
     ingest(tmp_path / "tree010", tmp_path / "rows", overwrite=True)
     with pytest.raises(SettingsChanged, match=r"has z \(2,\) <f4, id \(\) string, label"):
-        embed_of()
+        embed(tmp_path / "rows", made["model"], tmp_path / "z")
+    assert snapshot(tmp_path / "z") == before
+
+
+def test_rows_of_another_store_do_not_replace_latents(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Layout, "of", small_grid())
+    for start, rows in ((0, 10), (20, 30), (20, 23)):
+        write_items(tmp_path / f"tree{start}{rows}", start, rows)
+        ingest(tmp_path / f"tree{start}{rows}", tmp_path / f"rows{start}{rows}", label="folder")
+    embed(tmp_path / "rows010", made["model"], tmp_path / "z")
+    before = snapshot(tmp_path / "z")
+    with pytest.raises(SettingsChanged, match="what they are made from has changed"):
+        embed(tmp_path / "rows2030", made["model"], tmp_path / "z")
+    with pytest.raises(SettingsChanged, match="holds 10 rows, but is now to have 3"):
+        embed(tmp_path / "rows2023", made["model"], tmp_path / "z")
     assert snapshot(tmp_path / "z") == before
 
 

@@ -57,6 +57,19 @@ def behind(request: pytest.FixtureRequest, proxy: Proxy) -> Location:
     return location
 
 
+def test_an_object_is_moved_over_another(root: Location) -> None:
+    source, target = root / "journal" / "a b", root / "x" / "c" / "1"
+    with pytest.raises(FileNotFoundError):
+        source.move(target)
+    for data in (b"one", b"two"):
+        source.write(data)
+        source.move(target)
+        assert (source.exists(), target.read()) == (False, data)
+    with pytest.raises(FileNotFoundError):
+        source.move(target)
+    assert target.read() == b"two"
+
+
 def test_an_object_is_written_read_and_gone(root: Location) -> None:
     name = root / "a" / "b"
     with pytest.raises(FileNotFoundError):

@@ -141,6 +141,24 @@ def test_another_order_is_refused(tree: Path, tmp_path: Path, seeds: tuple[int |
     assert ingest(tree, store, shuffle=seeds[1], overwrite=True).rows == ROWS
 
 
+def test_changed_files(tree: Path, tmp_path: Path) -> None:
+    """Files of one row are replaced where they lie; those of many rows lie everywhere."""
+    ingest(tree, tmp_path / "blocks", shuffle=1)
+    (tree / "class 017" / "rows.npy").unlink()
+    with pytest.raises(SettingsChanged, match="1 files .*as it was shuffled, their rows lie among all others"):
+        ingest(tree, tmp_path / "blocks", shuffle=1, changed="rewrite")
+    write_items(tmp_path / "items", 0, 14)
+    ingest(tmp_path / "items", tmp_path / "rows", shuffle=1)
+    before = RowStore.open(str(tmp_path / "rows")).read("id").tolist()
+    changed = tmp_path / "items/class 2/item 0005.npy"
+    np.save(changed, np.full(3, 7, np.float32))
+    ingest(tmp_path / "items", tmp_path / "rows", shuffle=1, changed="rewrite")
+    opened = RowStore.open(str(tmp_path / "rows"))
+    assert opened.read("id").tolist() == before
+    assert opened.read("x")[before.index("class 2/item 0005.npy")].tolist() == [7, 7, 7]
+    assert verify(str(tmp_path / "rows")).ok
+
+
 def test_dropped_rows_and_own_ids(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     values = np.arange(80.0).reshape(40, 2)

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvae_dist.store import STRING, ArrayLayout, Digest, Layout, Location, Moments, Pack, Records
+from cvae_dist.store import STRING, ArrayLayout, Digest, Layout, Location, Moments, Pack, Records, Sample
 from cvae_dist.store.ledger import Journal, record_fields, record_width
 
 LAYOUT = Layout(4, 2, (ArrayLayout("x", "<f4", ("sample", "feature"), (3,)), ArrayLayout("id", STRING, ("sample",))))
 BLOCK = np.arange(12, dtype=np.float32).reshape(4, 3)
+SAMPLE = Sample(np.array([2**40, 2**62]), BLOCK[1:3])
 
 
 @pytest.fixture
@@ -38,14 +39,19 @@ def test_records_of_neighbouring_shards() -> None:
 def test_written_and_read(journal: Journal, moments: Moments) -> None:
     assert (journal.read(0), journal.numbers()) == (None, [])
     records = Records.joined([record(), record(1)])
-    journal.write(3, Pack(records, moments))
-    journal.write(12, Pack(record(9), moments))
+    journal.write(3, Pack(records, moments, SAMPLE))
+    journal.write(12, Pack(record(9), moments, Sample.none(LAYOUT)))
     assert journal.numbers() == [3, 12]
     found = journal.read(3)
     assert found is not None
     np.testing.assert_array_equal(found.records.table, records.table)
     for name in ("count", "mean", "m2", "minimum", "maximum"):
         np.testing.assert_array_equal(getattr(found.moments, name), getattr(moments, name))
+    np.testing.assert_array_equal(found.sample.rows, SAMPLE.rows)
+    np.testing.assert_array_equal(found.sample.values, SAMPLE.values)
+    other = journal.read(12)
+    assert other is not None
+    assert (len(other.sample.rows), other.sample.values.shape, other.sample.values.dtype) == (0, (0, 3), np.float32)
     journal.forget(3)
     assert journal.numbers() == [12]
     journal.delete()
@@ -53,7 +59,7 @@ def test_written_and_read(journal: Journal, moments: Moments) -> None:
 
 
 def test_any_changed_byte_makes_it_no_pack(journal: Journal, tmp_path: Path) -> None:
-    journal.write(0, Pack(Records.joined([record(), record(1)]), Moments.of(BLOCK)))
+    journal.write(0, Pack(Records.joined([record(), record(1)]), Moments.of(BLOCK), SAMPLE))
     path = tmp_path / "journal/0"
     data = path.read_bytes()
     for place in range(len(data)):
@@ -66,13 +72,13 @@ def test_any_changed_byte_makes_it_no_pack(journal: Journal, tmp_path: Path) -> 
 
 def test_a_whole_pack_of_other_arrays_is_none(journal: Journal, tmp_path: Path) -> None:
     narrow = Journal(Location.of(tmp_path), Layout(4, 2, LAYOUT.arrays[:1]))
-    narrow.write(0, Pack(Records.one(1, 4, [Digest(5, 6)]), Moments.of(BLOCK)))
+    narrow.write(0, Pack(Records.one(1, 4, [Digest(5, 6)]), Moments.of(BLOCK), SAMPLE))
     assert narrow.read(0) is not None
     assert journal.read(0) is None
 
 
 def test_a_journal_that_is_no_folder_and_names_that_are_no_numbers(journal: Journal, tmp_path: Path) -> None:
-    journal.write(0, Pack(record(), Moments.of(BLOCK)))
+    journal.write(0, Pack(record(), Moments.of(BLOCK), SAMPLE))
     (tmp_path / "journal/notes").write_text("mine")
     assert journal.numbers() == [0]
     journal.delete()

@@ -85,7 +85,7 @@ def test_what_the_document_says_of_an_array() -> None:
     assert (stored.chunk, stored.chunks) == (1, 1000)
     assert Stored.of(STRING, (0,)).chunks == 0
     assert Stored.from_json({"dtype": "<f8", "shape": [1000, 4, 3_000_000], "chunk": 1}) == stored
-    forged = [{"dtype": "object"}, {"dtype": "<f2"}, {"dtype": "|O"}, {"shape": [-1, 2]}, {"chunk": 0}, {"chunk": -5}]
+    forged = [{"dtype": "object"}, {"dtype": "<c8"}, {"dtype": "|O"}, {"shape": [-1, 2]}, {"chunk": 0}, {"chunk": -5}]
     for change in forged:
         with pytest.raises(ValueError, match="an array of the publication is"):
             Stored.from_json({"dtype": "<f8", "shape": [3, 2], "chunk": 1, **change})

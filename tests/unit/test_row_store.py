@@ -101,13 +101,15 @@ def test_fingerprint_follows_the_rows_alone(store: RowStore, tmp_path: Path) -> 
 def test_the_chunks_of_a_publication_are_read_and_checked(store: RowStore, tmp_path: Path) -> None:
     publication = tmp_path / "store" / store.publication.path
     assert store.publication.arrays.keys() == {
-        "mean", "std", "min", "max", "record",
+        "mean", "std", "min", "max", "record", "sample", "sample_row",
         "manifest_path", "manifest_size", "manifest_version", "manifest_start", "manifest_rows", "manifest_dropped",
         "manifest_status", "manifest_detail",
     }  # fmt: skip
     uses: dict[str, Callable[[RowStore], object]] = {
         "record/c/0/0": RowStore.records,
         "mean/c/0": RowStore.statistics,
+        "sample/c/0/0": RowStore.sample,
+        "sample_row/c/0": RowStore.sample,
         "manifest_path/c/0": lambda store: list((store.manifest() or pytest.fail("it has none")).batches()),
     }
     for key, use in uses.items():
@@ -195,6 +197,14 @@ FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "manifest of other columns": lambda ours: ours["arrays"].update(manifest_x=ours["arrays"]["manifest_path"]),
     "manifest of two lengths": lambda ours: ours["arrays"]["manifest_rows"].update(shape=[11]),
     "manifest of two chunks": lambda ours: ours["arrays"]["manifest_rows"].update(chunk=9),
+    "sample of other width": lambda ours: ours["arrays"]["sample"].update(shape=[10, 3]),
+    "sample of other dtype": lambda ours: ours["arrays"]["sample"].update(dtype="<f8"),
+    "sample of other length": lambda ours: ours["arrays"]["sample_row"].update(shape=[9]),
+    "sample without numbers": lambda ours: ours["arrays"].pop("sample_row"),
+    "sample that is endless": lambda ours: [
+        ours["arrays"][name].update(shape=[10**9, *shape]) for name, shape in (("sample_row", []), ("sample", [4]))
+    ],
+    "drift of other width": lambda ours: ours["arrays"].update(drift_psi=ours["arrays"]["sample_row"]),
     "settings of another kind": lambda ours: ours.update(settings=3),
     "no lineage": lambda ours: ours.pop("lineage"),
     "no fingerprint": lambda ours: ours.pop("fingerprint"),

@@ -1,0 +1,98 @@
+"""A rewrite that is killed: readers see the old rows or the new ones, and the next run ends with the same bytes."""
+
+import random
+import shutil
+import signal
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cvae_dist.errors import Corrupt, OutputLocked
+from cvae_dist.store import RowStore
+from cvae_dist.verbs.verify import verify
+from tests.faults.drivers import Drivers, item, require_same, running, snapshot, write_items
+
+ROWS = 30
+CHANGED, DELETED, NEW = (5, 13), (2, 20, 21), (40,)
+OPTIONS = {"label": "folder", "changed": "rewrite"}
+
+some_and_every = pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.heavy)])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drivers: Drivers, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A store, the tree it is made from and what becomes of both; how many changes that takes."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    before, after, store, expected = (root / name for name in ("before", "after", "store", "expected"))
+    write_items(before, 0, ROWS)
+    for path in before.rglob("*.npy"):
+        if int(path.stem[-4:]) not in DELETED:
+            link = after / path.relative_to(before)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if int(path.stem[-4:]) in CHANGED:
+                np.save(link, -np.load(path))
+            else:
+                link.hardlink_to(path)
+    write_items(after, NEW[0], NEW[0] + 1)
+    drivers.run("ingest", before, store, label="folder").require_done()
+    shutil.copytree(store, expected)
+    ended = drivers.run("ingest", after, expected, **OPTIONS, _below=str(expected)).require_done()
+    assert rows_seen(expected) == "new"
+    return {"after": after, "store": store, "expected": snapshot(expected), "changes": ended.changes}
+
+
+def rows_seen(store: Path) -> str:
+    """Return which rows our readers see: old, new or, while they are moved, none."""
+    try:
+        opened = RowStore.open(str(store))
+        rows, names = opened.read("x"), opened.read("id")
+        opened.require_unchanged()
+    except (OutputLocked, Corrupt):
+        return "none"
+    found = {int(name[-8:-4]): row.tolist() for name, row in zip(names, rows, strict=True)}
+    old = {number: item(number).tolist() for number in range(ROWS)}
+    new = {number: values for number, values in old.items() if number not in DELETED}
+    new |= {number: item(number).tolist() for number in NEW} | {number: (-item(number)).tolist() for number in CHANGED}
+    assert len(found) == len(names)
+    assert found in (old, new), "rows of two publications are mixed"
+    return "new" if found == new else "old"
+
+
+@some_and_every
+def test_killed_before_changes(drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, step: int) -> None:
+    changes = undisturbed["changes"]
+    assert changes > 40
+    seen = []
+    for change in sorted({*range(0, changes, step), *range(changes - 30, changes, 5)}):
+        store = tmp_path / f"store{change}"
+        shutil.copytree(undisturbed["store"], store)
+        killed = drivers.run("ingest", undisturbed["after"], store, **OPTIONS, _below=str(store), _die_at=change)
+        assert killed.signal == signal.SIGKILL, change
+        seen.append(rows_seen(store))
+        drivers.run("ingest", undisturbed["after"], store, **OPTIONS).require_done()
+        assert rows_seen(store) == "new"
+        require_same(store, undisturbed["expected"])
+    assert [key for key, _ in groupby(seen)] == ["old", "none", "new"]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1, 6))])
+def test_killed_at_random_times_under_the_eyes_of_readers(
+    drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, seed: int
+) -> None:
+    store, choose = tmp_path / "store", random.Random(seed)
+    shutil.copytree(undisturbed["store"], store)
+    arguments, options = ("ingest", undisturbed["after"], store), {**OPTIONS, "_delay": 0.02}
+    for _ in range(4):
+        with running(drivers.start(*arguments, **options)) as driver:
+            time.sleep(choose.uniform(0.05, 0.3))
+            rows_seen(store)
+            driver.kill()
+    with running(drivers.start(*arguments, **options)) as driver:
+        driver.until(lambda: rows_seen(store) == "new")
+        driver.wait().require_done()
+    require_same(store, undisturbed["expected"])
+    assert verify(str(store)).ok
