@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --d
 	-n "$$($(BIN)/python -c 'import os; print(1 + os.cpu_count())')"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-heavy lint bench bench-store bench-model clean
+.PHONY: help demo test test-heavy lint bench bench-ingest bench-store bench-model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,11 @@ lint: $(READY) ## ruff, mypy (strict) and the import contracts
 
 bench: $(READY) ## ratios against bare reads, copies and models, measured in one run
 	$(BIN)/python -m tests.bench
+
+# embedding-reader asks for an older pandas, of which it needs nothing here.
+bench-ingest: $(READY) ## ingest beside copies, np.load, s3fs, embedding-reader and pyarrow (about 20 minutes)
+	$(BIN)/python -m pip install --quiet --no-deps embedding-reader tqdm
+	$(BIN)/python -m tests.bench moments ingest tables objects listing
 
 bench-store: $(READY) $(AZURITE) ## the store on an object store and at 200,000 shards: requests, seconds, bytes (about 10 minutes)
 	$(BIN)/python -m tests.bench store

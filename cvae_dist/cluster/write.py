@@ -193,6 +193,8 @@ class Output:
         job.confirm()
         self._lease.check()
         packs.require_written()
+        if self._client is not None and packs.pending:
+            self._output.sweep_partial()  # of workers that were killed
         if self.existing is not None and self.existing.interrupted:
             self._lease.check()  # again, as the look at all shards takes its time
             store.delete_beyond(max(job.shards, store.layout.shards(store.rows)))

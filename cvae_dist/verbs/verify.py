@@ -94,7 +94,10 @@ def verify(
     InvalidInput
         Something else is there.
     Corrupt
-        The description of the model is damaged, so there is no digest to compare with.
+        The description of the model is damaged, so there is no digest to compare with. The rows of the store were
+        replaced meanwhile.
+    OutputLocked
+        Rows of the store are being replaced.
     """
     location = Location.of(url, storage_options)
     if is_model(location):
@@ -113,6 +116,8 @@ def verify(
         done = min((shard + 1) * store.layout.rows_per_shard, store.rows)
         on_event(Event("verify", "progress", done, store.rows))
     problems += _whole_problems(store, records)
+    if problems:
+        store.require_unchanged()
     on_event(Event("verify", "done", store.rows, store.rows))
     objects = len(shards) * len(store.layout.arrays) + sum(one.chunks for one in store.publication.arrays.values())
     return VerifyResult(store.url, store.rows, objects, tuple(problems))

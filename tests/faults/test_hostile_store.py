@@ -105,6 +105,18 @@ def test_a_forged_description_is_refused_before_anything_is_read(
             read()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"moving": "0-999999999999999999"}, {"moving": "../x"}, {"moving": 3}, {"grown_from": [{}]}, {"grown_from": 1}],
+)
+def test_forged_notes_of_replaced_rows_are_refused(store: Path, change: dict[str, object]) -> None:
+    document = json.loads((store / "zarr.json").read_text())
+    document["attributes"]["cvae_dist"] |= change
+    (store / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(InvalidInput, match="damaged or forged"):
+        RowStore.open(str(store))
+
+
 def test_strings_that_claim_more_memory_than_there_is(store: Path) -> None:
     frame = bytearray(Zstd(level=1).encode(b"abc" * 100))
     claimed = frame[:4] + bytes([0xE0]) + (2**40).to_bytes(8, "little") + frame[4:]

@@ -82,6 +82,9 @@ class Bench:
         assert store.read("label").tolist() == [path.split("/")[0] for path in paths]
         if self.one:
             assert store.read("id").tolist() == paths
+        sample = store.sample()
+        np.testing.assert_array_equal(sample.values, rows[sample.rows], "the sample is of rows that are there")
+        assert len(sample.rows) == len(rows), "all of a few"
         statistics = store.statistics()
         for found, wanted in (
             (statistics.mean, rows.mean(0, dtype=float)),
@@ -203,6 +206,15 @@ def test_any_changes(tmp_path_factory: pytest.TempPathFactory, one: bool, runs: 
         bench.check(files)
         assert bench.ingest().nothing_to_do
     bench.check(files)
+
+
+def test_rows_that_move_up_are_told(tmp_path: Path) -> None:
+    bench, notes = Bench(tmp_path), list[str]()
+    bench.put(BLOCKS)
+    bench.ingest()
+    bench.put({"b/3.npy": None})
+    bench.ingest(on_event=lambda event: notes.append(event.message))
+    assert "3 rows move up, as no files have as many rows as those that went" in notes
 
 
 def test_dropped_rows_are_counted_anew(tmp_path: Path) -> None:
@@ -369,6 +381,18 @@ def test_an_interrupted_replacement_is_finished_by_the_next_run(
         reader.require_unchanged()
     assert items.ingest("raise").nothing_to_do, "what was published is finished whatever is asked for"
     items.check(after(ITEMS, edits))
+
+
+def test_a_verify_under_way_does_not_call_replaced_rows_damaged(items: Bench) -> None:
+    items.put({ORDER[5]: (1, 2)})
+
+    def rewrite(event: Event) -> None:
+        if event.kind == "start":
+            items.ingest()
+
+    with pytest.raises(Corrupt, match="were replaced while they were read"):
+        verify(str(items.store), on_event=rewrite)
+    assert verify(str(items.store)).ok
 
 
 def test_an_interrupted_rewrite_leaves_the_published_rows(items: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

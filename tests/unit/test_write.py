@@ -361,6 +361,105 @@ def test_moments_of_wide_rows_do_not_depend_on_the_cluster(
     assert {**objects(tmp_path / "s"), "zarr.json": b""} == {**objects(tmp_path / "one"), "zarr.json": b""}
 
 
+# -------------------------------------------------------------------------------------- published rows that change
+
+
+def other(*shards: int) -> Make:
+    """Rows of which some shards are made from something else."""
+    return Make(lambda span: b"other" * (span.shard in shards))
+
+
+@pytest.mark.usefixtures("small_packs")
+def test_only_shards_that_are_made_from_something_else_are_made_again(tmp_path: Path) -> None:
+    write(tmp_path / "s", job(30, Make()))
+    make = other(1, 4)
+    events: list[Event] = []
+    result = write(tmp_path / "s", job(30, make, rewrites=True), on_event=events.append)
+    assert (make.made, result.rows_written) == ([1, 4], 8)
+    assert any("8 of 30 published rows are in 2 shards that are made again" in event.message for event in events)
+    assert verify(str(tmp_path / "s")).ok
+    assert write(tmp_path / "s", job(30, other(1, 4), rewrites=True)).nothing_to_do
+    require_moments(RowStore.open(str(tmp_path / "s")).statistics(), RowStore.open(str(tmp_path / "s")).read("x"))
+
+
+@pytest.mark.usefixtures("small_packs")
+@pytest.mark.parametrize(
+    ("rows", "keeps_tail", "made"),
+    [
+        (21, True, [1, 4, 5]),  # the last shard, which grows, lies in another pack than the one that changed
+        (21, False, [1, 4, 5]),
+        (18, False, [1]),
+        (17, True, [1, 4]),
+        (16, True, [1]),
+        (5, True, [1]),
+    ],
+)
+def test_rows_come_and_go_while_others_change(tmp_path: Path, rows: int, keeps_tail: bool, made: list[int]) -> None:
+    write(tmp_path / "s", job(18, Make()))
+    make = other(1)
+    write(tmp_path / "s", job(rows, make, rewrites=True, keeps_tail=keeps_tail))
+    assert make.made == made
+    store = RowStore.open(str(tmp_path / "s"))
+    assert store.read("x")[:, 0].tolist() == list(range(rows))
+    require_moments(store.statistics(), store.read("x"))
+    assert verify(str(tmp_path / "s")).ok
+    assert not list((tmp_path / "s/x/c").glob(f"{-(-rows // 4)}/*")), "a shard beyond the end"
+    assert write(tmp_path / "s", job(rows, other(1), rewrites=True)).nothing_to_do
+
+
+@pytest.mark.usefixtures("small_packs")
+def test_staged_shards_of_a_recorded_pack_are_not_made_again(tmp_path: Path) -> None:
+    write(tmp_path / "s", job(30, Make()))
+    published = objects(tmp_path / "s")
+    interrupted(tmp_path / "s", job(30, other(0, 1, 5), rewrites=True), 22)
+    there = objects(tmp_path / "s")
+    assert {name: there[name] for name in published if name != "zarr.json"} == {
+        name: data for name, data in published.items() if name != "zarr.json"
+    }
+    make = other(0, 1, 5)
+    write(tmp_path / "s", job(30, make, rewrites=True))
+    assert make.made == [5]
+    assert verify(str(tmp_path / "s")).ok
+
+
+@pytest.mark.usefixtures("small_packs")
+@pytest.mark.parametrize("how", ["other", "lost"])
+def test_a_staged_shard_that_vanished_or_changed_is_not_published(tmp_path: Path, how: str) -> None:
+    write(tmp_path / "s", job(30, Make()))
+    before = (tmp_path / "s/x/c/5/0").read_bytes()
+
+    def meddle(event: Event) -> None:
+        staged = tmp_path / "s/journal/shards/x/c/5/0"
+        if event.kind == "progress" and staged.exists():
+            staged.unlink() if how == "lost" else staged.write_bytes(b"x")
+
+    with pytest.raises(StorageFailed, match="shard 5 of .*/x is not as this run wrote it"):
+        write(tmp_path / "s", job(30, other(5), rewrites=True), on_event=meddle)
+    assert (tmp_path / "s/x/c/5/0").read_bytes() == before
+    assert write(tmp_path / "s", job(30, other(5), rewrites=True)).rows_written == 4
+    assert verify(str(tmp_path / "s")).ok
+
+
+def test_a_driver_that_was_followed_while_it_moved_shards_changes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "s", job(10, Make()))
+    real = RowStore.delete_beyond
+
+    def followed(self: RowStore, shards: int) -> None:
+        found = RowStore.find(str(tmp_path / "s"))
+        assert found is not None
+        found.claimed("another")
+        real(self, shards)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStore, "delete_beyond", followed)
+        with pytest.raises(OutputLocked, match="was changed by another driver"):
+            write(tmp_path / "s", job(10, other(1), rewrites=True))
+    assert write(tmp_path / "s", job(10, other(1), rewrites=True)).nothing_to_do
+    assert verify(str(tmp_path / "s")).ok
+
+
 # ------------------------------------------------------------------------------- an append that is taken back
 
 WITH_NAMES = Layout(4, 2, (*LAYOUT.arrays, ArrayLayout("id", STRING, ("sample",))))
