@@ -38,7 +38,9 @@ def show(display: Display, command: str, output: str, result: Any) -> int:
 
 def wrote_rows(display: Display, stage: str, result: "StoreResult") -> None:
     """Say what an ingest, embed, decode, score or sample wrote."""
-    if not result.nothing_to_do:
+    if result.published and not result.rows_written:
+        line = f"{stage}: published {result.url}, whose {result.rows:,} rows were written before"
+    elif not result.nothing_to_do:
         line = f"{stage}: wrote {result.rows_written:,} rows to {result.url} in {duration(result.seconds)}"
     else:
         line = f"{stage}: nothing to do, {result.url} has its {result.rows:,} rows already"

@@ -52,6 +52,8 @@ class StoreResult:
         Rows in it, rows written by this run (0 when all was done before), and rows of the source left out.
     seconds : float
         Wall time of this run.
+    published : bool
+        Whether this run made anything visible, such as rows that an earlier one wrote.
     """
 
     url: str
@@ -59,11 +61,12 @@ class StoreResult:
     rows_written: int
     dropped: int
     seconds: float
+    published: bool
 
     @property
     def nothing_to_do(self) -> bool:
         """Whether an earlier run had done everything."""
-        return self.rows_written == 0
+        return not self.published
 
 
 class Output:
@@ -142,7 +145,7 @@ class Output:
         dropped, seconds = int(store.document["dropped"]), time.monotonic() - self._began
         message = "nothing to do, all rows were there" if finished else ""
         self._tell("done", store.rows, store.rows, message, seconds=seconds)
-        return StoreResult(str(self._output), store.rows, plan.rows - packs.rows_kept, dropped, seconds)
+        return StoreResult(str(self._output), store.rows, plan.rows - packs.rows_kept, dropped, seconds, not finished)
 
     def _begin(self, job: Job) -> RowStore:
         """Return the store to write, begun or fit to go on with; what can be refused is refused before any change."""
