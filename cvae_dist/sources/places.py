@@ -115,7 +115,7 @@ class Places:
     def _keep_places(self, changes: Changes, holes: _Runs) -> tuple[Spool[Entries], _Runs]:
         """Give changed files that have as many rows as before their old places. The others leave more holes.
 
-        Return the files to read, and the runs of rows that change.
+        Return the files to read, and runs of rows outside of which no row changes.
         """
         kept, same = Spool(Entries), list[tuple[int, int]]()
         for now, before in aligned(self._fresh, Entries, (part.known for part in changes.changed), Entries):
@@ -123,7 +123,7 @@ class Places:
             stays = now.rows[place] == before.rows
             start = now.start.copy()
             start[place[stays]] = np.where(before.rows[stays] > 0, before.start[stays], NOWHERE)
-            same += _runs(before[stays])
+            same += _extent(before[stays])
             holes += _runs(before[~stays])
             kept.append(replace(now, start=start))
         return kept, same + holes
@@ -213,6 +213,13 @@ def _lacking(known: Iterable[Entries], gone: Spool[Entries]) -> Iterator[Entries
     """Yield files but for some others; both are sorted by path."""
     for part, without in aligned(known, Entries, gone, Entries):
         yield part[places(part.path, without.path) < 0] if len(without) else part
+
+
+def _extent(entries: Entries) -> _Runs:
+    """Return one run around the rows of files; none where they have no rows."""
+    some = entries[entries.rows > 0]
+    first = int(some.start.min(initial=np.iinfo(np.int64).max))
+    return [(first, int((some.start + some.rows).max()) - first)] if len(some) else []
 
 
 def _runs(entries: Entries) -> _Runs:
