@@ -278,5 +278,5 @@ def _explain(name: str, detail: ErrorDetails, kind: type[BaseModel]) -> str:
     reason = detail["msg"][0].lower() + detail["msg"][1:]
     field = kind.model_fields.get(name)
     about = f" ({field.description.rstrip('.')})" if field and field.description else ""
-    value = "..." if name == "storage_options" else repr(detail["input"])  # it may hold a secret
+    value = "..." if name.endswith("storage_options") else repr(detail["input"])  # it may hold a secret
     return f"{name}={value} cannot be used: {reason}{about}"

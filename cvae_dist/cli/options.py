@@ -32,17 +32,21 @@ def _from_json(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
 Place = str | Path  # a path or a URL, as it is; shells complete it as a file
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
+Names = Annotated[tuple[str, ...], Parameter(show_default=False)]
 Settings = Annotated[TrainConfig, Parameter(name="*", group="Model and training")]
 JsonObject = Annotated[dict[str, Any] | None, Parameter(converter=_from_json, accepts_keys=False, n_tokens=1)]
 
 # By the name of the argument.
 FLAGS: Mapping[str, Any] = {
     "batch_size": Count,
+    "carry": Names,
+    "columns": Names,
     "grid_size": Count,
     "n": Annotated[Count, Parameter(name=["--n", "-n"])],
     "n_components": Count,
     "fsync": Switch,
     "overwrite": Switch,
+    "source_storage_options": JsonObject,
 }
 
 

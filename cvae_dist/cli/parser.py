@@ -57,11 +57,12 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
     known = {flag[2:].replace("-", "_") for flag in flags}
     for name in options.keys() - known:
         raise CycloptsError(msg=f"{where}: unknown option {name!r}: {suggestion(name, known)}")
-    storage_options = options.get("storage_options", {})
-    if not isinstance(storage_options, dict):
-        raise CycloptsError(msg=f"{where}: storage_options must be a mapping, not a {type(storage_options).__name__}.")
-    if storage_options:
-        options["storage_options"] = json.dumps(storage_options)
+    for name in ("storage_options", "source_storage_options"):
+        given = options.get(name, {})
+        if not isinstance(given, dict):
+            raise CycloptsError(msg=f"{where}: {name} must be a mapping, not a {type(given).__name__}.")
+        if given:
+            options[name] = json.dumps(given)
     source = cyclopts.config.Dict(options, source=where, use_commands_as_keys=False)
     source(app, commands, arguments)
 

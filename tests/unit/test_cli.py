@@ -501,6 +501,26 @@ def test_a_stopped_training_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize("how", ["flag", "broken flag", "variable", "config", "pipeline"])
+def test_options_of_a_source_that_cannot_be_used_are_not_shown(cvae_dist: Run, tmp_path: Path, how: str) -> None:
+    wrong = 'source_storage_options: ["topsecret9"]'
+    (tmp_path / "options.yaml").write_text(
+        wrong if how == "config" else f"stages: [{{ingest: {{source: a, store: b, {wrong}}}}}]\n"
+    )
+    environment = {"CVAE_DIST_SOURCE_STORAGE_OPTIONS": '["topsecret9"]'} if how == "variable" else {}
+    arguments = {
+        "flag": ["ingest", "a", "b", "--source-storage-options", '["topsecret9"]'],
+        "broken flag": ["ingest", "a", "b", "--source-storage-options", '{"secret": "topsecret9"'],
+        "variable": ["ingest", "a", "b"],
+        "config": ["ingest", "a", "b", "--config", "options.yaml"],
+        "pipeline": ["run", "options.yaml"],
+    }[how]
+    ended = cvae_dist(*arguments, **environment)
+    assert ended.returncode == 2
+    assert "source" in ended.stderr.lower()
+    assert "topsecret9" not in ended.stderr + ended.stdout
+
+
+@pytest.mark.parametrize("how", ["flag", "broken flag", "variable", "config", "pipeline"])
 def test_storage_options_that_cannot_be_used_are_not_shown(cvae_dist: Run, tmp_path: Path, how: str) -> None:
     (tmp_path / "options.yaml").write_text('storage_options: ["topsecret9"]\nstages: [{info: {url: rows}}]\n')
     environment = {"CVAE_DIST_STORAGE_OPTIONS": '["topsecret9"]'} if how == "variable" else {}
