@@ -21,9 +21,8 @@ CHANGED, DELETED, NEW = (5, 13), (2, 20, 21), (40,)
 OPTIONS = {"label": "folder", "changed": "rewrite"}
 
 STEP = 13
-some_and_every = pytest.mark.parametrize(
-    "first", [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in range(1, STEP))]
-)
+_LATER = [pytest.param(first, marks=pytest.mark.heavy) for first in range(1, STEP)]
+some_and_every = pytest.mark.parametrize("first", [0, *_LATER])
 
 
 @pytest.fixture(scope="module")
