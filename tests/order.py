@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from cvae_dist.store.permutation import BLOCK_ORDER, Permutation, derive_key
 from cvae_dist.store.ranges import RowNumbers
-from cvae_dist.training.permutation import BLOCK_ORDER, Permutation, derive_key
 from cvae_dist.training.sampler import NO_ROWS, EpochOrder, Sampler
 
 

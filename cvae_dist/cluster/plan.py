@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.store import Drift, Layout, Moments
+from cvae_dist.store import Drift, Layout, Lease, Moments
 from cvae_dist.store.layout import Block
 from cvae_dist.store.lineage import digest_json
 from cvae_dist.store.manifest import Batches
@@ -63,6 +63,25 @@ class Task(Protocol):
         """Return the rows."""
 
 
+class Staging(NamedTuple):
+    """What :attr:`Job.stage` may use to write what tasks read.
+
+    Attributes
+    ----------
+    client, threads : distributed.Client or None, int
+        The cluster, or how many threads there are without one.
+    lease : Lease
+        Whatever is written under it is written only while it stands.
+    tell : callable
+        Takes figures by name, for those who watch the progress.
+    """
+
+    client: "Client | None"
+    threads: int
+    lease: Lease
+    tell: Callable[..., None]
+
+
 @dataclass(frozen=True)
 class Job:
     """What a verb wants written.
@@ -113,7 +132,7 @@ class Job:
     settings: Mapping[str, Any]
     task: Callable[[Span], Task]
     identity: Callable[[Span], bytes] = lambda span: b""
-    stage: Callable[[], None] = lambda: None
+    stage: Callable[[Staging], None] = lambda staging: None
     confirm: Callable[[], None] = lambda: None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     task_bytes: int = 0

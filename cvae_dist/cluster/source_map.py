@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cvae_dist.cluster.plan import Made, Span
+from cvae_dist.cluster.plan import Made, Span, Staging
 from cvae_dist.cluster.process import reused_block
 from cvae_dist.errors import InvalidInput
 from cvae_dist.sources import Batch, Interval, Pieces, Reader, StagedBatch, file_name
@@ -25,8 +25,8 @@ class SourceMap:
         of their first row.
     url : str
         Where they are, for messages.
-    folder : Location
-        Where tasks find the batch.
+    journal : Location
+        Below it tasks find the batch.
     labelled : bool
         The name of each file's folder is the column ``label``.
     grown : RowStore or None
@@ -39,20 +39,30 @@ class SourceMap:
     batch: Batch
     start: int
     url: str
-    folder: Location
+    journal: Location
     labelled: bool
     grown: RowStore | None
     layout: Layout
     rows: int
     first_shard: int
 
-    def stage(self) -> None:
+    @property
+    def task_bytes(self) -> int:
+        """Memory that a task needs beside its shard."""
+        return 16_000_000
+
+    def stage(self, staging: Staging) -> None:
         """Write what the tasks read."""
-        self.batch.stage(self.folder)
+        self.batch.stage(self._folder)
 
     @cached_property
-    def _staged(self) -> StagedBatch:
-        return self.batch.staged(self.folder)
+    def staged(self) -> StagedBatch:
+        """The batch as tasks find it."""
+        return self.batch.staged(self._folder)
+
+    @property
+    def _folder(self) -> Location:
+        return self.journal / "files"
 
     @cached_property
     def _intervals(self) -> list[Interval]:
@@ -61,17 +71,19 @@ class SourceMap:
 
     def task(self, span: Span) -> "_CopyShard":
         """Return what makes a shard; its first rows may be published already, and come from the store itself."""
-        carried_from = self.grown.location if self.grown is not None and span.new > span.start else None
         return _CopyShard(
             self.reader,
-            self._staged,
+            self.staged,
             self._interval(span),
             self.url,
             self.labelled,
-            span,
             self.layout.rows_per_step,
-            carried_from,
+            self.carried(span),
         )
+
+    def carried(self, span: Span) -> "Carried":
+        """Return the rows of a shard that are published already."""
+        return Carried(self.grown.location if self.grown is not None and span.new > span.start else None, span)
 
     def identity(self, span: Span) -> bytes:
         """Return what tells the rows of a span from others."""
@@ -79,6 +91,27 @@ class SourceMap:
 
     def _interval(self, span: Span) -> Interval:
         return self._intervals[span.shard - self.first_shard]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The rows of a shard that are published already, which come first: they are taken from the store."""
+
+    store: Location | None
+    span: Span
+
+    def __len__(self) -> int:
+        return self.span.new - self.span.start
+
+    def read(self, name: str) -> Block:
+        """Return the rows of an array."""
+        if self.store is None:
+            return np.zeros(0)
+        return RowStore.open(self.store).read(name, self.span.start, self.span.new)
+
+    def before(self, name: str, new: Block) -> Block:
+        """Return all rows of an array of one value a row: the published ones, then new ones."""
+        return np.concatenate([self.read(name).astype(new.dtype), new])
 
 
 @dataclass(frozen=True)
@@ -90,68 +123,62 @@ class _CopyShard:
     interval: Interval
     url: str
     labelled: bool
-    span: Span
     step: int
-    carried_from: Location | None
-
-    @property
-    def carried(self) -> int:
-        """Published rows at the start of the shard."""
-        return self.span.new - self.span.start
+    carried: Carried
 
     def __call__(self) -> Made:
-        pieces = self.batch.pieces(self.interval).cut(self.carried, len(self.span))
+        pieces = self.batch.pieces(self.interval).cut(len(self.carried), len(self.carried.span))
         columns: dict[str, Block] = {}
-        step = self.step if self.reader.streams else len(self.span)
+        step = self.step if self.reader.streams else len(self.carried.span)
         return Made(columns, self._blocks(pieces, step, columns), lambda moments: self._check(moments, pieces))
 
     def _blocks(self, pieces: Pieces, step: int, columns: dict[str, Block]) -> Iterator[Block]:
         """Yield all rows, so many at a time, and collect their columns."""
         schema = self.reader.schema
-        memory = reused_block((min(step, len(self.span)), schema.n_features), schema.dtype)
-        before = self._published("x")
+        memory = reused_block((min(step, len(self.carried.span)), schema.n_features), schema.dtype)
+        before = self.carried.read("x")
         parts: list[Mapping[str, Block]] = []
-        for start in range(0, len(self.span), step):
-            block = memory[: min(step, len(self.span) - start)]
-            known = min(max(0, self.carried - start), len(block))
+        for start in range(0, len(self.carried.span), step):
+            block = memory[: min(step, len(self.carried.span) - start)]
+            known = min(max(0, len(self.carried) - start), len(block))
             if known:
                 block[:known] = before[start : start + known]
             if known < len(block):
-                new = pieces.cut(start + known - self.carried, start + len(block) - self.carried)
+                new = pieces.cut(*(at - len(self.carried) for at in (start + known, start + len(block))))
                 parts.append(self.reader.read(new, block[known:]))
             yield block
         for column in schema.columns:
             joined = np.concatenate([part[column.name] for part in parts])
-            columns[column.name] = np.concatenate([self._published(column.name).astype(joined.dtype), joined])
+            columns[column.name] = self.carried.before(column.name, joined)
         if self.labelled:
-            folders = [path.rpartition("/")[0].rpartition("/")[2] for path in pieces.path]
-            labels = np.repeat(np.array(folders, dtype=object), pieces.rows)
-            columns["label"] = np.concatenate([self._published("label").astype(object), labels])
-
-    def _published(self, name: str) -> Block:
-        """Return the rows of an array that were published before, which come first."""
-        if self.carried_from is None:
-            return np.zeros(0)
-        return RowStore.open(self.carried_from).read(name, self.span.start, self.span.new)
+            columns["label"] = self.carried.before("label", folder_names(pieces))
 
     def _check(self, moments: Moments, pieces: Pieces) -> None:
         """Refuse rows that are not finite."""
         if not moments.is_finite:
             block = np.empty((pieces.total, self.reader.schema.n_features), self.reader.schema.dtype)
             self.reader.read(pieces, block)
-            self._refuse_nonfinite(block, pieces)
+            refuse_nonfinite(self.url, block, pieces)
 
-    def _refuse_nonfinite(self, block: Block, pieces: Pieces) -> None:
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if not len(bad):
-            raise InvalidInput(
-                f"{file_name(self.url, pieces.path[0])} or one of the {len(pieces) - 1:,} files after it "
-                f"holds values as large as {np.abs(block).max():.3g}, whose variance exceeds float64. Its shard was "
-                "not written and rows recorded before are kept; scale the values and run the same command again"
-            )
-        path, row = pieces.locate(int(bad[0]))
+
+def folder_names(pieces: Pieces) -> Block:
+    """Return the name of the folder that each row's file lies in."""
+    folders = [path.rpartition("/")[0].rpartition("/")[2] for path in pieces.path]
+    return np.repeat(np.array(folders, dtype=object), pieces.rows)
+
+
+def refuse_nonfinite(url: str, block: Block, pieces: Pieces) -> None:
+    """Say which row of a source is not finite, or that values are too large."""
+    bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+    if not len(bad):
         raise InvalidInput(
-            f"{file_name(self.url, path)}, row {row}, holds NaN or infinity. Its shard was not "
-            "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop "
-            "--overwrite, which makes the store anew"
+            f"{file_name(url, pieces.path[0])} or one of the {len(pieces) - 1:,} files after it "
+            f"holds values as large as {np.abs(block).max():.3g}, whose variance exceeds float64. Its shard was "
+            "not written and rows recorded before are kept; scale the values and run the same command again"
         )
+    path, row = pieces.locate(int(bad[0]))
+    raise InvalidInput(
+        f"{file_name(url, path)}, row {row}, holds NaN or infinity. Its shard was not "
+        "written and rows recorded before are kept; mend the file, or leave such rows out with --nonfinite drop "
+        "--overwrite, which makes the store anew"
+    )

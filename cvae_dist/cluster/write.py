@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cvae_dist.cluster.plan import Job, Made, Plan, Span, Task
+from cvae_dist.cluster.plan import Job, Made, Plan, Span, Staging, Task
 from cvae_dist.cluster.regions import map_regions, slots
 from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged, StorageFailed
 from cvae_dist.events import Event, EventKind, OnEvent
@@ -87,7 +87,7 @@ class Output:
         self._found = RowStore.find(output)
         if self._found is not None and self._found.moving is not None:  # its driver was killed
             self._found = self._found.claimed(lease.token.token).moved(lease.require)
-        recorded = self._found is not None and (self._found.published or bool(self._found.journal.numbers()))
+        recorded = self._found is not None and (self._found.published or self._found.journal.is_begun())
         self.existing = self._found if recorded and not overwrite else None  # others have no settings to defend
 
     @classmethod
@@ -167,7 +167,7 @@ class Output:
         job = plan.job
         if plan.pending:
             job.require_memory(self._client)
-            job.stage()
+            job.stage(self._staging(plan))
         began, written, problems = time.monotonic(), 0, list[BadFile]()
         regions = (
             _Region(self._output, job.layout, self._lease.token, packs.shards(shards)) for shards in plan.regions()
@@ -191,6 +191,12 @@ class Output:
                 raise
         if problems:
             raise BadFiles(problems)
+
+    def _staging(self, plan: Plan) -> Staging:
+        def tell(**figures: float) -> None:
+            self._tell("progress", plan.job.rows - plan.rows, plan.job.rows, "", **figures)
+
+        return Staging(self._client, plan.job.threads, self._lease, tell)
 
     def _publish(self, store: RowStore, job: Job, packs: "_Packs") -> RowStore:
         job.confirm()

@@ -18,11 +18,11 @@ from cvae_dist.estimator import lazy
 from cvae_dist.estimator.arrays import checked_rows, is_finite, is_plain
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Location, RowStore
+from cvae_dist.store.permutation import pick_rows
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
 from cvae_dist.store.urls import StorageOptions
 from cvae_dist.training.loader import read_rows
-from cvae_dist.training.permutation import pick_rows
 
 RowsLike = ArrayLike | str | os.PathLike[str] | RowStore
 

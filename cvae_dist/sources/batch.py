@@ -26,6 +26,8 @@ class Batch:
     ----------
     files, rows, dropped : int
         How many there are; rows that are kept of all of them, and rows that are left out.
+    digest : str
+        Of all that is known of the files.
     """
 
     def __init__(self, entries: Iterable[Entries]) -> None:
@@ -36,7 +38,7 @@ class Batch:
             self.rows += int(part.rows.sum())
             self.dropped += sum(map(dropped_count, part.dropped))
         self.files = len(self._spool)
-        self._digest = digest_of(self._spool)
+        self.digest = digest_of(self._spool)
 
     def __iter__(self) -> Iterator[Entries]:
         """Yield the files, some at a time."""
@@ -51,7 +53,7 @@ class Batch:
 
     def staged(self, folder: Location) -> "StagedBatch":
         """Return where :meth:`stage` writes it: named after its content, as an earlier run may have left another."""
-        return StagedBatch(folder / self._digest)
+        return StagedBatch(folder / self.digest)
 
     def cut(self, edges: Integers) -> "list[Interval]":
         """Return which files make the rows between every two neighbouring edges, which are row numbers of the batch."""

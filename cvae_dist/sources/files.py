@@ -17,7 +17,7 @@ __all__ = ["BadFile", "File", "FileStream", "Files", "Integers", "Texts", "local
 _RANGE = 8_000_000  # bytes of one request: enough to forget its latency, few enough to have several in flight
 _THREADS = 8
 _LARGEST_DIGESTED = 1_000_000  # bytes of a file; larger ones are read in parts, which no ETag tells anything of
-_READS = 3  # of a file whose content is not what its ETag says
+_READS = 4  # of a file whose content is not what its ETag says
 _digested: dict[Storage, bool] = {}  # whether ETags are digests of the content, as the first object showed
 
 
@@ -133,18 +133,17 @@ class File:
 
         What comes twice the same is the content: the ETag of an encrypted object is no digest, and does not say so.
         """
-        storage, data = self.root.storage, self._read_remote(0, self.size)
+        storage, before = self.root.storage, None
         if not _digested.get(storage, True):
-            return data
+            return self._read_remote(0, self.size)
         for _ in range(_READS):
-            if storage.confirms(self.version, data):
-                _digested.setdefault(storage, True)
+            data = self._read_remote(0, self.size)
+            confirmed = storage.confirms(self.version, data)
+            if confirmed or data == before:
+                _digested.setdefault(storage, confirmed)
                 return data
-            before, data = data, self._read_remote(0, self.size)
-            if data == before:
-                _digested.setdefault(storage, False)
-                return data
-        raise BadFile(self.path, "damaged", f"came otherwise each of {_READS + 1} times it was read")
+            before = data
+        raise BadFile(self.path, "damaged", f"came otherwise each of {_READS} times it was read")
 
     def _read_remote(self, start: int, stop: int) -> Buffer:
         try:

@@ -16,6 +16,7 @@ from cvae_dist.sources.file_table import FileTable
 from cvae_dist.sources.files import Files, Integers
 from cvae_dist.sources.spool import Sorter, Spool
 from cvae_dist.store.manifest import NOWHERE, Batches, Entries
+from cvae_dist.store.permutation import Permutation
 
 _Runs = list[tuple[int, int]]  # first row and number of rows
 
@@ -45,6 +46,8 @@ class Places:
         The files of :func:`to_read`, whose rows are nowhere yet.
     published : int
         Rows of the published store.
+    key : int, optional
+        What the order of rows at the end depends on, where files have one row each; by default it is that of the files.
 
     Attributes
     ----------
@@ -58,7 +61,8 @@ class Places:
         Rows that move up because nothing fits a hole before them.
     """
 
-    def __init__(self, known: Batches, changes: Changes, fresh: Batch, published: int) -> None:
+    def __init__(self, known: Batches, changes: Changes, fresh: Batch, published: int, key: int | None = None) -> None:
+        self._key = key
         self._known, self._deleted, self._fresh = known, changes.deleted, fresh
         self._placed: Iterable[Entries] = fresh
         self._moves = _Moves({}, [])
@@ -69,17 +73,20 @@ class Places:
 
     def files(self) -> Iterator[Entries]:
         """Yield all files, sorted by path."""
-        end = self._end
+        placed, shuffled = 0, self._key is not None and Permutation(self.rows - self._end, self._key)
         for part in self._unmoved():
             start, new = self._moves.of(part.start), part.start == NOWHERE
             rows = np.where(new, part.rows, 0)
-            start[new] = (end + np.cumsum(rows) - rows)[new]
-            end += int(rows.sum())
+            start[new] = (self._end + placed + np.cumsum(rows) - rows)[new]
+            if shuffled:
+                at_end = rows > 0
+                start[at_end] = self._end + shuffled(start[at_end] - self._end)
+            placed += int(rows.sum())
             yield replace(part, start=np.minimum(start, self.rows - part.rows))  # a file without rows is anywhere
 
     def behind(self, first: int) -> tuple[Batch, int]:
         """Return the files of all rows from number ``first`` on, in the order of their rows, and their first row."""
-        if first >= self.rows or first == self.first == self._end:  # none, or new ones alone
+        if first >= self.rows or (self._key is None and first == self.first == self._end):  # none, or new ones alone
             return self._fresh, first
         table = Sorter(Entries, "start")
         for part in self.files():

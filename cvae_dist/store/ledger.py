@@ -23,6 +23,7 @@ from cvae_dist.store.urls import Buffer, Location
 Table = npt.NDArray[np.uint64]
 
 JOURNAL = "journal"
+SHUFFLED = "shuffled"  # rows on their way, below the journal; see cluster/shuffle.py
 STAGED = f"{JOURNAL}/shards"  # shards that will replace published ones, by their keys in the group
 
 
@@ -168,6 +169,10 @@ class Journal:
     def numbers(self) -> list[int]:
         """Return the numbers of the packs that are there, by one listing."""
         return sorted(int(entry.name) for entry in self._place.list() if entry.name.isdecimal())
+
+    def is_begun(self) -> bool:
+        """Whether there is work that a later run may go on with."""
+        return any(entry.name.isdecimal() or entry.name.startswith(f"{SHUFFLED}/") for entry in self._place.list())
 
     def forget(self, number: int) -> None:
         """Forget one pack, so that its shards are made anew."""

@@ -31,7 +31,8 @@ class Entries(Columns):
     version : object (str)
         As it was listed; empty where the storage has none.
     start, rows : int64
-        First row in the store, and rows stored of the file.
+        First row in the store, and rows stored of the file. Where files of many rows were shuffled, it is the first
+        row that they would have without it, which is also the `id` that their rows got if they had none.
     dropped : object (str)
         Numbers of the rows of the file that were left out, such as "3,17-20"; see :func:`as_spans`.
     status : object (str)

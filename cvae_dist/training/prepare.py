@@ -12,12 +12,12 @@ from cvae_dist.model.scaling import are_vectors
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments, RowStore
 from cvae_dist.store.lineage import digest_bytes, versions, without_credentials
+from cvae_dist.store.permutation import pick_rows
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader, RowReader
 from cvae_dist.training.history import Figures
 from cvae_dist.training.loader import read_rows
 from cvae_dist.training.multistart import MAX_LANDMARKS, choose_start, is_worthwhile
-from cvae_dist.training.permutation import pick_rows
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.sampler import NO_ROWS, Sampler

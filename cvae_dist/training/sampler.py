@@ -19,8 +19,8 @@ from functools import cached_property
 import numpy as np
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.store.permutation import BLOCK_ORDER, ROW_ORDER, Permutation, derive_key
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, split_ranges
-from cvae_dist.training.permutation import BLOCK_ORDER, ROW_ORDER, Permutation, derive_key
 
 NO_ROWS: RowNumbers = np.empty(0, dtype=np.int64)
 NO_ROWS.flags.writeable = False

@@ -12,10 +12,10 @@ from torch import Tensor
 from cvae_dist.model.kernels import inference
 from cvae_dist.model.tiling import tiles
 from cvae_dist.model.vae import VAE, Terms
+from cvae_dist.store.permutation import pick_rows
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader
 from cvae_dist.training.loader import read_rows
-from cvae_dist.training.permutation import pick_rows
 
 _MAX_BYTES = 16_000_000
 _BATCH_SIZE = 1024

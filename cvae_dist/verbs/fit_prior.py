@@ -83,8 +83,8 @@ def fit_prior(
     from cvae_dist.model import prior as priors
     from cvae_dist.model.directory import load_model, prior_lineage, save_prior
     from cvae_dist.model.sampling import posterior_draws
+    from cvae_dist.store.permutation import pick_rows
     from cvae_dist.training.loader import read_rows
-    from cvae_dist.training.permutation import pick_rows
 
     if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise InvalidInput(f"seed={seed!r} is no seed: nothing was fitted; give a whole number from 0 to 4,294,967,295")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cvae_dist.cluster import Job, Output, SourceMap, StoreResult, map_regions
+from cvae_dist.cluster import Job, Output, ShuffledMap, SourceMap, StoreResult, map_regions
 from cvae_dist.errors import DriftTooLarge, InvalidInput, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import (
@@ -41,6 +41,7 @@ from cvae_dist.store.layout import is_name, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.manifest import NOWHERE, Batches, Entries, as_spans, dropped_count
+from cvae_dist.store.permutation import STORED_ORDER, derive_key
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def ingest(
     carry: tuple[str, ...] = (),
     label: Literal["folder"] | None = None,
     nonfinite: Nonfinite = "raise",
+    shuffle: int | None = None,
     bad: Bad = "raise",
     max_bad: int | None = None,
     changed: Changed = "raise",
@@ -139,6 +141,9 @@ def ingest(
         'folder' carries the name of each file's folder along as the column `label`.
     nonfinite : {"raise", "drop"}
         What to do about rows with NaN or infinity. drop reads the source twice and counts what it left out.
+    shuffle : int, optional
+        Seed of a random order in which rows are stored; by default it is that of the files. Files of many rows are
+        written twice for it. Without `id` their rows get one: the number that a row would have without shuffling.
     bad : {"raise", "skip"}
         What to do about files that cannot be used. raise names them all, after the others were looked at; skip leaves
         them out, records why, and tries them again in the next run.
@@ -199,7 +204,7 @@ def ingest(
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
     opened = open_source(source, options, source_storage_options)
-    run = _Run(opened, place, label, nonfinite, bad, max_bad, changed, max_drift, client, on_event)
+    run = _Run(opened, place, label, nonfinite, shuffle, bad, max_bad, changed, max_drift, client, on_event)
     return run.write(overwrite)
 
 
@@ -220,6 +225,7 @@ class _Run:
     place: Location
     label: str | None
     nonfinite: Nonfinite
+    shuffle: int | None
     bad: Bad
     max_bad: int | None
     changed: Changed
@@ -250,6 +256,8 @@ class _Run:
         reader = self._reader(grown)
         layout = self._layout(reader.schema, store)
         settings = {**reader.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
+        if self.shuffle is not None:
+            settings["shuffle"] = self.shuffle
         if grown is not None:  # told before anything is compared with a manifest made otherwise
             grown.require_settings("rows", settings)
         known = _known(grown)
@@ -259,14 +267,21 @@ class _Run:
         if remark := reader.remark(fresh.files, fresh.rows):
             self.on_event(Event("ingest", "note", message=remark))
         published = grown.rows if grown is not None else 0
-        places = Places(known, changes, fresh, published)
+        if self.shuffle is not None and not reader.schema.one_per_file:
+            self._require_no_changes(changes)
+        key = derive_key(self.shuffle, published, STORED_ORDER) if self.shuffle is not None else None
+        places = Places(known, changes, fresh, published, key if reader.schema.one_per_file else None)
         if places.rows == 0:
             what = f"{fresh.files:,} files" if fresh.files else "no files"
             raise InvalidInput(f"{self.source.url} holds {what} but no usable rows. Nothing was written")
         if places.moved_up:
             message = f"{places.moved_up:,} rows move up, as no files have as many rows as those that went"
             self.on_event(Event("ingest", "note", message=message))
-        shards = self._shards(reader, places, layout, grown)
+        shards: SourceMap | ShuffledMap
+        if self.shuffle is not None and not reader.schema.one_per_file:
+            shards = self._shuffled(reader, fresh, layout, grown, settings)
+        else:
+            shards = self._shards(reader, places, layout, grown)
         job = Job(
             kind="rows",
             layout=layout,
@@ -276,7 +291,7 @@ class _Run:
             identity=shards.identity,
             stage=shards.stage,
             lineage={"source": without_credentials(self.source.url)},
-            task_bytes=16_000_000,
+            task_bytes=shards.task_bytes,
             dropped=_dropped(changes, fresh, grown),
             first_shard=shards.first_shard,
             threads=self._threads(reader.schema),
@@ -294,8 +309,37 @@ class _Run:
         changes = grown is None or places.first < grown.rows or places.rows > grown.rows
         first = places.first // layout.rows_per_shard if changes else layout.shards(places.rows)
         batch, start = places.behind(first * layout.rows_per_shard)
-        folder, labelled = self.place / JOURNAL / "files", self.label is not None
-        return SourceMap(reader, batch, start, self.source.url, folder, labelled, grown, layout, places.rows, first)
+        journal, labelled = self.place / JOURNAL, self.label is not None
+        return SourceMap(reader, batch, start, self.source.url, journal, labelled, grown, layout, places.rows, first)
+
+    def _shuffled(
+        self, reader: Reader, fresh: Batch, layout: Layout, grown: RowStore | None, settings: Mapping[str, Any]
+    ) -> ShuffledMap:
+        """Return what makes the shards with new rows, shuffled, of files of many rows."""
+        assert self.shuffle is not None
+        start = grown.rows if grown is not None else 0
+        rows, labelled = start + fresh.rows, self.label is not None
+        first = start // layout.rows_per_shard if fresh.rows else layout.shards(rows)
+        journal = self.place / JOURNAL
+        files = SourceMap(reader, fresh, start, self.source.url, journal, labelled, grown, layout, rows, first)
+        shuffled = ShuffledMap(files, self.shuffle, settings)
+        if fresh.rows:
+            message = (
+                f"{fresh.rows:,} rows are shuffled on their way: until they are published, they need "
+                f"{shuffled.bytes_on_the_way / 1e6:,.0f} MB more at {self.place}"
+            )
+            self.on_event(Event("ingest", "note", message=message))
+        return shuffled
+
+    def _require_no_changes(self, changes: Changes) -> None:
+        """Refuse to replace some of the rows that were shuffled with others."""
+        count = len(changes.changed) + len(changes.deleted)
+        if count:
+            raise SettingsChanged(
+                f"{count:,} files that {self.place} was made from have changed or been deleted since, and as it was "
+                "shuffled, their rows lie among all others. Nothing was changed; write to another store, or use "
+                "--overwrite to make it anew"
+            )
 
     def _reader(self, grown: RowStore | None) -> Reader:
         """Return what reads the files: one that was read before decides how, or else the first that can be used."""
@@ -433,6 +477,8 @@ class _Run:
 
     def _arrays(self, schema: Schema) -> tuple[ArrayLayout, ...]:
         columns = (*schema.columns, *([Column("label", STRING)] if self.label is not None else []))
+        if self.shuffle is not None and not schema.one_per_file and all(column.name != "id" for column in columns):
+            columns = (Column("id", "<i8"), *columns)
         _require_names(columns)
         attributes: dict[str, Any] = {"item_shape": list(schema.item_shape)}
         if columns:

@@ -115,7 +115,7 @@ def measure(
         Options of the file system, for fsspec.
     """
     from cvae_dist.model.files import read_description
-    from cvae_dist.training.permutation import pick_rows
+    from cvae_dist.store.permutation import pick_rows
 
     lineage = read_description(Location.of(model, storage_options))["lineage"]
     held_out = pick_rows(**lineage["held_out"])

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from cvae_dist.store import Location
 from cvae_dist.store.layout import ArrayLayout, Layout
+from cvae_dist.store.permutation import pick_rows
 from cvae_dist.store.reader import RowReader, ShardedArray
 from cvae_dist.training.loader import Loader
-from cvae_dist.training.permutation import pick_rows
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.sampler import Share
 from tests.bench.table import Row

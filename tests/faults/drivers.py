@@ -161,6 +161,10 @@ def _run(command: Mapping[str, Any]) -> dict[str, Any]:
 
     Layout.of = small_grid(private.get("_rows", ROWS_PER_SHARD))
     Layout.shards_per_pack = SHARDS_PER_PACK
+    if "_run_bytes" in private:
+        from cvae_dist.cluster import shuffle
+
+        shuffle._RUN_BYTES = private["_run_bytes"]
     if "_delay" in private:
         os.environ[_DELAY] = str(private["_delay"])
         os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps([__file__])

@@ -184,6 +184,26 @@ def test_killed_at_random_times(drivers: Drivers, tmp_path: Path, kind: str, see
     assert stamps(store, done) == before
 
 
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.heavy)])
+def test_killed_before_changes_of_a_shuffled_ingest(drivers: Drivers, tmp_path: Path, step: int) -> None:
+    """Rows that were dealt are used again, and nothing of them is left."""
+    tree, whole = tmp_path / "tree", tmp_path / "whole"
+    tree.mkdir()
+    for part in range(2):
+        np.save(tree / f"{part}.npy", np.stack([item(number) for number in range(8 * part, 8 * part + 8)]))
+    options: dict[str, Any] = {"shuffle": 1, "label": "folder", "_run_bytes": 4 * (12 + 8 + 64)}  # runs of four rows
+    changes = drivers.run("ingest", tree, whole, **options, _below=str(whole)).require_done().changes
+    expected, dealt = snapshot(whole), set()
+    for change in sorted({*range(0, changes, step), changes - 1}):
+        store = tmp_path / f"store{change}"
+        assert drivers.run("ingest", tree, store, **options, _below=str(store), _die_at=change).signal == 9
+        dealt.add(len([path for path in store.glob("journal/shuffled/*/*") if path.name.isdecimal()]))
+        drivers.run("ingest", tree, store, **options).require_done()
+        require_same(store, expected)
+        assert not list(tmp_path.glob("*.lease"))
+    assert dealt >= {0, 4}
+
+
 def write_tree(tree: Path, kind: str) -> None:
     """Write 160 rows: 40 shards of four."""
     if kind == "one":

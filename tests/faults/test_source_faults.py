@@ -175,7 +175,7 @@ large = pytest.mark.parametrize("there", ["blocks"], indirect=True)
 
 
 @small
-@pytest.mark.parametrize("rule", [Rule("flip", FILE, count=1), Rule("flip", FILE, count=100, chance=0.2)])
+@pytest.mark.parametrize("rule", [Rule("flip", FILE, count=1), Rule("flip", FILE, count=3, chance=0.2)])
 def test_a_flipped_bit_of_a_small_file_leaves_no_trace(
     there: Objects, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Rule
 ) -> None:

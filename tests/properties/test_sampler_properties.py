@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.store.permutation import Permutation, pick_rows
 from cvae_dist.store.ranges import RowNumbers, expand_ranges
-from cvae_dist.training.permutation import Permutation, pick_rows
 from cvae_dist.training.sampler import EpochOrder, Sampler, Share
 from tests.order import indices
 

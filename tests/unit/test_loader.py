@@ -13,10 +13,10 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cvae_dist.errors import Corrupt, InvalidInput
 from cvae_dist.store import Location
+from cvae_dist.store.permutation import pick_rows
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader, ShardedArray
 from cvae_dist.training.loader import Loader, read_rows
-from cvae_dist.training.permutation import pick_rows
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.sampler import NO_ROWS, Sampler, Share
 from tests.order import indices

@@ -24,13 +24,13 @@ from cvae_dist.model.directory import load_model
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Lease, Location, Moments, RowStore
 from cvae_dist.store import lease as lease_module
+from cvae_dist.store.permutation import pick_rows
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.store.urls import Changed
 from cvae_dist.training import schedule
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
-from cvae_dist.training.permutation import pick_rows
 from cvae_dist.training.prepare import Training, TrainingData
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.store.permutation import Permutation, derive_key, pick_rows
 from cvae_dist.store.ranges import expand_ranges, split_ranges
-from cvae_dist.training.permutation import Permutation, derive_key, pick_rows
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.sampler import NO_ROWS, EpochOrder, Sampler, Share, skip
 from tests.order import indices

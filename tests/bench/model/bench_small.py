@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 from sklearn.utils.estimator_checks import check_estimator
 
 from cvae_dist.estimator import CompressionVAE
+from cvae_dist.store.permutation import pick_rows
 from cvae_dist.training.loop import Trained
-from cvae_dist.training.permutation import pick_rows
 from tests.bench.model.data import mnist
 from tests.bench.table import Row
 from tests.peers.test_sklearn_estimator import EXPECTED_FAILURES

@@ -11,7 +11,7 @@ from cvae_dist.store.ranges import RowNumbers
 
 _ROUNDS = 6
 _MASK = 2**64 - 1
-BLOCK_ORDER, ROW_ORDER, PICKED = 1, 2, 3  # what a derived key is for
+BLOCK_ORDER, ROW_ORDER, PICKED, STORED_ORDER = 1, 2, 3, 4  # what a derived key is for
 _HASHED_ROWS = 2**16  # rows hashed at once: the temporaries stay in the second level cache
 
 
@@ -65,6 +65,21 @@ class Permutation:
                 moved = _below(right + key, height)
                 left = _wrap(left + (height - moved if inverse else moved), height)
         return left * width + right
+
+
+def shuffled(size: int, key: int) -> RowNumbers:
+    """Return ``range(size)``, below 2**32, in the order of keyed hashes: a whole permutation, sooner than by the class.
+
+    The numbers are sorted with their hashes, cut to the bits that are left, in front of them.
+    """
+    low = np.uint64(2 ** size.bit_length() - 1)
+    words = np.arange(size, dtype=np.uint64)
+    for first in range(0, size, _HASHED_ROWS):
+        part = words[first : first + _HASHED_ROWS]
+        part |= mix(part * np.uint64(GOLDEN) + np.uint64(key)) & ~low
+    words.sort()
+    words &= low
+    return words.view(np.int64)
 
 
 def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
