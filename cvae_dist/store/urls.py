@@ -17,7 +17,8 @@ from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOpti
 __all__ = ["Buffer", "Changed", "Entry", "Location", "StorageOptions"]
 
 _MOST_NAMES = 10_000  # that are looked at to say what a place holds
-_PAUSES = (0.2, 1.0)  # seconds before a conditional write is tried again
+_PAUSES = (0.2, 0.5, 1.0, 3.0)  # seconds before a conditional write is tried again
+_QUICK = 10.0  # seconds: what failed later had been tried for long enough
 _THREADS = 32  # requests in flight of one caller who reads many ranges
 _PROVED: set[tuple[str, ...]] = set()  # stores that this process saw refuse a wrong condition
 
@@ -230,9 +231,12 @@ class Location:
     def _write_if_again(self, data: bytes, version: str | None) -> str:
         """Write on a condition, again where a connection broke: clients leave that to us, as it may have arrived."""
         for pause in _PAUSES if not self.is_local else ():
+            began = time.monotonic()
             try:
                 return self.storage.write_if(self.path, data, version)
             except StorageFailed:
+                if time.monotonic() - began > _QUICK:
+                    raise
                 time.sleep(pause)
         return self.storage.write_if(self.path, data, version)
 

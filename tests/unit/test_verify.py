@@ -33,7 +33,7 @@ def test_whole_store(store: Path) -> None:
     events: list[Event] = []
     result = verify(str(store), on_event=events.append)
     assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 3 + 4 + 1 + 8, ())
-    assert len(objects_of(store)) == 16, "every object but the metadata is looked at"
+    assert len(objects_of(store)) == 18, "every object but the metadata is looked at"
     assert [event.kind for event in events] == ["start", "progress", "progress", "progress", "done"]
     assert [event.done for event in events] == [0, 4, 8, 10, 10]
 
