@@ -57,7 +57,7 @@ class Sample:
 
     def thinned(self, level: int) -> "Sample":
         """Return the rows that a higher level keeps."""
-        if not len(self.rows):
+        if not len(self.rows) or not level:
             return self
         kept = np.isin(self.rows, sampled_rows(int(self.rows[0]), int(self.rows[-1]) + 1, level), assume_unique=True)
         return self[kept]
