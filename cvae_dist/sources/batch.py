@@ -36,7 +36,7 @@ class Batch:
         for part in entries:
             self._spool.append(part)
             self.rows += int(part.rows.sum())
-            self.dropped += sum(map(dropped_count, part.dropped))
+            self.dropped += sum(map(dropped_count, filter(None, part.dropped)))
         self.files = len(self._spool)
         self.digest = digest_of(self._spool)
 

@@ -145,13 +145,16 @@ def _scan(folder: str, way: "_Way") -> "tuple[list[str], dict[str, _Way]]":
 
 def _regular(root: str, paths: Iterable[str]) -> Files:
     """Return those paths that are regular files, with size and version."""
-    found = []
+    regular, sizes, versions = list[str](), list[int](), list[str]()
+    prefix = f"{root}/"
     with _reading(root):
         for path in paths:
-            status = os.stat(f"{root}/{path}")
+            status = os.stat(prefix + path)
             if stat.S_ISREG(status.st_mode):
-                found.append((path, status.st_size, local_version(status)))
-    return _files(*zip(*found, strict=True)) if found else Files.none()
+                regular.append(path)
+                sizes.append(status.st_size)
+                versions.append(local_version(status))
+    return _files(regular, sizes, versions)
 
 
 @contextlib.contextmanager

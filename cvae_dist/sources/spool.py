@@ -15,6 +15,7 @@ from cvae_dist.store.layout import STRING, decode_chunk, encode_chunk
 
 _BATCH = 2_048  # rows: when many runs are merged, a batch of each is in memory
 _RUN = 65_536  # rows that are sorted in memory
+_FEW = 131_072  # rows that stay in memory
 
 
 class Spool(Generic[Rows]):
@@ -43,7 +44,7 @@ class Spool(Generic[Rows]):
         self._count += len(rows)
         self._waiting += len(rows)
         self._pending.append(rows)
-        if self._waiting >= _BATCH:
+        if self._waiting >= (_BATCH if self._batches else max(_BATCH, _FEW)):
             *full, last = regrouped(self._pending, _BATCH)
             for batch in full:
                 self._write(batch)
@@ -51,9 +52,9 @@ class Spool(Generic[Rows]):
 
     def end_batch(self) -> int:
         """Write what waits to be a batch, and return the number of the next batch."""
-        if self._waiting:
-            self._write(self.kind.join(self._pending))
-            self._pending, self._waiting = [], 0
+        for batch in regrouped(self._pending, _BATCH):
+            self._write(batch)
+        self._pending, self._waiting = [], 0
         return len(self._batches)
 
     def part(self, first: int, stop: int) -> Iterator[Rows]:

@@ -520,8 +520,9 @@ def _counted(
     """
     for files in new.batches():
         rows, problems = reader.count(files)
-        again = np.fromiter((path in aside for path in files.path), bool, len(files))
-        problems += _still_bad(reader, files[again], rows[again]) if again.any() else []
+        if aside:
+            again = np.fromiter((path in aside for path in files.path), bool, len(files))
+            problems += _still_bad(reader, files[again], rows[again]) if again.any() else []
         known = {problem.path: problem for problem in problems}
         known |= {path: skipped[path] for path in skipped.keys() & set(files.path.tolist())}
         status, detail = (np.full(len(files), "", dtype=object) for _ in range(2))

@@ -41,6 +41,7 @@ def listed(table: FileTable) -> list[tuple[str, int, str]]:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "_BATCH", 3)
     monkeypatch.setattr(spool, "_RUN", 7)
+    monkeypatch.setattr(spool, "_FEW", 6)
 
 
 @pytest.mark.usefixtures("tiny")
