@@ -388,8 +388,8 @@ def _deal_run(run: _Run) -> _Ended:
     block = reused_block((pieces.total, schema.n_features), schema.dtype)
     try:
         columns = dict(run.reader.read(pieces, block))
-    except BadFile as error:  # the other runs may know of more
-        return _Ended(0, (error,))
+    except BadFiles as error:  # the other runs may know of more
+        return _Ended(0, error.problems)
     if not Moments.of(block).is_finite:
         refuse_nonfinite(run.url, block, pieces)
     if run.labelled:

@@ -3,9 +3,9 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,10 @@ _SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "npy": (".npy",), "npz": (".npz",), "parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"),
     "laion": (".npy", ".parquet"), "hdf5": (".h5", ".hdf5", ".nc"),
 }  # fmt: skip
+_TAKES: Mapping[str, tuple[str, ...]] = {  # options by format
+    "npy": ("rows_per_file",), "npz": ("array",), "hdf5": ("array",), "parquet": ("columns", "id", "carry"),
+    "csv": ("columns", "id", "carry"), "laion": ("id", "carry"), "zarr": ("array", "id", "carry"),
+}  # fmt: skip
 _PLAIN: tuple[Format, ...] = ("npy", "npz", "parquet", "csv", "hdf5")
 _LAION = re.compile(r"(?:.*/)?(?:img_emb|text_emb|metadata)_(\d+)\.(?:npy|parquet)")
 
@@ -40,6 +44,22 @@ class FileOptions:
     rows_per_file: RowsPerFile = "auto"
     array: str | None = None
     table: TableOptions = field(default_factory=TableOptions)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What a user said beside the format, by name."""
+        rows = {"rows_per_file": self.rows_per_file} if self.rows_per_file != "auto" else {}
+        said = {**rows, "array": self.array, **asdict(self.table)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items() if value}
+
+    def require_known(self, url: str, kind: str) -> None:
+        """Refuse options that have no effect on files of a kind."""
+        unknown = self.given.keys() - {*_TAKES[kind]}
+        if unknown:
+            raise InvalidInput(
+                f"{url} holds {kind} files, for which {', '.join(sorted(unknown))} has no meaning; known: "
+                f"{', '.join(_TAKES[kind])}. Nothing was written; leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,8 @@ class LaionSource:
         vectors = np.array([path.lower().endswith(".npy") for path in everything.path])
         metadata = {number_of(file.path) or "": file for file in everything[~vectors].of(root)}
         rows = everything[vectors]
+        _require_pairs(url, everything[~vectors])
+        _require_pairs(url, rows)
         numbers = [number_of(path) for path in rows.path]
         others = [metadata[number].version if number in metadata else "" for number in numbers]
         versions = np.array(list(map(pair_version, rows.version, others)), dtype=object)
@@ -144,6 +166,18 @@ class LaionSource:
         vectors = replace(file, version=file.version.partition("+")[0])
         rows = npy_reader(self.root, vectors, "many")
         return laion_reader(self.root, file, self.options.table, rows, self.metadata)
+
+
+def _require_pairs(url: str, files: Files) -> None:
+    """Refuse files of one kind that have the same number: nobody could tell the pairs."""
+    seen: dict[str | None, str] = {}
+    for path in files.path:
+        other = seen.setdefault(number_of(path), path)
+        if other != path:
+            raise InvalidInput(
+                f"{url} holds {other} and {path}, which have the same number, so pairs cannot be told apart. Nothing "
+                "was written; ingest one folder of embeddings with its metadata at a time"
+            )
 
 
 def open_source(
@@ -168,6 +202,7 @@ def open_source(
 
         if options.format == "auto" and (message := fits(root, options.array)):
             raise InvalidInput(f"{message}. Nothing was written; to copy it all the same, say --format zarr")
+        options.require_known(str(root), "zarr")
         return ZarrSource(root, options.array, options.table.id, options.table.carry)
     if options.format == "zarr":
         raise SourceNotFound(
@@ -178,6 +213,7 @@ def open_source(
     kind = _kind(root, found) if options.format == "auto" else options.format
     if not any(found.kinds.get(suffix) for suffix in _SUFFIXES[kind]):
         raise SourceNotFound(f"there is no {_SUFFIXES[kind][0]} file below {root}. {_remedy(root, found)}")
+    options.require_known(str(root), kind)
     if kind == "laion":
         return LaionSource.of(str(root), folder, found, options)
     return FileSource(str(root), folder, found, kind, options)

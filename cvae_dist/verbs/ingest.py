@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -42,6 +42,7 @@ from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.manifest import NOWHERE, Batches, Entries, as_spans, dropped_count
 from cvae_dist.store.permutation import STORED_ORDER, derive_key
+from cvae_dist.store.publication import METADATA, PUBLICATIONS
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ _KEPT = (
 )
 
 
-_TAKEN = ("x", "z", "sample", "feature", "latent")  # names of arrays and dimensions
+# Names of arrays and dimensions of stores, and of what lies beside them.
+_TAKEN = (
+    "x", "z", "score", "negative_elbo", "reconstruction_error", "sample", "feature", "latent", JOURNAL, PUBLICATIONS,
+    METADATA,
+)  # fmt: skip
 _MOST_ROW_BYTES = 1_000_000_000
 _MODELS = 1000  # files that are tried, if need be, until one can be used
 
@@ -199,13 +204,32 @@ def ingest(
         )
     if max_drift is not None and not max_drift >= 0:
         raise InvalidInput(f"max_drift={max_drift} allows no rows at all; use 0 or more. Nothing was written")
+    for name, names in (("columns", columns), ("carry", carry)):
+        if isinstance(names, str):
+            raise InvalidInput(f"{name}={names!r} is no list of names; say {name}=[{names!r}]. Nothing was written")
     place = Location.of(store, storage_options, fsync)
     options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
-    opened = open_source(source, options, source_storage_options)
-    run = _Run(opened, place, label, nonfinite, shuffle, bad, max_bad, changed, max_drift, client, on_event)
-    return run.write(overwrite)
+    if not isinstance(source, Source) and Location.of(source, source_storage_options).lies_in(place):
+        raise InvalidInput(f"the source {source} lies in the store {place}, or is it. Nothing was changed")
+
+    def listed() -> Source:
+        return open_source(source, options, source_storage_options)
+
+    before, opened = _publication(place), listed()
+    run = _Run(
+        opened, place, options.given, label, nonfinite, shuffle, bad, max_bad, changed, max_drift, client, on_event
+    )
+    return run.write(overwrite, lambda: opened if _publication(place) == before else listed())
+
+
+def _publication(place: Location) -> str:
+    """Return the name of what is published at a location; empty where nothing is, or nothing of ours."""
+    if not RowStore.claims(place):
+        return ""
+    store = RowStore.find(place)
+    return str(store.document.get("publication", "")) if store is not None else ""
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -223,6 +247,7 @@ class _Run:
 
     source: Source
     place: Location
+    asked: Mapping[str, Any]
     label: str | None
     nonfinite: Nonfinite
     shuffle: int | None
@@ -233,22 +258,25 @@ class _Run:
     client: "Client | None"
     on_event: OnEvent
 
-    def write(self, overwrite: bool) -> IngestResult:
-        """Write the store, again without files that turned out bad where these are to be skipped."""
+    def write(self, overwrite: bool, listed: Callable[[], Source]) -> IngestResult:
+        """Write the store, again without files that turned out bad where these are to be skipped.
+
+        ``listed`` gives the source once the store is held: it is listed again where another driver published meanwhile.
+        """
         skipped: dict[str, BadFile] = {}
         while True:
             try:
                 with Output.held(
                     self.place, "ingest", overwrite=overwrite, client=self.client, on_event=self.on_event
                 ) as output:
-                    job, counts = self._plan(output.existing, skipped)
+                    job, counts = replace(self, source=listed())._plan(output.existing, skipped)
+                    overwrite = False  # it is begun anew by now, and keeps what is recorded
                     return IngestResult(**vars(output.write(job)), **counts._asdict())
             except BadFiles as error:
                 if self.bad == "raise" or skipped.keys() >= {problem.path for problem in error.problems}:
                     self._name_all(error.problems)
                     raise self._refusal(error.problems) from None
                 skipped |= {problem.path: problem for problem in error.problems}
-                overwrite = False  # it is begun anew already, and keeps what was recorded
 
     def _plan(self, store: RowStore | None, skipped: Mapping[str, BadFile]) -> tuple[Job, "_Counts"]:
         """Describe the whole store after this run: the published rows, then those of new files."""
@@ -256,6 +284,7 @@ class _Run:
         reader = self._reader(grown)
         layout = self._layout(reader.schema, store)
         settings = {**reader.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
+        settings |= {f"{name}_asked": self.asked[name] for name in ("array", "columns", "id") if name in self.asked}
         if self.shuffle is not None:
             settings["shuffle"] = self.shuffle
         if grown is not None:  # told before anything is compared with a manifest made otherwise
@@ -263,7 +292,7 @@ class _Run:
         known = _known(grown)
         changes = compare(self.source.list(), known())
         self._report(changes, grown)
-        fresh, bad = self._fresh(reader, to_read(changes), skipped, _aside(known()))
+        fresh, bad = self._fresh(reader, to_read(changes), skipped, _aside(known()), grown is None)
         if remark := reader.remark(fresh.files, fresh.rows):
             self.on_event(Event("ingest", "note", message=remark))
         published = grown.rows if grown is not None else 0
@@ -373,15 +402,24 @@ class _Run:
             looked += len(files)
 
     def _fresh(
-        self, reader: Reader, files: FileTable, skipped: Mapping[str, BadFile], aside: set[str]
+        self, reader: Reader, files: FileTable, skipped: Mapping[str, BadFile], aside: set[str], first: bool
     ) -> tuple[Batch, list[BadFile]]:
-        """Return files with the rows of each that are wanted, and those files that are bad."""
+        """Return files with the rows of each that are wanted, and those files that are bad.
+
+        The ``first`` files of a store decide what all others have to be like.
+        """
         bad: list[BadFile] = []
         batch = Batch(_counted(reader, files, skipped, aside, bad))
         self._name_all(bad)
         allowed = 0 if self.bad == "raise" else len(bad) if self.max_bad is None else self.max_bad
         if len(bad) > allowed:
             raise self._refusal(bad)
+        strange = [problem for problem in bad if problem.code in ("shape", "dtype", "schema")]
+        if first and len(strange) > batch.files - len(bad):
+            raise InvalidInput(
+                f"most files of {self.source.url} differ from those that decide ({self._name(strange[0].path)} "
+                f"{strange[0].detail}). Nothing was written; take away what does not belong there"
+            )
         if self.nonfinite == "drop" and reader.schema.dtype.kind == "f" and batch.rows:
             batch = self._without_nonfinite(reader, batch)
         return batch, bad

@@ -32,7 +32,7 @@ def objects_of(store: Path) -> list[Path]:
 def test_whole_store(store: Path) -> None:
     events: list[Event] = []
     result = verify(str(store), on_event=events.append)
-    assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 3 + 4 + 1 + 8, ())
+    assert (result.ok, result.rows, result.objects, result.problems) == (True, 10, 3 + 4 + 1 + 8 + 2, ())
     assert len(objects_of(store)) == 18, "every object but the metadata is looked at"
     assert [event.kind for event in events] == ["start", "progress", "progress", "progress", "done"]
     assert [event.done for event in events] == [0, 4, 8, 10, 10]
