@@ -184,7 +184,8 @@ def test_killed_at_random_times(drivers: Drivers, tmp_path: Path, kind: str, see
     assert stamps(store, done) == before
 
 
-@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("step", [23, 1])
 def test_killed_before_changes_of_a_shuffled_ingest(drivers: Drivers, tmp_path: Path, step: int) -> None:
     """Rows that were dealt are used again, and nothing of them is left."""
     tree, whole = tmp_path / "tree", tmp_path / "whole"

@@ -35,7 +35,7 @@ ALL = {**BY_SIZE, **BY_READING}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Client]:
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         yield Client(cluster, set_as_default=False)
 
 

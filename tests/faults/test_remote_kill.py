@@ -159,7 +159,8 @@ def test_server_killed_and_started_again(
     again.process.wait()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1, 8))])
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", range(8))
 def test_killed_while_it_reads_from_an_object_store(
     remote_drivers: RemoteDrivers, uploaded: Sources, expected_of_uploaded: Expected, seed: int
 ) -> None:

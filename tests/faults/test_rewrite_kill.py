@@ -81,7 +81,8 @@ def test_killed_before_changes(drivers: Drivers, undisturbed: dict[str, Any], tm
     assert [key for key, _ in groupby(seen)] == ["old", "none", "new"]
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1, 6))])
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", range(6))
 def test_killed_at_random_times_under_the_eyes_of_readers(
     drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path, seed: int
 ) -> None:

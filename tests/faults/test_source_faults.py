@@ -117,7 +117,10 @@ PASSING = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.heavy if name in ("internal errors", "late") else ()) for name in PASSING],
+    [
+        pytest.param(name, marks=() if name in ("reset in the body", "all of it") else pytest.mark.heavy)
+        for name in PASSING
+    ],
 )
 def test_a_passing_fault_leaves_no_trace(there: Objects, proxy: Proxy, tmp_path: Path, name: str) -> None:
     with proxy.failing(*map(fresh, PASSING[name])):
@@ -251,7 +254,9 @@ STORED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize(
+    "name", ["all goes well", *(pytest.param(name, marks=pytest.mark.heavy) for name in STORED if STORED[name])]
+)
 def test_a_store_behind_the_same_faults(there: Objects, proxy: Proxy, name: str) -> None:
     store = serve("weed").url
     Location.of(f"{store}/connected", there.behind.options).write(b"")
@@ -359,7 +364,9 @@ EVERYWHERE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize(
+    "name", ["broken", *(pytest.param(name, marks=pytest.mark.heavy) for name in EVERYWHERE if name != "broken")]
+)
 def test_files_elsewhere(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("cvae_dist.store.remote._PAUSES", (0.01,) * 5)
     there, behind = remote.place.fill(name[0]), f"{remote.behind.url}/{name[0]}"
@@ -404,7 +411,7 @@ def test_a_short_answer_from_elsewhere_names_the_file(remote: Remote, tmp_path: 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         yield Client(cluster, set_as_default=False)
 
 

@@ -440,6 +440,11 @@ def test_an_append_that_was_interrupted_and_then_a_rewrite(items: Bench, monkeyp
 # ------------------------------------------------------------------------------------------------ object stores
 
 
+@pytest.mark.parametrize(
+    "storage",
+    ["weed", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("moto", "azurite", "gcs"))],
+    indirect=True,
+)
 def test_files_and_store_in_an_object_store(storage: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     options = storage.options
     tree, store = (Location.of(f"{storage.url}/{name}", options) for name in ("tree", "store"))
