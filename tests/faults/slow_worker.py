@@ -17,11 +17,11 @@ SECONDS = 2.5
 def dask_setup(worker: object) -> None:
     """Called by a worker."""
     from cvae_dist.store import LeaseToken
-    from cvae_dist.verbs import ingest
+    from cvae_dist.cluster import source_map
 
     LeaseToken.require = _slow("after its look", LeaseToken.require)  # type: ignore[method-assign]
-    module: Any = ingest
-    module._CopyShard.__call__ = _slow("after its rows", module._CopyShard.__call__)
+    module: Any = source_map
+    module._CopyShard._check = _slow("after its rows", module._CopyShard._check)
 
 
 def _slow(moment: str, real: Callable[..., Any]) -> Callable[..., Any]:
