@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ import xarray as xr
 import cvae_dist
 from cvae_dist.cluster import write
 from cvae_dist.events import Event
-from cvae_dist.sources import Listing, Pieces, Schema
-from cvae_dist.store import Digest, Location, Moments, Records, RowStore
+from cvae_dist.sources import BadFile, Files, FileTable, Pieces, Schema
+from cvae_dist.store import Digest, Layout, Location, Moments, Records, RowStore, Sample
 from cvae_dist.store.files import LocalFiles
 from cvae_dist.store.storage import Entry
 from cvae_dist.verbs import ingest as verb
@@ -40,17 +40,32 @@ class Planned:
     def __init__(self, rows: int, features: int, dtype: str) -> None:
         self._rows, self._features, self._dtype = rows, features, dtype
 
-    def list(self) -> Listing:
+    def list(self) -> FileTable:
+        """Return files whose size is the number of their rows."""
         sizes = np.full(-(-self._rows // _ROWS_PER_FILE), _ROWS_PER_FILE, np.int64)
         sizes[-1] = self._rows - int(sizes[:-1].sum())
-        zeros = np.zeros(len(sizes), np.int64)
         paths = np.array([f"{number // 100:03}/{number:06}.npy" for number in range(len(sizes))], dtype=object)
-        schema = Schema((self._features,), np.dtype(self._dtype), False)
-        return Listing(schema, Pieces(paths, zeros, sizes, sizes, zeros), _read_nothing)
+        return FileTable.of(Files(paths, sizes, np.full(len(sizes), "1", dtype=object)))
+
+    def reader(self, model: Files) -> "Unread":
+        return Unread(Schema((self._features,), np.dtype(self._dtype)))
 
 
-def _read_nothing(pieces: Pieces, out: Any) -> None:
-    raise AssertionError("no row is read")
+@dataclass(frozen=True)
+class Unread:
+    """Counts rows, and reads none."""
+
+    schema: Schema
+    streams: bool = True
+
+    def count(self, files: Files) -> tuple[Any, list[BadFile]]:
+        return files.size.copy(), []
+
+    def remark(self, files: int, rows: int) -> str:
+        return ""
+
+    def read(self, pieces: Pieces, out: Any) -> dict[str, Any]:
+        raise AssertionError("no row is read")
 
 
 class _Interrupted(Exception):
@@ -60,15 +75,16 @@ class _Interrupted(Exception):
 def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200_000) -> None:
     place = Path(folder) / "rows.zarr"
     row_bytes = features * np.dtype(dtype).itemsize
-    layout = verb.Layout.of((verb.ArrayLayout("x", dtype, ("sample", "feature"), (features,)),))
+    layout = Layout.of((verb.ArrayLayout("x", dtype, ("sample", "feature"), (features,)),))
     source = Planned(shards * layout.rows_per_shard, features, dtype)
     noise = np.random.default_rng(0).normal(size=(4, features))
 
-    def write_shard(region: Any, shard: Any, versions: dict[str, str]) -> tuple[Records, Moments]:
+    def write_shard(region: Any, shard: Any, versions: dict[str, str]) -> tuple[Records, Moments, Sample]:
         rows, key = len(shard.span), region.layout.arrays[0].key(shard.span.shard)
         versions[key] = f"{shard.span.shard}"
         record = Records.one(shard.fingerprint, rows, [Digest(row_bytes * rows, shard.span.shard)])
-        return record, Moments(rows, noise[0] + shard.span.shard, noise[1] ** 2, noise[2], noise[3])
+        moments = Moments(rows, noise[0] + shard.span.shard, noise[1] ** 2, noise[2], noise[3])
+        return record, moments, Sample.none(layout)
 
     def look(self: LocalFiles, path: str, prefix: str, names: Any) -> dict[str, Entry]:
         size = row_bytes * layout.rows_per_shard
@@ -76,10 +92,11 @@ def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200
 
     write._write_shard = write_shard  # type: ignore[assignment]
     LocalFiles.look = look  # type: ignore[method-assign]
-    real = verb._IngestPlan.job
+    real = verb._Run._plan
 
-    def interrupted(self: Any, store: Any) -> Any:
-        return replace(real(self, store), confirm=_interrupt)
+    def interrupted(self: Any, store: Any, skipped: Any) -> Any:
+        job, counts = real(self, store, skipped)
+        return replace(job, confirm=_interrupt), counts
 
     began = time.process_time()
     planned = []
@@ -88,11 +105,11 @@ def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200
         if event.kind == "start":
             planned.append(time.process_time() - began)
 
-    verb._IngestPlan.job = interrupted  # type: ignore[method-assign]
+    verb._Run._plan = interrupted  # type: ignore[method-assign]
     with contextlib.suppress(_Interrupted):
         cvae_dist.ingest(source, place, on_event=mark)
     sent, again = time.process_time() - began - planned[0], time.process_time()
-    verb._IngestPlan.job = real  # type: ignore[method-assign]
+    verb._Run._plan = real  # type: ignore[method-assign]
     gc.collect()
     cvae_dist.ingest(source, place)
     resumed = time.process_time() - again
