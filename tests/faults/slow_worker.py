@@ -16,8 +16,8 @@ SECONDS = 2.5
 
 def dask_setup(worker: object) -> None:
     """Called by a worker."""
-    from cvae_dist.store import LeaseToken
     from cvae_dist.cluster import source_map
+    from cvae_dist.store import LeaseToken
 
     LeaseToken.require = _slow("after its look", LeaseToken.require)  # type: ignore[method-assign]
     module: Any = source_map
