@@ -211,7 +211,11 @@ def ingest(
     options = FileOptions(format, rows_per_file, array, TableOptions(tuple(columns), id, tuple(carry)))
     if source_storage_options is None and _protocol(source) == _protocol(store):
         source_storage_options = storage_options
-    if not isinstance(source, Source) and Location.of(source, source_storage_options).lies_in(place):
+    if (
+        not isinstance(source, Source)
+        and RowStore.claims(place)
+        and Location.of(source, source_storage_options).lies_in(place)
+    ):
         raise InvalidInput(f"the source {source} lies in the store {place}, or is it. Nothing was changed")
 
     def listed() -> Source:
