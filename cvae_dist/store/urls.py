@@ -271,7 +271,7 @@ class Location:
         data = self.read()
         for wrong in (None, self.storage.wrong_version(version)):
             try:
-                self.storage.write_if(self.path, data, wrong)
+                self._write_if_again(data, wrong)
             except FileExistsError:
                 continue
             raise StorageFailed(

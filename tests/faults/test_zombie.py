@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("tiny_shards")
 
 
 MOMENTS = ("among its shards", "after a look at the lease", "before publication", "before the last write")
+TERM = 1.5  # seconds: longer than a busy machine may keep a driver from renewing its lease
 DEFAULT = {("weed", MOMENTS[1], "append"), ("weed", MOMENTS[2], "ingest")}
 CASES = [
     pytest.param(*case, marks=[] if case in DEFAULT else pytest.mark.heavy)
     for case in itertools.product(("local", "weed"), MOMENTS, ("ingest", "append"))
-    if case[:2] != ("local", MOMENTS[1])  # nothing but a lock could make a rename depend on another file
 ]
 
 
@@ -55,15 +55,15 @@ def freeze_and_follow(remote_drivers: RemoteDrivers, sources: Sources, served: S
     if name == "append":
         remote_drivers.do(sources.command("ingest", served), served)
     before = written(other.output, served)
-    options = {"_delay": 0.2} if moment == "among its shards" else {"_freeze": moment}
-    with running(remote_drivers.begin(sources.command(name, served), served, _term=0.5, **options)) as frozen:
+    options = {"_delay": 0.5} if moment == "among its shards" else {"_freeze": moment}
+    with running(remote_drivers.begin(sources.command(name, served), served, _term=TERM, **options)) as frozen:
         if moment == "among its shards":
             frozen.until(lambda: written(other.output, served) > before)
             freeze(frozen, other.output)
         wait_until_frozen(frozen)
         began = time.monotonic()
         assert remote_drivers.do(other, served, _machine="another")["rows_written"] > 0
-        assert time.monotonic() - began >= 0.5, "the lease was not watched"
+        assert time.monotonic() - began >= TERM, "the lease was not watched"
         published = content(other.output, served)
         os.kill(frozen.pid, signal.SIGCONT)
         assert frozen.wait().error[0] == "OutputLocked"
