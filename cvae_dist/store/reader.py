@@ -22,7 +22,7 @@ import numpy as np
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
 from cvae_dist.store.layout import Block, decompress_into, shard_key
 from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
-from cvae_dist.store.urls import Buffer, Location
+from cvae_dist.store.urls import Location
 
 if TYPE_CHECKING:
     from cvae_dist.store.row_store import RowStore
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _CHECKSUM_BYTES = 4
 _OPEN_SHARDS = 128  # file descriptors kept per reader
 _SHARDS_AT_ONCE = 64
-_FETCHED_BYTES = 32_000_000  # encoded chunks in flight
-_REQUEST_BYTES = 8_000_000  # of neighbouring chunks in an object store: a request more costs as much as some megabytes
+_FETCHED_BYTES = 64_000_000  # encoded chunks in flight
+_REQUEST_BYTES = 16_000_000  # of neighbouring chunks in an object store: a request more costs as much as some megabytes
 _DECODED_BYTES = 8_000_000  # chunks of which a part is still to be asked for, as at the edge of a window
 _CHUNKS_PER_CALL = os.sysconf("SC_IOV_MAX") // 2
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
@@ -222,6 +222,31 @@ class _OpenShard:
             os.close(self.descriptor)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A chunk as it lies in its shard, and the memory that it is read into."""
+
+    shard: _OpenShard
+    number: int  # in the shard
+    payload: memoryview
+    checksum: memoryview
+
+    @property
+    def offset(self) -> int:
+        """Byte of the shard that it begins with."""
+        return int(self.shard.offset[self.number])
+
+    @property
+    def end(self) -> int:
+        """Byte of the shard that follows it."""
+        return self.offset + int(self.shard.size[self.number])
+
+    def require_whole(self) -> None:
+        """Refuse what does not match the checksum."""
+        if not _matches(self.checksum, self.payload):
+            raise Corrupt(_corrupt(self.shard.location, f"chunk {self.number} is torn or has changed"))
+
+
 class _OpenShards(ABC):
     """The shards used last; one that is dropped closes its file when nobody reads from it any more."""
 
@@ -253,8 +278,8 @@ class _OpenShards(ABC):
         """Open shards and read their indices."""
 
     @abstractmethod
-    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> Sequence[bytes | memoryview]:
-        """Return bytes of shards: (shard, offset, size) each."""
+    def fetch(self, chunks: Sequence["_Encoded"]) -> None:
+        """Fill the memory of chunks with what the shards hold of them."""
 
 
 class _LocalShards(_OpenShards):
@@ -276,30 +301,35 @@ class _LocalShards(_OpenShards):
             raise _storage_failed(location, error) from error
         return _OpenShard(location, index, self.array, descriptor)
 
-    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
-        for shard, offset, size in ranges:
-            _advise(shard, offset, size)
-        return [os.pread(shard.descriptor, size, offset) for shard, offset, size in ranges]
+    def fetch(self, chunks: Sequence["_Encoded"]) -> None:
+        for chunk in chunks:
+            _advise(chunk.shard, chunk.offset, chunk.end - chunk.offset)
+        for chunk in chunks:
+            _read_fully(chunk.shard, [chunk.payload, chunk.checksum], chunk.offset)
 
 
 class _RemoteShards(_OpenShards):
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         locations = [self.array.shard(number) for number in numbers]
-        indices = self._read([(location, -self.array.index_bytes, None) for location in locations])
+        with self._missing_is_corrupt():
+            indices = Location.read_many([(location, -self.array.index_bytes, None) for location in locations])
         return [_OpenShard(at, bytes(index), self.array) for at, index in zip(locations, indices, strict=True)]
 
-    def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[memoryview]:
-        runs = _neighbours(ranges)
-        wanted = [(ranges[first][0].location, ranges[first][1], sum(ranges[end - 1][1:])) for first, end in runs]
-        found: list[memoryview] = []
-        for (first, end), data in zip(runs, self._read(wanted), strict=True):
-            begin, view = ranges[first][1], memoryview(data)
-            found += [view[offset - begin : offset - begin + size] for _, offset, size in ranges[first:end]]
-        return found
+    def fetch(self, chunks: Sequence["_Encoded"]) -> None:
+        runs = [chunks[first:end] for first, end in _neighbours(chunks)]
+        buffers = [[part for chunk in run for part in (chunk.payload, chunk.checksum)] for run in runs]
+        with self._missing_is_corrupt():
+            filled = Location.fill_many(
+                [(run[0].shard.location, run[0].offset, parts) for run, parts in zip(runs, buffers, strict=True)]
+            )
+        for run, size in zip(runs, filled, strict=True):
+            if run[0].offset + size < run[-1].end:
+                raise Corrupt(_corrupt(run[0].shard.location, f"it ends at byte {run[0].offset + size}"))
 
-    def _read(self, ranges: Sequence[tuple[Location, int, int | None]]) -> Sequence[Buffer]:
+    @contextlib.contextmanager
+    def _missing_is_corrupt(self) -> Iterator[None]:
         try:
-            return Location.read_many(ranges)
+            yield
         except FileNotFoundError as error:
             raise Corrupt(_corrupt(error.filename or str(self.array.location), "the object is missing")) from error
 
@@ -425,53 +455,65 @@ class _ChunkRows:
         per_shard = self._array.rows_per_shard // self._array.rows_per_chunk
         with self._lock:
             kept = {number: self._decoded[number] for number, _ in chunks if number in self._decoded}
-        wanted = [number for number, _ in chunks if number not in kept]
-        numbers = sorted({number // per_shard for number in wanted})
+        wanted = [(number, self._target(extents, view)) for number, extents in chunks if number not in kept]
+        numbers = sorted({number // per_shard for number, _ in wanted})
         shards = dict(zip(numbers, self._shards.get(numbers), strict=True))
-        ranges = [self._range(shards[number // per_shard], number % per_shard) for number in wanted]
-        encoded = dict(zip(wanted, zip(ranges, self._fetch(ranges), strict=True), strict=True))
+        encoded = {n: self._encoded(shards[n // per_shard], n % per_shard, target) for n, target in wanted}
+        targets = dict(wanted)
+        self._fetch([*encoded.values()])
         for number, extents in chunks:
-            if number in encoded and int(extents.count[0]) == self._array.rows_per_chunk:
-                (shard, _, _), data = encoded[number]
-                begin = int(extents.target[0]) * self._array.row_bytes
-                self._decode(shard, number, data, view[begin : begin + self._array.chunk_bytes])
+            target = targets.get(number)
+            if target is not None:
+                self._decode(encoded[number], target)
                 extents = extents[1:]
             if len(extents.row):
-                block = kept[number] if number in kept else self._keep(number, *encoded[number])
+                block = kept[number] if number in kept else self._keep(number, encoded[number])
                 self._copy(block, extents, view)
 
-    def _range(self, shard: _OpenShard, chunk: int) -> tuple[_OpenShard, int, int]:
-        if shard.offset[chunk] < 0:
-            raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is missing"))
-        return shard, int(shard.offset[chunk]), int(shard.size[chunk])
+    def _target(self, extents: _Extents, view: memoryview) -> memoryview | None:
+        """Return the caller's memory for a chunk that is wanted whole."""
+        if int(extents.count[0]) < self._array.rows_per_chunk:
+            return None
+        begin = int(extents.target[0]) * self._array.row_bytes
+        return view[begin : begin + self._array.chunk_bytes]
 
-    def _fetch(self, ranges: list[tuple[_OpenShard, int, int]]) -> Sequence[bytes | memoryview]:
+    def _encoded(self, shard: _OpenShard, number: int, target: memoryview | None) -> _Encoded:
+        """Choose the memory of a chunk: the caller's own, where it needs no decoding."""
+        if shard.offset[number] < 0:
+            raise Corrupt(_corrupt(shard.location, f"chunk {number} is missing"))
+        size, plain = int(shard.size[number]) - _CHECKSUM_BYTES, self._array.chunk_bytes
+        largest = plain + plain // 256 + 64 if self._array.compressed else plain  # of what zstd cannot compress
+        if not (0 if self._array.compressed else plain) <= size <= largest:
+            raise Corrupt(_corrupt(shard.location, f"chunk {number} is of the wrong size"))
+        payload = np.empty(size, np.uint8).data if self._array.compressed or target is None else target
+        return _Encoded(shard, number, payload, memoryview(bytearray(_CHECKSUM_BYTES)))
+
+    def _fetch(self, chunks: list[_Encoded]) -> None:
         try:
-            return self._shards.fetch(ranges)
+            self._shards.fetch(chunks)
         except OSError as error:
             raise _storage_failed(self._array.location, error) from error
 
-    def _keep(self, number: int, where: tuple[_OpenShard, int, int], data: bytes | memoryview) -> Block:
+    def _keep(self, number: int, chunk: _Encoded) -> Block:
         block = np.empty(self._array.chunk_bytes, np.uint8)
-        self._decode(where[0], number, data, block.data)
+        self._decode(chunk, block.data)
         with self._lock:
             self._decoded[number] = block
             while len(self._decoded) > max(1, _DECODED_BYTES // self._array.chunk_bytes):
                 self._decoded.popitem(last=False)
         return block
 
-    def _decode(self, shard: _OpenShard, number: int, data: bytes | memoryview, out: memoryview) -> None:
-        payload, checksum = memoryview(data)[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-        if not _matches(checksum, payload):
-            chunk = number % (self._array.rows_per_shard // self._array.rows_per_chunk)
-            raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is torn or has changed"))
+    def _decode(self, chunk: _Encoded, out: memoryview) -> None:
+        chunk.require_whole()
         try:
             if self._array.compressed:
-                decompress_into(payload, out)
-            else:
-                out[:] = payload
+                decompress_into(chunk.payload, out)
+            elif chunk.payload is not out:
+                out[:] = chunk.payload
         except (ValueError, RuntimeError) as error:
-            raise Corrupt(_corrupt(shard.location, f"chunk {number} cannot be trusted ({error})")) from error
+            raise Corrupt(
+                _corrupt(chunk.shard.location, f"chunk {chunk.number} cannot be trusted ({error})")
+            ) from error
 
     def _copy(self, block: Block, extents: _Extents, view: memoryview) -> None:
         row_bytes = self._array.row_bytes
@@ -495,15 +537,15 @@ def _check_request(reader: Reader, out: Block, starts: RowNumbers, counts: RowNu
         )
 
 
-def _neighbours(ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[tuple[int, int]]:
-    """Return [first, end) of byte ranges that follow one another in a shard, up to some megabytes together."""
+def _neighbours(chunks: Sequence[_Encoded]) -> list[tuple[int, int]]:
+    """Return [first, end) of chunks that follow one another in a shard, up to some megabytes together."""
     first = [0]
-    for number in range(1, len(ranges)):
-        (before, at, length), (shard, offset, size) = ranges[number - 1], ranges[number]
-        follows = before is shard and at + length == offset
-        if not follows or offset + size - ranges[first[-1]][1] > _REQUEST_BYTES:
+    for number in range(1, len(chunks)):
+        before, chunk = chunks[number - 1], chunks[number]
+        follows = before.shard is chunk.shard and before.end == chunk.offset
+        if not follows or chunk.end - chunks[first[-1]].offset > _REQUEST_BYTES:
             first.append(number)
-    return list(zip(first, [*first[1:], len(ranges)], strict=True)) if len(ranges) else []
+    return list(zip(first, [*first[1:], len(chunks)], strict=True)) if len(chunks) else []
 
 
 def _advise(shard: _OpenShard, offset: int, size: int) -> None:

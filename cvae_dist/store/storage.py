@@ -62,6 +62,10 @@ class Storage(ABC):
         """Return the same as :meth:`read`, without a copy where the client has a buffer of its own."""
         return self.read(path, start, stop)
 
+    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """Fill buffers, one after the other, with an object from ``start`` on; return how many bytes there were."""
+        return scatter([self.view(path, start, start + sum(map(len, buffers)))], buffers)
+
     @abstractmethod
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         """Return an object and its version, from one look."""
@@ -183,6 +187,22 @@ class Storage(ABC):
     def wrong_version(self, version: str) -> str:
         """Return a version that could be this object's and is not."""
         return "0" * 32
+
+
+def scatter(parts: Iterable[Buffer], buffers: Sequence[memoryview]) -> int:
+    """Fill buffers of bytes, one after the other, with parts of a stream; return how many bytes came."""
+    room, done = iter(buffers), 0
+    buffer = memoryview(b"")
+    for part in parts:
+        rest = memoryview(part)
+        done += len(rest)
+        while len(rest):
+            while not len(buffer):
+                buffer = next(room)
+            count = min(len(rest), len(buffer))
+            buffer[:count] = rest[:count]
+            rest, buffer = rest[count:], buffer[count:]
+    return done
 
 
 def clean(text: str, options: StorageOptions) -> str:

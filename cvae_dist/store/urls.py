@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store.files import LocalFiles
@@ -15,6 +16,9 @@ from cvae_dist.store.opening import open_storage
 from cvae_dist.store.storage import Buffer, Changed, Entry, Storage, StorageOptions
 
 __all__ = ["Buffer", "Changed", "Entry", "Location", "StorageOptions"]
+
+Input = TypeVar("Input")
+Result = TypeVar("Result")
 
 _MOST_NAMES = 10_000  # that are looked at to say what a place holds
 _PAUSES = (0.2, 0.5, 1.0, 3.0)  # seconds before a conditional write is tried again
@@ -133,10 +137,16 @@ class Location:
         With a negative start and None as stop these are the last bytes of the object. A missing object is a
         ``FileNotFoundError`` whose ``filename`` is its URL.
         """
-        if len(ranges) < 2:
-            return [_read_one(one) for one in ranges]
-        with ThreadPoolExecutor(min(_THREADS, len(ranges))) as pool:
-            return list(pool.map(_read_one, ranges))
+        return _at_once(_read_one, ranges)
+
+    @staticmethod
+    def fill_many(ranges: Sequence[tuple["Location", int, Sequence[memoryview]]]) -> list[int]:
+        """Fill memory with ranges of many objects, (object, start, buffers) each, with many requests in flight.
+
+        The buffers of one range are filled one after the other. Returned is how many bytes came for each range: fewer
+        than asked for where the object ends before. For a missing object see :meth:`read_many`.
+        """
+        return _at_once(_fill_one, ranges)
 
     def size(self) -> int:
         """Return the size of the object in bytes, 0 when it is not there."""
@@ -297,3 +307,15 @@ class Location:
 def _read_one(one: tuple[Location, int, int | None]) -> Buffer:
     location, start, stop = one
     return location.storage.view(location.path, start, stop)
+
+
+def _fill_one(one: tuple[Location, int, Sequence[memoryview]]) -> int:
+    location, start, buffers = one
+    return location.storage.fill(location.path, start, buffers)
+
+
+def _at_once(function: Callable[[Input], Result], inputs: Sequence[Input]) -> list[Result]:
+    if len(inputs) < 2:
+        return [function(one) for one in inputs]
+    with ThreadPoolExecutor(min(_THREADS, len(inputs))) as pool:
+        return list(pool.map(function, inputs))
