@@ -23,7 +23,6 @@ from cvae_dist.store.lineage import without_credentials
 if TYPE_CHECKING:
     from distributed import Client
 
-_WAITING_THREADS = 2
 _MOST_INPUT_SHARDS = 16  # input shards behind one output shard: enough work for a task, little to repeat
 _LEAST_OUTPUT_SHARDS = 8  # so that several workers have something to do
 
@@ -77,9 +76,10 @@ def map_rows(
         contextlib.nullcontext(1) if client else one_thread_each() as threads,
         Output.held(out, stage, overwrite=overwrite, client=client, on_event=on_event) as output,
     ):
-        waiting = not (source.location.is_local and out.is_local)  # for requests, while others compute
+        remote = not (source.location.is_local and out.is_local)
+        waiting = -(-threads // 2) if remote else 0  # for requests, while others compute; more only take memory
         job = _follow(_keep_grid(job, output.existing), store, output.existing)
-        return output.write(replace(job, threads=threads + waiting * _WAITING_THREADS))
+        return output.write(replace(job, threads=threads + waiting))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from cvae_dist.errors import StorageFailed
 from cvae_dist.store import objects, urls
+from cvae_dist.store.storage import scatter
 from cvae_dist.store.urls import Changed, Entry, Location
 from tests.proxy import Proxy, proxied
 from tests.servers import Served, serve
@@ -169,13 +170,31 @@ def test_ranges(root: Location) -> None:
     many = [(name, 0, 2), (other, -1, None), (name, 5, 6), (empty, -4, None)]
     assert Location.read_many(many) == [b"01", b"c", b"5", b""]
     assert Location.read_many([]) == []
+    memory = bytearray(b"_" * 9)
+    view = memoryview(memory)
+    parts = [(name, 1, [view[:3], view[3:4]]), (other, 2, [view[4:8]]), (name, 10, [view[8:]])]
+    assert (Location.fill_many(parts), bytes(memory)) == ([4, 1, 0], b"1234c____")
+    assert Location.fill_many([]) == []
     missing = root / "missing"
     for read in (lambda: missing.read_range(0, 4), lambda: missing.read_tail(4)):
         with pytest.raises(FileNotFoundError):
             read()
-    with pytest.raises(FileNotFoundError) as caught:
-        Location.read_many([*many, (missing, 0, 1)])
-    assert caught.value.filename == str(missing)
+    for read in (
+        lambda: Location.read_many([*many, (missing, 0, 1)]),
+        lambda: Location.fill_many([*parts, (missing, 0, [view])]),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            read()
+        assert caught.value.filename == str(missing)
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (2, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8)])
+@pytest.mark.parametrize("room", [(8,), (3, 5, 4), (0, 1, 0, 2, 7)])
+def test_a_stream_fills_memory_however_it_is_cut(cuts: tuple[int, ...], room: tuple[int, ...]) -> None:
+    data, buffers = b"01234567", [memoryview(bytearray(size)) for size in room]
+    parts = [data[start:stop] for start, stop in zip((0, *cuts), (*cuts, len(data)), strict=True)]
+    assert scatter(parts, buffers) == len(data)
+    assert b"".join(buffers)[: len(data)] == data
 
 
 def test_odd_names_are_listed_read_and_deleted_alone(root: Location) -> None:
@@ -291,6 +310,7 @@ def test_requests_of_each_operation(behind: Location, proxy: Proxy) -> None:
         (name.size, ["HEAD"]),
         (name.exists, ["HEAD"]),
         (lambda: Location.read_many([(name, 0, 1)] * 5), ["GET"] * 5),
+        (lambda: Location.fill_many([(name, 0, [memoryview(bytearray(20_000_000))])]), ["GET"]),
         (lambda: behind.clear("b"), ["GET", "POST"]),
     ]
     for operation, methods in operations:

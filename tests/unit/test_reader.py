@@ -99,6 +99,27 @@ def test_object_stores_are_read_by_chunks(compressed: bool) -> None:
         RowReader(reader._array).read(190, 200)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("offset", "size", "said"),
+    [(None, 2**50, "chunk 1 is of the wrong size"), (None, 3, "chunk 1 is"), (10**6, None, "it ends at byte")],
+)
+def test_an_index_that_claims_too_much_is_refused(
+    compressed: bool, offset: int | None, size: int | None, said: str
+) -> None:
+    path = f"memory://claims-{compressed}-{offset}-{size}/x"
+    array = write(path, values("<f4", 5), compressed)
+    files = fsspec.filesystem("memory")
+    data = files.cat(f"{path}/c/1/0")
+    index = np.frombuffer(data[-array.index_bytes : -4], "<i8").reshape(-1, 2).copy()
+    index[1] = [place if claimed is None else claimed for place, claimed in zip(index[1], (offset, size), strict=True)]
+    table = index.tobytes()
+    files.pipe(f"{path}/c/1/0", data[: -array.index_bytes] + table + crc32c.crc32c(table).to_bytes(4, "little"))
+    for start in (SHARD, SHARD + CHUNK + 1):
+        with pytest.raises(Corrupt, match=f"x/c/1/0: {said}"):
+            RowReader(array).read(start, start + 40)
+
+
 def test_one_dimensional_arrays_are_one_feature_wide(tmp_path: Path) -> None:
     rows = values("<f4", 1)[:, 0]
     reader = RowReader(write(str(tmp_path / "x"), rows))
