@@ -41,6 +41,9 @@ _TILE_SHARDS = 16  # whose moments are merged before they travel, where they are
 _LARGE_MOMENTS = 1_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 DTYPES = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
+_BYTES = ("|u1", "|i1")
+_TRIED_ROWS_BYTES = 262_144
+_WORTH_SAVING = 1 / 3  # of the bytes: reading what is compressed takes ten times as long
 _MOST_STRING_BYTES = 2**31  # that a chunk of strings may claim to hold
 _CHUNK_BYTES = 1_000_000
 _STEP_BYTES = 4_000_000
@@ -64,6 +67,8 @@ class ArrayLayout:
         Shape of one row.
     attributes : Mapping
         Zarr attributes of the array.
+    raw : bool
+        Bytes are stored as they are.
     """
 
     name: str
@@ -71,11 +76,12 @@ class ArrayLayout:
     dims: tuple[str, ...]
     shape: tuple[int, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    raw: bool = False
 
     @property
     def compressed(self) -> bool:
-        """Whether inner chunks are compressed: bytes and strings gain, floats do not."""
-        return self.dtype in (STRING, "|u1", "|i1")
+        """Whether inner chunks are compressed: strings and most bytes gain, floats do not."""
+        return self.dtype == STRING or (self.dtype in _BYTES and not self.raw)
 
     @cached_property
     def row_bytes(self) -> int:
@@ -170,7 +176,7 @@ class Layout:
             It is something else, such as a name that leads out of the group or a type that is no number.
         """
         arrays = tuple(
-            ArrayLayout(a["name"], a["dtype"], tuple(a["dims"]), tuple(a["shape"]), dict(a["attributes"]))
+            ArrayLayout(a["name"], a["dtype"], tuple(a["dims"]), tuple(a["shape"]), dict(a["attributes"]), a["raw"])
             for a in document["arrays"]
         )
         layout = cls(document["rows_per_shard"], document["rows_per_chunk"], arrays)
@@ -184,6 +190,8 @@ class Layout:
                 raise ValueError(f"an array is named {array.name!r}")
             if array.dtype not in (STRING, *DTYPES):
                 raise ValueError(f"the array {array.name!r} has dtype {array.dtype!r}")
+            if not isinstance(array.raw, bool):
+                raise ValueError(f"of the array {array.name!r} it is said to be raw: {array.raw!r}")
             if not _are_positive(*array.shape) or len(array.dims) != 1 + len(array.shape):
                 raise ValueError(f"the array {array.name!r} has shape {array.shape} and dimensions {array.dims}")
         if len({array.name for array in self.arrays}) < len(self.arrays) or self.arrays[0].dtype == STRING:
@@ -246,6 +254,18 @@ class Layout:
                 rows = np.concatenate([rows, np.zeros((self.rows_per_chunk - len(rows), *array.shape), block.dtype)])
             raw = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             yield compress(raw) if compress else raw
+
+
+def rows_to_try(dtype: np.dtype[Any], row_bytes: int) -> int:
+    """Return how many of the first rows decide whether a new store is compressed; 0 where its type does."""
+    return _TRIED_ROWS_BYTES // row_bytes if dtype.str in _BYTES else 0
+
+
+def is_worth_compressing(rows: Block) -> bool:
+    """Whether rows of bytes become so much smaller that slower reads are worth it."""
+    raw = rows.reshape(-1).data
+    parts = (raw[start : start + _COMPRESSED_CHUNK_BYTES] for start in range(0, len(raw), _COMPRESSED_CHUNK_BYTES))
+    return sum(len(Zstd(level=1).encode(part)) for part in parts) <= (1 - _WORTH_SAVING) * len(raw)
 
 
 def is_name(text: str) -> bool:

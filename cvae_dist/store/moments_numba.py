@@ -58,9 +58,10 @@ def _nothing(values: Array, width: int) -> Any:
 
 @overload(_nothing, strict=False)
 def _(values: Any, width: int) -> Any:
-    sums, ends, beyond = np.float64, np.float64 if values.dtype == numba.float64 else np.float32, np.inf
-    if values.dtype in _BYTES:  # 64 squares are less than 2**31
-        sums, ends, beyond = np.int32, np.int32, 2**16
+    small = values.dtype in _BYTES  # 64 squares are less than 2**31
+    sums: Any = np.int32 if small else np.float64
+    ends: Any = np.int32 if small else np.float64 if values.dtype == numba.float64 else np.float32
+    beyond = 2**16 if small else np.inf
     return lambda values, width: (
         np.zeros(width, sums),
         np.zeros(width, sums),
