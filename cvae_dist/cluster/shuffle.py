@@ -107,7 +107,7 @@ class _Dealt:
 
     def write(self, run: int, rows: Mapping[str, Block], guard: Callable[[], None]) -> None:
         """Write all rows of a run, in the order in which they were read."""
-        (self.place / str(run)).write_made(self._buffers(run, rows), guard)
+        (self.place / str(run)).write_made(self._object(run, rows), guard)
 
     def read(self, shard: int) -> dict[str, Block]:
         """Return the new rows of a shard as they lie here, those of the first array in memory that is used again.
@@ -137,7 +137,7 @@ class _Dealt:
         given: list[int] = (after - before).tolist()
         return given
 
-    def _buffers(self, run: int, rows: Mapping[str, Block]) -> Iterator[Buffer]:
+    def _object(self, run: int, rows: Mapping[str, Block]) -> Iterator[Sequence[Buffer]]:
         order, edges = self.deal.order_of_run(run), self.deal.given(run, self.deal.shard_edges)
         parts = [order[start:stop] for start, stop in itertools.pairwise(edges.tolist())]
         texts = {
@@ -146,14 +146,14 @@ class _Dealt:
             if array.dtype == STRING
         }
         if texts:
-            yield self._table(parts, texts)
+            yield [self._table(parts, texts)]
         for number, part in enumerate(parts):
             for array in self.arrays:
                 if array.dtype == STRING:
-                    yield texts[array.name][number]
+                    yield [texts[array.name][number]]
                 else:
                     given = np.take(rows[array.name], part, axis=0)
-                    yield from checksummed(given.data.cast("B") if given.size else b"")
+                    yield checksummed(given.data.cast("B") if given.size else b"")
 
     def _table(self, parts: Sequence[Integers], texts: Mapping[str, Sequence[bytes]]) -> bytes:
         sizes = [

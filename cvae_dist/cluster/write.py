@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -571,19 +571,19 @@ def _write_shard(region: _Region, shard: _Shard, versions: dict[str, str]) -> tu
             sample.add(block)
         return shard.kept, running.moments(), sample.sample()
     region.lease.require()  # before it is begun, too: the driver of this task may have died, and another one begun
-    _put(region, shard.key(main), _main_buffers(layout, made, span, encoder, running, sample), versions)
+    _put(region, shard.key(main), _main_parts(layout, made, span, encoder, running, sample), versions)
     digests = [Digest.of_checksums(encoder.size, encoder.checksums)]
     for array in others:
         _require_whole(array, made.blocks[array.name], span)
         buffers = layout.encode(array.name, made.blocks[array.name])
-        _put(region, shard.key(array), buffers, versions)
+        _put(region, shard.key(array), [buffers], versions)
         digests.append(Digest.of_shard(buffers))
     return Records.one(shard.fingerprint, len(span), digests), running.moments(), sample.sample()
 
 
-def _main_buffers(
+def _main_parts(
     layout: Layout, made: Made, span: Span, encoder: ShardEncoder, running: RunningMoments, sample: RunningSample
-) -> Iterator[Buffer]:
+) -> Iterator[list[Buffer]]:
     """Yield the bytes of the first array, and add up its new rows on the way: each block is in the cache by then."""
     main, carried, rows = layout.arrays[0], span.new - span.start, 0
     for block in made.main or _steps(layout, made.blocks[main.name]):
@@ -596,7 +596,7 @@ def _main_buffers(
     if rows != len(span) or block.shape[1:] != main.shape:
         there = (rows, *block.shape[1:])
         raise AssertionError(f"shard {span.shard} of {main.name}: {there} is not the whole shard")
-    yield from encoder.finish()
+    yield encoder.finish()
     made.check(running.moments())
 
 
@@ -610,8 +610,8 @@ def _require_whole(array: ArrayLayout, block: Block, span: Span) -> None:
         raise AssertionError(f"shard {span.shard} of {array.name}: {block.shape} is not the whole shard")
 
 
-def _put(region: _Region, key: str, buffers: Iterable[Buffer], versions: dict[str, str]) -> None:
-    versions[key] = (region.output / key).write_made(buffers, region.lease.require)
+def _put(region: _Region, key: str, parts: Iterable[Sequence[Buffer]], versions: dict[str, str]) -> None:
+    versions[key] = (region.output / key).write_made(parts, region.lease.require)
 
 
 def _withdraw(store: RowStore) -> None:

@@ -93,7 +93,7 @@ class Reader(Protocol):
 
     @property
     def streams(self) -> bool:
-        """Whether about 1 MB of rows at a time is read as fast as many of them."""
+        """Whether about 4 MB of rows at a time is read as fast as many of them."""
 
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:
         """Return the rows of every file, shape (n,), and what is wrong with those that cannot be used; they have 0.
@@ -128,7 +128,7 @@ class FileReader(ABC):
 
     @property
     def streams(self) -> bool:
-        """Whether about 1 MB of rows at a time is read as fast as many of them: mostly not."""
+        """Whether about 4 MB of rows at a time is read as fast as many of them: mostly not."""
         return False
 
     @abstractmethod

@@ -168,7 +168,7 @@ class ZarrReader:
 
     @property
     def streams(self) -> bool:
-        """Whether about 1 MB of rows at a time is read as fast as many of them: chunks may be larger."""
+        """Whether about 4 MB of rows at a time is read as fast as many of them: chunks may be larger."""
         return False
 
     def count(self, files: Files) -> tuple[Integers, list[BadFile]]:

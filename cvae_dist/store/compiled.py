@@ -19,7 +19,7 @@ SIGN_AND_HALF = np.int32(-0x70002000)  # 0x8FFFE000: sign, and exponent and frac
 HALF_UNIT = 2.0**-112  # the difference of the exponents' biases: a half whose bits are moved is so much smaller
 
 _WORTH_BYTES = 1_000_000_000  # to add up in one process, before it pays to import numba, which takes about a second
-_CODES = ("f2", "f4", "f8")  # NumPy is as fast with bytes, and other types are rare
+_CODES = ("f2", "f4", "f8", "u1", "i1")  # other types are rare
 
 _changing = threading.Lock()
 _seen: dict[str, int] = {}  # bytes of each type

@@ -63,11 +63,11 @@ class LocalFiles(Storage):
         return not os.path.lexists(path)
 
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
-        return self.write_guarded(path, buffers, lambda: None)
+        return self.write_guarded(path, [buffers], lambda: None)
 
-    def write_guarded(self, path: str, buffers: Iterable[Buffer], guard: Callable[[], None]) -> str:
+    def write_guarded(self, path: str, parts: Iterable[Sequence[Buffer]], guard: Callable[[], None]) -> str:
         """Write an object as :meth:`write` does, with ``guard`` called right before it appears."""
-        with _storage_errors(path), self._partial_file(path, buffers) as temporary:
+        with _storage_errors(path), self._partial_file(path, parts) as temporary:
             guard()
             version = _version(os.stat(temporary))
             self._rename(temporary, path)
@@ -77,7 +77,7 @@ class LocalFiles(Storage):
         with _storage_errors(path), self._locked(path):
             if self._locked_version(path) != version:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-            with self._partial_file(path, [data]) as temporary:
+            with self._partial_file(path, [[data]]) as temporary:
                 self._rename(temporary, path)
         return digest_bytes(data)
 
@@ -172,14 +172,15 @@ class LocalFiles(Storage):
             return os.open(path, flags, 0o666)
 
     @contextlib.contextmanager
-    def _partial_file(self, path: str, buffers: Iterable[Buffer]) -> Iterator[str]:
+    def _partial_file(self, path: str, parts: Iterable[Sequence[Buffer]]) -> Iterator[str]:
         """Write a temporary file beside ``path`` and remove it afterwards, unless it was renamed."""
         folder, name = os.path.split(path)
         temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{_PARTIAL}")
         try:
             descriptor = self._open(temporary, os.O_WRONLY | os.O_EXCL)
             try:
-                _write_all(descriptor, buffers)
+                for part in parts:
+                    _write_all(descriptor, part)
                 if self.fsync:
                     os.fsync(descriptor)
             finally:
@@ -274,12 +275,8 @@ def _read_exactly(descriptor: int, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
+def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
     """Write every byte of every buffer; ``writev`` may stop short and takes a bounded number of buffers."""
-    if not isinstance(buffers, Sequence):  # they are made one by one, and may share their memory
-        for buffer in buffers:
-            _write_all(descriptor, (buffer,))
-        return
     pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
     limit = os.sysconf("SC_IOV_MAX")
     while pending:

@@ -5,6 +5,7 @@ Zarr itself writes every metadata document. Shards are assembled here because th
 never run.
 """
 
+import itertools
 import json
 import math
 import re
@@ -40,8 +41,12 @@ _TILE_SHARDS = 16  # whose moments are merged before they travel, where they are
 _LARGE_MOMENTS = 1_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 DTYPES = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
+_BYTES = ("|u1", "|i1")
+_TRIED_ROWS_BYTES = 262_144
+_WORTH_SAVING = 1 / 3  # of the bytes: reading what is compressed takes ten times as long
 _MOST_STRING_BYTES = 2**31  # that a chunk of strings may claim to hold
 _CHUNK_BYTES = 1_000_000
+_STEP_BYTES = 4_000_000
 _COMPRESSED_CHUNK_BYTES = 65_536  # a shuffled read decodes a whole chunk, so it must be small
 _ABSENT = np.uint64(2**64 - 1)
 
@@ -62,6 +67,8 @@ class ArrayLayout:
         Shape of one row.
     attributes : Mapping
         Zarr attributes of the array.
+    raw : bool
+        Bytes are stored as they are.
     """
 
     name: str
@@ -69,11 +76,12 @@ class ArrayLayout:
     dims: tuple[str, ...]
     shape: tuple[int, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    raw: bool = False
 
     @property
     def compressed(self) -> bool:
-        """Whether inner chunks are compressed: bytes and strings gain, floats do not."""
-        return self.dtype in (STRING, "|u1", "|i1")
+        """Whether inner chunks are compressed: strings and most bytes gain, floats do not."""
+        return self.dtype == STRING or (self.dtype in _BYTES and not self.raw)
 
     @cached_property
     def row_bytes(self) -> int:
@@ -126,8 +134,11 @@ class Layout:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows that are read, added up and written at a time: about 1 MB, as more leaves the processor's cache."""
-        return self.rows_per_chunk * max(1, _CHUNK_BYTES // (self.rows_per_chunk * self.arrays[0].row_bytes))
+        """Rows that are read, added up and written at a time: about 4 MB, as more leaves the processor's cache.
+
+        What Python does between two steps takes as long as 0.2 MB of it.
+        """
+        return self.rows_per_chunk * max(1, _STEP_BYTES // (self.rows_per_chunk * self.arrays[0].row_bytes))
 
     @property
     def moments_bytes(self) -> int:
@@ -165,7 +176,7 @@ class Layout:
             It is something else, such as a name that leads out of the group or a type that is no number.
         """
         arrays = tuple(
-            ArrayLayout(a["name"], a["dtype"], tuple(a["dims"]), tuple(a["shape"]), dict(a["attributes"]))
+            ArrayLayout(a["name"], a["dtype"], tuple(a["dims"]), tuple(a["shape"]), dict(a["attributes"]), a["raw"])
             for a in document["arrays"]
         )
         layout = cls(document["rows_per_shard"], document["rows_per_chunk"], arrays)
@@ -179,6 +190,8 @@ class Layout:
                 raise ValueError(f"an array is named {array.name!r}")
             if array.dtype not in (STRING, *DTYPES):
                 raise ValueError(f"the array {array.name!r} has dtype {array.dtype!r}")
+            if not isinstance(array.raw, bool):
+                raise ValueError(f"of the array {array.name!r} it is said to be raw: {array.raw!r}")
             if not _are_positive(*array.shape) or len(array.dims) != 1 + len(array.shape):
                 raise ValueError(f"the array {array.name!r} has shape {array.shape} and dimensions {array.dims}")
         if len({array.name for array in self.arrays}) < len(self.arrays) or self.arrays[0].dtype == STRING:
@@ -203,7 +216,7 @@ class Layout:
         if array.dtype == STRING:
             return encode_chunk(block, self.rows_per_shard)
         encoder = ShardEncoder(self, name)
-        return [*encoder.add(block), *encoder.finish()]
+        return [*itertools.chain(*encoder.add(block)), *encoder.finish()]
 
     def split(self, name: str, data: bytes) -> list[Buffer]:
         """Return the buffers that :meth:`encode` made, from the bytes of one shard.
@@ -243,6 +256,18 @@ class Layout:
             yield compress(raw) if compress else raw
 
 
+def rows_to_try(dtype: np.dtype[Any], row_bytes: int) -> int:
+    """Return how many of the first rows decide whether a new store is compressed; 0 where its type does."""
+    return _TRIED_ROWS_BYTES // row_bytes if dtype.str in _BYTES else 0
+
+
+def is_worth_compressing(rows: Block) -> bool:
+    """Whether rows of bytes become so much smaller that slower reads are worth it."""
+    raw = rows.reshape(-1).data
+    parts = (raw[start : start + _COMPRESSED_CHUNK_BYTES] for start in range(0, len(raw), _COMPRESSED_CHUNK_BYTES))
+    return sum(len(Zstd(level=1).encode(part)) for part in parts) <= (1 - _WORTH_SAVING) * len(raw)
+
+
 def is_name(text: str) -> bool:
     """Whether an array may be called so: a word that leads out of no folder and that no reader mistakes."""
     return _NAME.fullmatch(text) is not None
@@ -251,7 +276,8 @@ def is_name(text: str) -> bool:
 class ShardEncoder:
     """Encodes a numeric shard whose rows come in blocks, so that one small block of memory serves for all of them.
 
-    The buffers are those of :meth:`Layout.encode`. Each must be used up before the next one is taken.
+    The buffers are those of :meth:`Layout.encode`: bytes, and their CRC32C. They must be used up before the next ones
+    are taken.
 
     Attributes
     ----------
@@ -267,15 +293,15 @@ class ShardEncoder:
         self.size = 0
         self.checksums: list[bytes] = []
 
-    def add(self, block: Block) -> Iterator[Buffer]:
+    def add(self, block: Block) -> Iterator[list[Buffer]]:
         """Encode whole chunks, and a part of one only at the end of the shard; for ``block`` see `Layout.encode`."""
         for payload in self._layout.payloads(self._array, block):
             self._index[len(self.checksums)] = self.size, len(payload) + 4
-            yield from self._checksummed(payload)
+            yield self._checksummed(payload)
 
-    def finish(self) -> Iterator[Buffer]:
+    def finish(self) -> list[Buffer]:
         """Encode the index of the chunks."""
-        yield from self._checksummed(self._index.tobytes())
+        return self._checksummed(self._index.tobytes())
 
     def _checksummed(self, payload: Buffer) -> list[Buffer]:
         buffers = checksummed(payload)

@@ -92,7 +92,7 @@ class RunningMoments:
     """Moments of blocks that come one after the other.
 
     One pass over cache-sized float64 tiles. A sum of squares loses digits far from zero, so the mean of the first rows
-    is subtracted, unless it is near zero (Chan, Golub, LeVeque 1983, section 3).
+    is subtracted, unless it is near zero (Chan, Golub, LeVeque 1983, section 3). Sums of bytes are exact.
 
     Rows lie side by side in vectors of at least 257 lanes. Every lane adds 64 values, then adds this sum to its total.
     That order alone decides the bits: they are the same from NumPy and from compiled code, on every processor.
@@ -108,7 +108,7 @@ class RunningMoments:
         self._features, self._dtype = n_features, dtype
         self._fold = max(1, _LANES // n_features)
         width = self._fold * n_features
-        self._half = dtype == np.float16
+        self._half, self._exact = dtype == np.float16, dtype.itemsize == 1
         self._unit = HALF_UNIT if self._half else 1.0
         self._count = 0
         self._shift = np.zeros(width)
@@ -122,7 +122,7 @@ class RunningMoments:
             return
         values = np.ascontiguousarray(rows).reshape(-1)
         with np.errstate(invalid="ignore", over="ignore"):
-            if not self._count:
+            if not self._count and not self._exact:
                 self._choose_shift(rows[: max(1, _SAMPLE_VALUES // self._features)])
             self._count += len(rows)
             sums = (self._first, self._second, self._minimum, self._maximum)
@@ -137,6 +137,10 @@ class RunningMoments:
         with np.errstate(invalid="ignore", over="ignore"):
             first, second = (self._folded(sums, np.add) for sums in (self._first, self._second))
             shift = self._shift[: self._features]
+            if self._exact:  # so it is not too late to subtract the mean
+                shift = np.rint(first / self._count)
+                second += shift * (self._count * shift - 2.0 * first)
+                first -= self._count * shift
             m2 = np.maximum(second - first * first / self._count, 0.0) / self._unit**2
             mean = (shift + first / self._count) / self._unit
         # zeros of both signs are equal, so whichever was found first is made positive

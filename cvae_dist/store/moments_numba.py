@@ -12,7 +12,8 @@ from cvae_dist.store.compiled import SIGN_AND_HALF
 
 Array = npt.NDArray[Any]
 
-_TOGETHER = 4  # rows that are added to a lane while its sums are in registers
+_TOGETHER = 8  # rows that are added to a lane while its sums are in registers
+_BYTES = (numba.uint8, numba.int8)
 _HALF_LIMIT = 2.0**16  # the bits of infinity and NaN are worth this and more
 
 
@@ -33,18 +34,40 @@ def _widen(value: Any) -> Any:
 def _(value: Any) -> Any:
     if value == numba.int16:
         return lambda value: np.int32((np.int32(value) << np.int32(13)) & SIGN_AND_HALF).view(np.float32)
+    if value in _BYTES:
+        return lambda value: np.int32(value)
     return lambda value: value
 
 
-def _ends(values: Array, width: int) -> Any:
-    """Return least and largest value of nothing, as exact as the values."""
+def _deviation(value: Any, shift: Any) -> Any:
+    """Return how far a widened value is from the shift; bytes have none."""
     raise NotImplementedError
 
 
-@overload(_ends, strict=False)
+@overload(_deviation, inline="always", strict=False)
+def _(value: Any, shift: Any) -> Any:
+    if value == numba.int32:
+        return lambda value, shift: value
+    return lambda value, shift: np.float64(value) - shift
+
+
+def _nothing(values: Array, width: int) -> Any:
+    """Return sum, sum of squares, least and largest value of no vectors: integers where the values are bytes."""
+    raise NotImplementedError
+
+
+@overload(_nothing, strict=False)
 def _(values: Any, width: int) -> Any:
-    dtype = np.float64 if values.dtype == numba.float64 else np.float32
-    return lambda values, width: (np.full(width, np.inf, dtype), np.full(width, -np.inf, dtype))
+    small = values.dtype in _BYTES  # 64 squares are less than 2**31
+    sums: Any = np.int32 if small else np.float64
+    ends: Any = np.int32 if small else np.float64 if values.dtype == numba.float64 else np.float32
+    beyond = 2**16 if small else np.inf
+    return lambda values, width: (
+        np.zeros(width, sums),
+        np.zeros(width, sums),
+        np.full(width, beyond, ends),
+        np.full(width, -beyond, ends),
+    )
 
 
 @_jit
@@ -57,7 +80,7 @@ def _add_rows(rows: Array, shift: Array, first: Array, second: Array, low: Array
             for row in range(_TOGETHER):
                 value = _widen(rows[start + row, lane])
                 least, most = min(least, value), max(most, value)
-                deviation = np.float64(value) - shift[lane]
+                deviation = _deviation(value, shift[lane])
                 one += deviation
                 two += deviation * deviation
             first[lane], second[lane], low[lane], high[lane] = one, two, least, most
@@ -65,7 +88,7 @@ def _add_rows(rows: Array, shift: Array, first: Array, second: Array, low: Array
         for lane in range(width):
             value = _widen(rows[row, lane])
             low[lane], high[lane] = min(low[lane], value), max(high[lane], value)
-            deviation = np.float64(value) - shift[lane]
+            deviation = _deviation(value, shift[lane])
             first[lane] += deviation
             second[lane] += deviation * deviation
 
@@ -79,8 +102,7 @@ def add_values(
     What is no argument is fixed for good: kept code is renewed when this file changes, but not with another one.
     """
     width = len(first)
-    low, high = _ends(values, width)
-    one, two = np.zeros_like(first), np.zeros_like(second)
+    one, two, low, high = _nothing(values, width)
     full = len(values) // width
     vectors = values[: full * width].reshape(full, width)
     for start in range(0, full, tile):
@@ -88,8 +110,8 @@ def add_values(
         for lane in range(width):
             first[lane] += one[lane]
             second[lane] += two[lane]
-        one[:] = 0.0
-        two[:] = 0.0
+        one[:] = 0
+        two[:] = 0
     rest = values[full * width :]
     _add_rows(rest.reshape(1, len(rest)), shift, one, two, low, high)
     for lane in range(len(rest)):

@@ -154,13 +154,16 @@ class ObjectStore(Storage):
         return None
 
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
-        return self._put(path, self.joined(buffers), "overwrite")
+        return self._put(path, self.joined([buffers]), "overwrite")
 
-    def joined(self, buffers: Iterable[Buffer]) -> bytes:
-        if isinstance(buffers, Sequence) and sum(memoryview(buffer).nbytes for buffer in buffers) < _WORTH_KEEPING:
-            return b"".join(buffers)
+    def joined(self, parts: Iterable[Sequence[Buffer]]) -> bytes:
+        if (
+            isinstance(parts, list)
+            and sum(memoryview(buffer).nbytes for part in parts for buffer in part) < _WORTH_KEEPING
+        ):
+            return super().joined(parts)
         memory, end = getattr(_thread, "memory", np.empty(0, np.uint8)), 0
-        for buffer in buffers:
+        for buffer in itertools.chain.from_iterable(parts):
             part = memoryview(buffer).cast("B")
             if end + len(part) > len(memory):  # what is never used costs no memory
                 larger = np.empty(max(2 * (end + len(part)), _WORTH_KEEPING), np.uint8)

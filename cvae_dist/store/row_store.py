@@ -26,7 +26,7 @@ from cvae_dist.store.sample import Sample, read_sample, require_sample, write_sa
 from cvae_dist.store.urls import Changed, Location, StorageOptions
 
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
-_VERSION = 4  # of the format: what lies where in the group
+_VERSION = 5  # of the format: what lies where in the group
 _SHOWN = ("mean", "std", "min", "max")  # statistics of every feature, as a publication holds them
 _REMEMBERED = 100  # fingerprints of older publications
 _MAKERS = {"rows": "cvae-dist ingest SOURCE STORE", "latents": "cvae-dist embed STORE MODEL LATENTS"}  # by kind

@@ -107,21 +107,21 @@ class Storage(ABC):
     def write(self, path: str, buffers: Sequence[Buffer]) -> str:
         """Write an object whole or not at all, and return its version."""
 
-    def joined(self, buffers: Iterable[Buffer]) -> bytes:
-        """Return buffers as one object, which may be valid only until this thread joins others."""
-        return b"".join(buffers if isinstance(buffers, Sequence) else map(bytes, buffers))
+    def joined(self, parts: Iterable[Sequence[Buffer]]) -> bytes:
+        """Return the parts of an object as one, which may be valid only until this thread joins others."""
+        return b"".join(map(b"".join, parts))
 
     @abstractmethod
     def write_if(self, path: str, data: bytes, version: str | None) -> str:
         """Write an object where it has this version, or where none is (None), or raise ``FileExistsError``."""
 
-    def write_guarded(self, path: str, buffers: Iterable[Buffer], guard: Callable[[], None]) -> str:
+    def write_guarded(self, path: str, parts: Iterable[Sequence[Buffer]], guard: Callable[[], None]) -> str:
         """Write an object, and replace another's only as it was before ``guard`` passed; return its version.
 
-        Buffers that are no sequence are made as they are written: each is used up before the next one is taken.
+        Its parts may be made as they are written: each is used up before the next one is taken.
         A write that is slow, or that the client repeats, is refused where somebody else wrote after ``guard``.
         """
-        data, version = self.joined(buffers), None
+        data, version = self.joined(parts), None
         for attempt in range(_ATTEMPTS):
             try:
                 return self.write_if(path, data, version)

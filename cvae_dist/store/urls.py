@@ -201,14 +201,14 @@ class Location:
         StorageFailed, Changed
             The storage refused; others write the same object all the time.
         """
-        return self.write_made(buffers, guard)
+        return self.write_made([buffers], guard)
 
-    def write_made(self, buffers: Iterable[Buffer], guard: Callable[[], None]) -> str:
-        """Do the same with buffers that are made as they are written: each is used up before the next one is taken.
+    def write_made(self, parts: Iterable[Sequence[Buffer]], guard: Callable[[], None]) -> str:
+        """Do the same with parts that are made as they are written: each is used up before the next one is taken.
 
         What their maker raises is raised here, and then nothing is written.
         """
-        return self.storage.write_guarded(self.path, buffers, guard)
+        return self.storage.write_guarded(self.path, parts, guard)
 
     def create(self, data: bytes) -> str:
         """Write the object only if it does not exist, and return its version; ``FileExistsError`` otherwise.

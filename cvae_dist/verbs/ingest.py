@@ -37,7 +37,7 @@ from cvae_dist.sources import (
 )
 from cvae_dist.store import STRING, ArrayLayout, Drift, Layout, Location, RowStore
 from cvae_dist.store.columns import Integers
-from cvae_dist.store.layout import is_name, shard_bytes_at
+from cvae_dist.store.layout import is_name, is_worth_compressing, rows_to_try, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
 from cvae_dist.store.lineage import without_credentials
 from cvae_dist.store.manifest import NOWHERE, Batches, Entries, as_spans, dropped_count
@@ -286,7 +286,6 @@ class _Run:
         """Describe the whole store after this run: the published rows, then those of new files."""
         grown = store if store is not None and store.published else None
         reader = self._reader(grown)
-        layout = self._layout(reader.schema, store)
         settings = {**reader.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
         settings |= {f"{name}_asked": self.asked[name] for name in ("array", "columns", "id") if name in self.asked}
         if self.shuffle is not None:
@@ -297,6 +296,7 @@ class _Run:
         changes = compare(self.source.list(), known())
         self._report(changes, grown)
         fresh, bad = self._fresh(reader, to_read(changes), skipped, _aside(known()), grown is None)
+        layout = self._layout(reader, store, fresh)
         if remark := reader.remark(fresh.files, fresh.rows):
             self.on_event(Event("ingest", "note", message=remark))
         published = grown.rows if grown is not None else 0
@@ -512,12 +512,13 @@ class _Run:
         # one file an item is bound by system calls, where a second thread only fights for the interpreter
         return 1 if schema.one_per_file else min(3, os.cpu_count() or 1)
 
-    def _layout(self, schema: Schema, store: RowStore | None) -> Layout:
+    def _layout(self, reader: Reader, store: RowStore | None, fresh: Batch) -> Layout:
         """Return the shard grid of a store that is there, else the best one."""
-        layout = Layout.of(self._arrays(schema), shard_bytes=shard_bytes_at(self.place))
+        raw = store.layout.arrays[0].raw if store is not None else _is_better_raw(reader, fresh)
+        layout = Layout.of(self._arrays(reader.schema, raw), shard_bytes=shard_bytes_at(self.place))
         return store.layout if store is not None and store.layout.arrays == layout.arrays else layout
 
-    def _arrays(self, schema: Schema) -> tuple[ArrayLayout, ...]:
+    def _arrays(self, schema: Schema, raw: bool) -> tuple[ArrayLayout, ...]:
         columns = (*schema.columns, *([Column("label", STRING)] if self.label is not None else []))
         if self.shuffle is not None and not schema.one_per_file and all(column.name != "id" for column in columns):
             columns = (Column("id", "<i8"), *columns)
@@ -528,8 +529,23 @@ class _Run:
         if schema.features:
             attributes["features"] = list(schema.features)
         dtype = schema.dtype.newbyteorder("<").str
-        main = ArrayLayout("x", dtype, ("sample", "feature"), (schema.n_features,), attributes)
+        main = ArrayLayout("x", dtype, ("sample", "feature"), (schema.n_features,), attributes, raw)
         return (main, *(ArrayLayout(column.name, column.dtype, ("sample",)) for column in columns))
+
+
+def _is_better_raw(reader: Reader, fresh: Batch) -> bool:
+    """Whether the first rows are bytes that hardly become smaller."""
+    schema = reader.schema
+    count = rows_to_try(schema.dtype, schema.row_bytes)
+    pieces = next(fresh.pieces(count), None) if count else None
+    if pieces is None:
+        return False
+    block = np.empty((pieces.total, schema.n_features), schema.dtype)
+    try:
+        reader.read(pieces, block)
+    except BadFiles:  # they are named once all files were looked at
+        return False
+    return not is_worth_compressing(block)
 
 
 def _require_names(columns: Sequence[Column]) -> None:

@@ -146,3 +146,16 @@ def test_images_read_as_matrices_are_mentioned(tmp_path: Path) -> None:
 def test_choice_that_is_none(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInput, match=f"{name}='x' is none of"):
         ingest(tmp_path, tmp_path / "s", **{name: "x"})
+
+
+def test_bytes_are_compressed_as_the_first_rows_of_a_store_decide(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (500, 20), np.uint8)
+    kinds = {"noise": noise, "sparse": (noise > 240).astype(np.uint8)}
+    for first, later in (("noise", "sparse"), ("sparse", "noise")):
+        source, store = tmp_path / first / "t", tmp_path / first / "s"
+        save(source / "0.npy", kinds[first])
+        ingest(source, store)
+        save(source / "1.npy", kinds[later])
+        grown = opened(store, ingest(source, store))
+        assert grown.layout.array("x").compressed == (first == "sparse")
+        np.testing.assert_array_equal(grown.read("x"), np.concatenate([kinds[first], kinds[later]]))

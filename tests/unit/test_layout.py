@@ -11,7 +11,15 @@ import zarr
 from numcodecs import zstd
 
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location
-from cvae_dist.store.layout import ShardEncoder, decode_chunk, encode_chunk, group_metadata, shard_bytes_at
+from cvae_dist.store.layout import (
+    ShardEncoder,
+    decode_chunk,
+    encode_chunk,
+    group_metadata,
+    is_worth_compressing,
+    rows_to_try,
+    shard_bytes_at,
+)
 
 DTYPES = ["<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8"]
 
@@ -93,6 +101,34 @@ def test_sizes_of_shards_and_chunks(features: int, dtype: str) -> None:
         or (layout.rows_per_shard == layout.rows_per_chunk)
     )
     assert Layout.from_json(layout.to_json()).to_json() == layout.to_json()
+
+
+def test_bytes_are_compressed_where_a_third_of_them_is_saved() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (1000, 100), np.uint8)
+    assert is_worth_compressing(np.where(noise < 200, 0, noise).astype(np.uint8))
+    assert not is_worth_compressing(noise)
+    assert not is_worth_compressing(generator.normal(128, 20, noise.shape).astype(np.uint8))  # that saves a fifth
+    assert rows_to_try(np.dtype("u1"), 100) == 2621
+    assert rows_to_try(np.dtype("f4"), 400) == rows_to_try(np.dtype("u1"), 10_000_000) == 0
+
+
+def test_bytes_may_be_stored_as_they_are(tmp_path: Path) -> None:
+    packed, raw = (
+        Layout.of((ArrayLayout("x", "|u1", ("sample", "feature"), (100,), raw=raw),)) for raw in (False, True)
+    )
+    assert Layout.from_json(raw.to_json()) == raw != packed
+    assert raw.rows_per_chunk > 10 * packed.rows_per_chunk
+    rows = np.random.default_rng(0).integers(0, 9, (20_000, 100), np.uint8)
+    for layout, name in ((packed, "packed"), (raw, "raw")):
+        data = b"".join(map(bytes, layout.encode("x", rows)))
+        assert (len(data) > rows.nbytes) == (layout is raw)
+        write(Location.of(tmp_path / name), layout, "x", rows)
+        np.testing.assert_array_equal(zarr.open_array(tmp_path / name / "x", mode="r")[:], rows)
+    document = raw.to_json()
+    document["arrays"][0]["raw"] = 1
+    with pytest.raises(ValueError, match="raw: 1"):
+        Layout.from_json(document)
 
 
 def test_rows_per_shard_may_be_given() -> None:
@@ -203,7 +239,7 @@ def test_a_shard_may_be_encoded_through_one_small_block(dtype: str, rows: int) -
     for start in range(0, rows, 4):
         part = small[: min(4, rows - start)]
         part[:] = block[start : start + 4]
-        data += b"".join(map(bytes, encoder.add(part)))
+        data += b"".join(map(b"".join, encoder.add(part)))
     data += b"".join(map(bytes, encoder.finish()))
     whole = layout.encode("x", block)
     assert data == b"".join(map(bytes, whole))

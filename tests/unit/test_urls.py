@@ -272,24 +272,23 @@ def test_no_text_tells_a_secret(url: str, options: dict[str, Any], monkeypatch: 
 def test_buffers_that_are_made_as_they_are_written_may_share_memory(root: Location) -> None:
     place, memory = root / "a", bytearray(3)
 
-    def made() -> Iterator[Buffer]:
+    def made() -> Iterator[list[Buffer]]:
         for number in range(4):
             memory[:] = bytes([number] * 3)
-            yield memory
-            yield b"-"
+            yield [memory, b"-"]
 
     place.write_made(made(), lambda: None)
     assert place.read() == b"\0\0\0-\1\1\1-\2\2\2-\3\3\3-"
     assert objects.ObjectStore("s3", "bucket", {}).joined(made()) == place.read()
-    assert objects.ObjectStore("s3", "bucket", {}).joined(iter([bytes(700_000)] * 5)) == bytes(3_500_000)
+    assert objects.ObjectStore("s3", "bucket", {}).joined(iter([[bytes(700_000)]] * 5)) == bytes(3_500_000)
 
 
 def test_what_the_maker_of_buffers_raises_leaves_the_old_object(root: Location) -> None:
     place = root / "a"
     place.write(b"old")
 
-    def made() -> Iterator[Buffer]:
-        yield b"new"
+    def made() -> Iterator[list[Buffer]]:
+        yield [b"new"]
         raise StorageFailed("the source is gone")
 
     with pytest.raises(StorageFailed, match="the source is gone"):
