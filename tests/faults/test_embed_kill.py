@@ -114,7 +114,7 @@ def test_one_of_two_workers_killed_and_then_the_driver(
     made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path
 ) -> None:
     out = tmp_path / "z"
-    options = {"_workers": 2, "_hold": (3, tmp_path / "go")}
+    options = {"_workers": 2, "_hold": (6, tmp_path / "go")}
     with running(torch_drivers.start("embed", made["rows"], made["model"], out, **options)) as driver:
         driver.until(lambda: len(recorded(out)) >= 1)
         everyone = psutil.Process(driver.pid).children(recursive=True)

@@ -1,5 +1,6 @@
 """Tasks on a cluster that outlive their driver: what another driver writes and publishes meanwhile stays whole."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from distributed import Client
 
+from cvae_dist.store import Location
 from cvae_dist.verbs.verify import verify
 from tests.faults import slow_worker
 from tests.faults.drivers import Driver, running, wait_until
@@ -52,6 +54,10 @@ def fall_asleep(driver: Driver, slow: Path) -> None:
 def wake_up(scheduler: str, slow: Path) -> None:
     """Wake the tasks, and wait until they have ended."""
     slow.with_name(slow_worker.ALARM).touch()
+    wait_until_idle(scheduler)
+
+
+def wait_until_idle(scheduler: str) -> None:
     with Client(scheduler, set_as_default=False) as client:
         wait_until(lambda: not any(client.run(lambda dask_worker: list(dask_worker.active_threads)).values()))
 
@@ -90,10 +96,13 @@ def test_no_shard_appears_after_a_driver_was_interrupted(
         with running(remote_drivers.begin(command, served, _scheduler=scheduler)) as driver:
             fall_asleep(driver, slow)
             os.kill(driver.pid, signal.SIGINT)
+            lease = Location.of(f"{command.output}.lease", served.options)
+            driver.until(lambda: json.loads(lease.read())["state"] == "ending")
+            wake_up(scheduler, slow)
             assert driver.wait().error[0] == "KeyboardInterrupt"
         require_nothing_left(command.output, served)
         there = written(command.output, served)
-        wake_up(scheduler, slow)
+        wait_until_idle(scheduler)
         assert written(command.output, served) == there <= 2
         remote_drivers.do(command, served, _scheduler=scheduler)
         assert verify(command.output, storage_options=served.options).ok
