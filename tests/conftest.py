@@ -1,5 +1,7 @@
 """What several tests need: the command line as a real process, and a small tree of real images."""
 
+import functools
+import io
 import os
 import subprocess
 import sys
@@ -8,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from sklearn.datasets import load_digits
 
 from tests.servers import NAMES, Served, serve
+
+# An example may take as long as a busy machine needs; the rest is as it was, which depends on where this runs.
+settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 Process = subprocess.CompletedProcess[str]
 
@@ -43,13 +50,22 @@ def cvae_dist(tmp_path: Path) -> Callable[..., Process]:
 @pytest.fixture
 def digits_tree(tmp_path: Path) -> Path:
     """300 of scikit-learn's handwritten digits as ``tree/<class>/<nnnn>.npy``, 8x8, uint8."""
-    digits = load_digits()
     tree = tmp_path / "tree"
-    for number, (image, label) in enumerate(zip(digits.images[:300], digits.target[:300], strict=True)):
-        folder = tree / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{number:04d}.npy", image.astype(np.uint8))
+    for path, data in _digits().items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(data)
     return tree
+
+
+@functools.cache
+def _digits() -> dict[str, bytes]:
+    """Return the files of the tree."""
+    digits, files = load_digits(), {}
+    for number, (image, label) in enumerate(zip(digits.images[:300], digits.target[:300], strict=True)):
+        stream = io.BytesIO()
+        np.save(stream, image.astype(np.uint8))
+        files[f"{label}/{number:04d}.npy"] = stream.getvalue()
+    return files
 
 
 @pytest.fixture(params=NAMES)

@@ -25,6 +25,7 @@ import hmac
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -47,7 +48,8 @@ _KEY, _SECRET = "tester", "a-secret-of-tests"
 _AZURE_ACCOUNT = "devstoreaccount1"
 _AZURE_KEY = base64.b64encode(b"a key of the emulator, for tests").decode()
 _AZURITE = Path(__file__).parent / "servers/node_modules/.bin/azurite-blob"
-_SECONDS = 30.0
+_SECONDS = 120.0  # until a server answers, on a machine that is busy with other tests
+_PORTS = range(10_000, 22_000)  # below those that the system gives to clients, also with 10,000 more
 
 # gcsfs would ask a service of Google, for a minute, what kind of bucket the emulator has
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
@@ -112,14 +114,13 @@ def server(name: str) -> Server:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens, and nothing 10,000 above it."""
+    """Return a port on which nothing listens, and nothing 10,000 above it, where SeaweedFS has its second one."""
     while True:
-        with socket.socket() as low, socket.socket() as high:
-            low.bind(("127.0.0.1", 0))
-            port = int(low.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                high.bind(("127.0.0.1", port + 10_000 if port < 55_000 else port - 10_000))
-                return min(port, int(high.getsockname()[1]))
+        port = secrets.choice(_PORTS)
+        with socket.socket() as low, socket.socket() as high, contextlib.suppress(OSError):
+            low.bind(("127.0.0.1", port))
+            high.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 def start(command: list[str], endpoint: str, environment: Mapping[str, str] = {}) -> Server:  # noqa: B006 - not changed
@@ -158,7 +159,10 @@ def private_weed() -> tuple[Served, Server, Callable[[], Server]]:
 
 def _weed_ports() -> dict[str, int]:
     names = ["s3.port", "s3.port.iceberg", "master.port", "volume.port", "filer.port", "webdav.port", "admin.port"]
-    return {name: free_port() for name in names}
+    ports: set[int] = set()
+    while len(ports) < len(names):
+        ports.add(free_port())
+    return dict(zip(names, ports, strict=True))
 
 
 def _weed(folder: str, ports: Mapping[str, int]) -> Server:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cvae_dist.store import Layout
-from tests.faults.drivers import SHARDS_PER_PACK, Drivers, small_grid
+from cvae_dist.store import Layout, lease
+from tests.faults.drivers import SHARDS_PER_PACK, Clock, Drivers, small_grid
 from tests.faults.remote import RemoteDrivers, Sources
 
 
@@ -28,6 +28,14 @@ def _small_packs() -> Iterator[None]:
 def tiny_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of four rows in this process, for one test."""
     monkeypatch.setattr(Layout, "of", small_grid())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which this process waits for leases."""
+    clock = Clock()
+    monkeypatch.setattr(lease, "time", clock)
+    return clock
 
 
 @pytest.fixture(scope="session")

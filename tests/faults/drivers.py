@@ -1,9 +1,10 @@
 """Drivers that run, and are killed, as processes of their own, and what a test needs to compare stores.
 
 A server process imports the package once and forks a child for every command, so that a kill costs
-milliseconds. Run as a script it is that server; given to Dask as a preload it makes workers slow.
+milliseconds. Run as a script it is that server; given to Dask as a preload it makes workers slow, or lets them wait.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ ROWS_PER_SHARD = 4
 SHARDS_PER_PACK = 2
 _CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir")
 _OVER_SAMPLE = ("x", "id", "label", "z")
-_DELAY = "TEST_SECONDS_PER_SHARD"
+_SLOW = "TEST_SLOW_SHARDS"
 
 
 class Drivers:
@@ -37,11 +38,12 @@ class Drivers:
         )  # fmt: skip
 
     def start(self, verb: str, *arguments: object, **options: object) -> "Driver":
-        """Start ``verb(*arguments, **options)``; options beginning with an underscore are for the driver."""
-        command = {
-            "verb": verb, "arguments": [str(a) if isinstance(a, Path) else a for a in arguments], "options": options
-        }  # fmt: skip
-        return Driver(self, int(self._ask(command)))
+        """Start ``verb(*arguments, **options)``; options beginning with an underscore are for the driver.
+
+        Among these are ``_delay``, the seconds that every shard takes longer, and ``_hold``, (count, path): having
+        begun so many shards, the driver, or each of its workers, waits until there is such a file.
+        """
+        return Driver(self, int(self._ask({"verb": verb, "arguments": arguments, "options": options})))
 
     def run(self, verb: str, *arguments: object, **options: object) -> "Ended":
         """Run a verb to its end, whatever that is."""
@@ -57,7 +59,7 @@ class Drivers:
     def _ask(self, command: object) -> Any:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        print(json.dumps(command), file=self._server.stdin, flush=True)
+        print(json.dumps(command, default=str), file=self._server.stdin, flush=True)
         return json.loads(self._server.stdout.readline())
 
 
@@ -68,6 +70,10 @@ class Driver:
         self.pid = pid
         self._drivers = drivers
 
+    @property
+    def has_ended(self) -> bool:
+        return state_of(self.pid) == "Z"
+
     def kill(self) -> "Ended":
         os.kill(self.pid, signal.SIGKILL)
         return self.wait()
@@ -76,7 +82,7 @@ class Driver:
         """Wait for something this driver does; fail with its error when it ends before."""
 
         def met() -> bool:
-            ended = Path(f"/proc/{self.pid}/stat").read_text().rsplit(") ", 1)[1].startswith("Z")
+            ended = self.has_ended
             if not condition() and ended:
                 end = self.wait().require_done()
                 raise AssertionError(f"the driver was done before it happened: {end.result}")
@@ -92,7 +98,8 @@ class Ended:
     """How a driver ended.
 
     ``result`` is what the verb returned, ``error`` the class and text of what it raised, ``changes`` the
-    number of changes to the file system it made, and ``signal`` what killed it.
+    number of changes to the file system it made, ``waited`` the seconds by which it moved its clock on while it
+    watched the lease of another, and ``signal`` what killed it.
     """
 
     def __init__(
@@ -102,9 +109,10 @@ class Ended:
         error: Sequence[str] = (),
         trace: str = "",
         changes: int = 0,
+        waited: float = 0,
     ) -> None:
         self.signal, self.result, self.error = signal, result, tuple(error)
-        self.trace, self.changes = trace, changes
+        self.trace, self.changes, self.waited = trace, changes, waited
 
     def require_done(self) -> "Ended":
         assert not self.signal, f"killed by signal {self.signal}"
@@ -126,13 +134,28 @@ def small_grid(rows: int = ROWS_PER_SHARD) -> Any:
     return classmethod(of)
 
 
-def _slow_shards(seconds: float) -> None:
+class Clock:
+    """A clock for leases: waiting moves it on and takes no time, so that a term may be as long as everywhere."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.waited
+
+    def sleep(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+def _slow_shards(_delay: float = 0, _hold: tuple[float, str] = (float("inf"), "")) -> None:
     from cvae_dist.cluster import write
 
-    real = write._write_shard
+    real, begun = write._write_shard, itertools.count()
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(seconds)
+        time.sleep(_delay)
+        if next(begun) >= _hold[0]:
+            wait_until(Path(_hold[1]).exists)
         return real(*arguments)
 
     write._write_shard = slow
@@ -157,22 +180,19 @@ def _count_changes(below: str, die_at: int | None) -> list[int]:
 def _run(command: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in command["options"].items() if not name.startswith("_")}
     private = {name: value for name, value in command["options"].items() if name.startswith("_")}
-    from cvae_dist.store import Layout
+    from cvae_dist.store import Layout, lease
 
+    clock = lease.time = Clock()
     Layout.of = small_grid(private.get("_rows", ROWS_PER_SHARD))
     Layout.shards_per_pack = SHARDS_PER_PACK
     if "_run_bytes" in private:
         from cvae_dist.cluster import shuffle
 
         shuffle._RUN_BYTES = private["_run_bytes"]
-    if "_delay" in private:
-        os.environ[_DELAY] = str(private["_delay"])
+    if slow := {name: private[name] for name in ("_delay", "_hold") if name in private}:
+        os.environ[_SLOW] = json.dumps(slow)
         os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps([__file__])
-        _slow_shards(private["_delay"])
-    if "_term" in private:
-        from cvae_dist.store import lease
-
-        lease._TERM = private["_term"]
+        _slow_shards(**slow)
     if "_file_bytes" in private:
         import resource
 
@@ -190,7 +210,7 @@ def _run(command: Mapping[str, Any]) -> dict[str, Any]:
         names = [base.__name__ for base in type(error).__mro__]
         return {"error": [names[0], str(error), *names[1:]], "trace": traceback.format_exc()}
     fields = {name: getattr(result, name) for name in ("rows", "rows_written", "dropped")}
-    return {"result": fields, "changes": count[0]}
+    return {"result": fields, "changes": count[0], "waited": clock.waited}
 
 
 def _verb(name: str) -> Callable[..., Any]:
@@ -243,7 +263,7 @@ def _reap(pid: int, answers: dict[int, int]) -> dict[str, Any]:
 
 def dask_setup(worker: object) -> None:
     """Called by a Dask worker that preloads this file."""
-    _slow_shards(float(os.environ[_DELAY]))
+    _slow_shards(**json.loads(os.environ[_SLOW]))
 
 
 # -------------------------------------------------------------------------------------- in the test
@@ -305,6 +325,11 @@ def _import_everything() -> None:
         (Path(folder) / "tree").mkdir()
         np.save(Path(folder) / "tree" / "row.npy", np.ones(2))
         _verb("ingest")(f"{folder}/tree", f"{folder}/store")
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process, such as "T" while it is stopped and "Z" when it has ended."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60) -> None:

@@ -5,6 +5,7 @@ on another machine, or to freeze at a certain moment.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,10 +184,22 @@ def _run(real: Callable[[Mapping[str, Any]], dict[str, Any]], command: Mapping[s
     os.environ.update(options.get("_at", {}))
     if "_machine" in options:
         holder._machine = lambda: str(options["_machine"])
-    for number, option in ((signal.SIGSTOP, "_freeze"), (signal.SIGKILL, "_die")):
+    for stop, option in ((_freeze, "_freeze"), (_die, "_die")):
         if option in options:
-            _MOMENTS[options[option]](_once(lambda number=number: os.kill(os.getpid(), number)))
+            _MOMENTS[options[option]](_once(stop))
     return real(command)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _freeze() -> None:
+    """Do nothing more until another process lets this one go on: by its clock that is longer than a lease lasts."""
+    from cvae_dist.store import lease
+
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+    lease.time.sleep(2 * lease._TERM)
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:
@@ -241,7 +255,23 @@ def _after_a_look(stop: Callable[[], None]) -> None:
     LeaseToken.require = require  # type: ignore[method-assign]
 
 
+def _among_its_shards(stop: Callable[[], None]) -> None:
+    """Stop when two shards are written, as the first may replace the partial one of an append."""
+    from cvae_dist.cluster import write
+
+    real, written = write._write_shard, itertools.count(1)
+
+    def write_and_stop(*arguments: Any) -> Any:
+        shard = real(*arguments)
+        if next(written) == 2:
+            stop()
+        return shard
+
+    write._write_shard = write_and_stop
+
+
 _MOMENTS: Mapping[str, Callable[[Callable[[], None]], None]] = {
+    "among its shards": _among_its_shards,
     "after a look at the lease": _after_a_look,
     "before publication": _before_publication,
     "before the last write": lambda stop: _at_the_last_write(stop, lambda: None),

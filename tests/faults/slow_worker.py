@@ -1,7 +1,8 @@
 """Given to Dask's workers as a preload: their tasks are slow while a file says so.
 
 The file is named by an environment variable. It says where a task sleeps: when it has made its rows, or when it has
-seen that its driver holds the lease and is about to write. The task leaves a file beside it when it falls asleep.
+seen that its driver holds the lease and is about to write. The task leaves a file beside it when it falls asleep, and
+sleeps until there is another one.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "TEST_SLOW_TASKS"
-SECONDS = 2.5
+ALARM = "alarm"
 
 
 def dask_setup(worker: object) -> None:
@@ -31,7 +32,8 @@ def _slow(moment: str, real: Callable[..., Any]) -> Callable[..., Any]:
         result = real(*arguments)
         if sleeps:
             asked.with_name(f"asleep {os.getpid()}").touch()
-            time.sleep(SECONDS)
+            while not asked.with_name(ALARM).exists():
+                time.sleep(0.002)
         return result
 
     return slow

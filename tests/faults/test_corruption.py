@@ -15,22 +15,33 @@ from cvae_dist.store import Layout, RowStore
 from cvae_dist.store.layout import encode_chunk
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.verify import verify
-from tests.faults.drivers import item, write_items
+from tests.faults.drivers import item, small_grid, write_items
 
 pytestmark = pytest.mark.usefixtures("tiny_shards")
 ROWS = 10  # shards of 4, 4 and 2
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    write_items(root / "tree", 0, ROWS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Layout, "of", small_grid())
+        ingest(root / "tree", root / "store", label="folder")
+    assert verify(str(root / "store")).ok
+    return root / "store"
+
+
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    write_items(tmp_path / "tree", 0, ROWS)
+def tree(whole: Path, tmp_path: Path) -> Path:
+    """The files that it was made from, as old as they were."""
+    shutil.copytree(whole.with_name("tree"), tmp_path / "tree")
     return tmp_path / "tree"
 
 
 @pytest.fixture
-def store(tree: Path, tmp_path: Path) -> Path:
-    ingest(tree, tmp_path / "store", label="folder")
-    assert verify(str(tmp_path / "store")).ok
+def store(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "store")
     return tmp_path / "store"
 
 

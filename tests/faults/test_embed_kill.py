@@ -96,7 +96,9 @@ def test_driver_killed_while_it_runs(made: dict[str, Any], torch_drivers: Driver
     out = tmp_path / "z"
     total = made["shards"]
     for goal in (1, total // 3, total // 2):
-        with running(torch_drivers.start("embed", made["rows"], made["model"], out, _delay=0.05)) as driver:
+        hold = (total - 2 - len(recorded(out)), tmp_path / "never")
+        command = torch_drivers.start("embed", made["rows"], made["model"], out, _delay=0.002, _hold=hold)
+        with running(command) as driver:
             driver.until(lambda goal=goal: len(recorded(out)) >= goal)
         assert driver.kill().signal == signal.SIGKILL
     done = recorded(out)
@@ -112,7 +114,7 @@ def test_one_of_two_workers_killed_and_then_the_driver(
     made: dict[str, Any], torch_drivers: Drivers, tmp_path: Path
 ) -> None:
     out = tmp_path / "z"
-    options = {"_workers": 2, "_delay": 0.5}
+    options = {"_workers": 2, "_hold": (6, tmp_path / "go")}
     with running(torch_drivers.start("embed", made["rows"], made["model"], out, **options)) as driver:
         driver.until(lambda: len(recorded(out)) >= 1)
         everyone = psutil.Process(driver.pid).children(recursive=True)
@@ -122,6 +124,7 @@ def test_one_of_two_workers_killed_and_then_the_driver(
         driver.until(lambda: len(recorded(out)) >= 4)
         everyone += psutil.Process(driver.pid).children(recursive=True)
     assert driver.kill().signal == signal.SIGKILL
+    (tmp_path / "go").touch()
     wait_until(lambda: not any(process.is_running() for process in everyone))
     done = recorded(out)
     assert 4 <= len(done) < made["shards"]
@@ -153,7 +156,7 @@ def test_growth_under_way_changes_nothing_for_embed(
     before = snapshot(out)
     write_items(tree, 10, 19)
     shard, published = rows / "x/c/2/0", (rows / "x/c/2/0").read_bytes()
-    with running(torch_drivers.start("ingest", tree, rows, label="folder", _delay=0.3)) as driver:
+    with running(torch_drivers.start("ingest", tree, rows, label="folder", _hold=(1, tmp_path / "never"))) as driver:
         driver.until(lambda: shard.read_bytes() != published)
     assert driver.kill().signal == signal.SIGKILL
     opened = RowStore.open(str(rows))

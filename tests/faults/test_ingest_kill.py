@@ -168,16 +168,15 @@ def test_killed_at_random_times(drivers: Drivers, tmp_path: Path, kind: str, see
     drivers.run("ingest", tree, whole).require_done()
     expected = snapshot(whole)
     choose = random.Random(seed)
-    kills = 0
     for _ in range(4):
-        driver = drivers.start("ingest", tree, store, _delay=0.002)
-        goal = min(39, len(recorded(store)) + choose.randrange(1, 12))
+        already = len(recorded(store))
+        goal = min(32, already + choose.randrange(1, 12))
+        driver = drivers.start("ingest", tree, store, _delay=0.002, _hold=(38 - already, tmp_path / "never"))
         with running(driver):
             driver.until(partial(_has_recorded, store, goal))
-        kills += driver.kill().signal == 9
+        assert driver.kill().signal == 9
         done = recorded(store)
         before = stamps(store, done)
-    assert kills == 4
     assert 0 < len(done) < 40
     drivers.run("ingest", tree, store).require_done()
     require_same(store, expected)
@@ -222,12 +221,13 @@ def test_driver_of_two_workers_killed(drivers: Drivers, tmp_path: Path, kind: st
     tree, store, whole = tmp_path / "tree", tmp_path / "store", tmp_path / "whole"
     write_tree(tree, kind)
     drivers.run("ingest", tree, whole).require_done()
-    driver = drivers.start("ingest", tree, store, _workers=2, _delay=0.05)
+    driver = drivers.start("ingest", tree, store, _workers=2, _hold=(4, tmp_path / "go"))
     with running(driver):
         driver.until(lambda: len(recorded(store)) >= 3)
         workers = psutil.Process(driver.pid).children(recursive=True)
     assert len(workers) >= 2
     assert driver.kill().signal == 9
+    (tmp_path / "go").touch()
     wait_until(lambda: not any(worker.is_running() for worker in workers))
     done = recorded(store)
     assert 3 <= len(done) < 40
@@ -241,7 +241,7 @@ def test_one_of_two_workers_killed(drivers: Drivers, tmp_path: Path) -> None:
     tree, store, whole = tmp_path / "tree", tmp_path / "store", tmp_path / "whole"
     write_tree(tree, "many")
     drivers.run("ingest", tree, whole).require_done()
-    driver = drivers.start("ingest", tree, store, _workers=2, _delay=0.05)
+    driver = drivers.start("ingest", tree, store, _workers=2, _hold=(4, tmp_path / "go"))
     with running(driver):
         driver.until(lambda: len(recorded(store)) >= 3)
         everyone = psutil.Process(driver.pid).children(recursive=True)
@@ -251,6 +251,7 @@ def test_one_of_two_workers_killed(drivers: Drivers, tmp_path: Path) -> None:
         done = recorded(store)
         before = stamps(store, done)
         assert len(done) < 40
+        (tmp_path / "go").touch()
         driver.wait().require_done()
     require_same(store, snapshot(whole))
     assert stamps(store, done) == before

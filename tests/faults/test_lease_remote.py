@@ -6,26 +6,34 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from cvae_dist.errors import OutputLocked
+from cvae_dist.store import lease
 from cvae_dist.store.lease import Lease
 from cvae_dist.store.urls import Location
+from tests.faults.drivers import Clock, state_of, wait_until
 from tests.servers import Served, serve
 
-# Holds the lease of an output, as a process of another machine would, until it is killed.
+# Holds the lease of an output, as a process of another machine would, until it is killed, or has lost it.
 HOLDER = """
 import sys, time
+from cvae_dist.errors import OutputLocked
 from cvae_dist.store import Location, holder, lease
 
-lease._TERM = 1.5
+lease._RENEWALS = 600
 holder._machine = lambda: "another boot"
-with lease.Lease.held(Location.of(sys.argv[1])):
+with lease.Lease.held(Location.of(sys.argv[1])) as held:
     print("held", flush=True)
-    time.sleep(60)
+    while True:
+        time.sleep(0.01)
+        try:
+            held.require()
+        except OutputLocked as error:
+            print(error, flush=True)
+            break
 """
 
 
@@ -64,12 +72,12 @@ def test_two_drivers_race(served: Served) -> None:
             refused: threading.Event = refused,
             outcomes: list[str] = outcomes,
         ) -> None:
-            start.wait(10)
+            start.wait(60)
             try:
-                with Lease.held(output) as lease:
-                    assert refused.wait(10)
-                    lease.check()
-                    lease.token.require()
+                with Lease.held(output) as held:
+                    assert refused.wait(60)
+                    held.check()
+                    held.token.require()
                     outcomes.append("won")
             except OutputLocked:
                 outcomes.append("refused")
@@ -81,37 +89,46 @@ def test_two_drivers_race(served: Served) -> None:
         for thread in threads:
             thread.join()
         assert sorted(outcomes) == ["refused", "won"]
-        with Lease.held(output) as lease:
-            lease.check()
+        with Lease.held(output) as held:
+            held.check()
 
 
-def test_living_holder_elsewhere_is_respected(output: Location, far_holder: "subprocess.Popen[str]") -> None:
+def test_living_holder_elsewhere_is_respected(
+    output: Location, far_holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_LOOKS", 600)
     with pytest.raises(OutputLocked, match=f"is being written by process {far_holder.pid}"), Lease.held(output):
         pytest.fail("a live lease was taken")
     assert far_holder.poll() is None
 
 
-def test_killed_holder_elsewhere_is_followed(output: Location, far_holder: "subprocess.Popen[str]") -> None:
-    far_holder.send_signal(signal.SIGKILL)
+def test_killed_holder_elsewhere_is_followed(
+    output: Location, far_holder: "subprocess.Popen[str]", clock: Clock
+) -> None:
+    far_holder.kill()
     far_holder.wait()
     told: list[str] = []
-    began = time.monotonic()
-    with Lease.held(output, told.append) as lease:
-        assert 1.5 <= time.monotonic() - began < 10
-        lease.check()
+    with Lease.held(output, told.append) as held:
+        assert 60 <= clock.waited < 70
+        held.check()
     assert len(told) == 1
     assert f"was being written by process {far_holder.pid}" in told[0]
 
 
-def test_stopped_holder_elsewhere_finds_out(output: Location, far_holder: "subprocess.Popen[str]") -> None:
+def test_stopped_holder_elsewhere_finds_out(
+    output: Location, far_holder: "subprocess.Popen[str]", clock: Clock
+) -> None:
     place = output.beside(".lease")
     token = json.loads(place.read())["token"]
     far_holder.send_signal(signal.SIGSTOP)
+    wait_until(lambda: state_of(far_holder.pid) == "T")
     try:
-        with Lease.held(output) as lease:
+        with Lease.held(output) as held:
+            assert clock.waited >= 60
             far_holder.send_signal(signal.SIGCONT)
-            time.sleep(0.5)  # in which it would renew
-            lease.check()
+            assert far_holder.stdout is not None
+            assert f"was taken over by process {os.getpid()}" in far_holder.stdout.readline()
+            held.check()
             assert json.loads(place.read())["token"] != token
     finally:
         far_holder.send_signal(signal.SIGCONT)

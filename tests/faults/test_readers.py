@@ -17,13 +17,9 @@ FIRST, ALL = 42, 90
 def poll(store: Path, driver: Driver) -> set[int]:
     """Open the store again and again until the driver has ended; return the numbers of rows that were seen."""
     seen = set()
-    while not ended(driver):
+    while not driver.has_ended:
         seen |= {look(store, with_xarray) for with_xarray in (True, False)}
     return seen
-
-
-def ended(driver: Driver) -> bool:
-    return Path(f"/proc/{driver.pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z"
 
 
 def look(store: Path, with_xarray: bool) -> int:
@@ -45,17 +41,21 @@ def look(store: Path, with_xarray: bool) -> int:
 @pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.heavy)])
 def test_polled_while_it_is_made_and_grows(drivers: Drivers, tmp_path: Path, workers: int | None) -> None:
     tree, store = tmp_path / "tree", tmp_path / "store"
+    options = {"_delay": 0.02, "_workers": workers}
     write_items(tree, 0, FIRST)
-    with running(drivers.start("ingest", tree, store, _delay=0.05, _workers=workers)) as driver:
+    with running(drivers.start("ingest", tree, store, **options, _hold=(3, tmp_path / "go"))) as driver:
         driver.until((store / "zarr.json").exists)
         driver.until((store / "id" / "zarr.json").exists)
+        assert look(store, True) == look(store, False) == 0
+        (tmp_path / "go").touch()
         assert poll(store, driver) <= {0, FIRST}
         driver.wait().require_done()
     write_items(tree, FIRST, ALL)
-    with running(drivers.start("ingest", tree, store, _delay=0.05, _workers=workers)) as driver:
+    with running(drivers.start("ingest", tree, store, **options, _hold=(3, tmp_path / "go on"))) as driver:
+        assert look(store, True) == look(store, False) == FIRST
+        (tmp_path / "go on").touch()
         seen = poll(store, driver)
         driver.wait().require_done()
-    assert FIRST in seen
     assert seen <= {FIRST, ALL}
     assert look(store, True) == look(store, False) == ALL
 

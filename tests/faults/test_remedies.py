@@ -4,6 +4,7 @@ Each case makes a message come up for real, takes the flags, commands or calls o
 """
 
 import ast
+import functools
 import importlib.util
 import re
 import shlex
@@ -274,14 +275,17 @@ def test_what_a_message_says_to_call_works(before: str, refused: str, owner: str
 # ------------------------------------------------------------------------------ what every text may name
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """Yield every string of the package that is no docstring, and where it stands."""
+@functools.cache
+def texts() -> list[tuple[str, str]]:
+    """Return every string of the package that is no docstring, and where it stands."""
+    found = []
     for path in sorted(Path(cvae_dist.__file__).parent.rglob("*.py")):
         tree = ast.parse(path.read_text())
         told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
-                yield f"{path.name}:{node.lineno}", node.value
+                found.append((f"{path.name}:{node.lineno}", node.value))
+    return found
 
 
 def test_every_flag_that_a_text_names_exists() -> None:

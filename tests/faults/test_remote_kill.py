@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -123,16 +124,17 @@ def test_killed_right_after_publication(
 @pytest.mark.heavy
 @pytest.mark.parametrize("served", NAMES, indirect=True)
 def test_one_of_two_workers_killed(
-    remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, served: Served
+    remote_drivers: RemoteDrivers, sources: Sources, expected: Expected, served: Served, tmp_path: Path
 ) -> None:
     command = sources.command("overwrite", served)
-    with running(remote_drivers.begin(command, served, _workers=2, _delay=0.15)) as driver:
+    with running(remote_drivers.begin(command, served, _workers=2, _hold=(3, tmp_path / "go"))) as driver:
         driver.until(lambda: written(command.output, served) > 1)
         everyone = psutil.Process(driver.pid).children(recursive=True)
         workers = [child for child in everyone if "spawn_main" in " ".join(child.cmdline())]
         assert len(workers) == 2
         workers[0].kill()
         assert written(command.output, served) < 13
+        (tmp_path / "go").touch()
         everyone += psutil.Process(driver.pid).children(recursive=True)
         driver.wait().require_done()
     require_content(command.output, served, expected["overwrite"])
@@ -173,16 +175,17 @@ def test_killed_while_it_reads_from_an_object_store(
 @pytest.mark.heavy
 @pytest.mark.parametrize("store", ["local", "weed"])
 def test_a_worker_killed_while_it_reads_from_an_object_store(
-    remote_drivers: RemoteDrivers, uploaded: Sources, expected_of_uploaded: Expected, store: str
+    remote_drivers: RemoteDrivers, uploaded: Sources, expected_of_uploaded: Expected, store: str, tmp_path: Path
 ) -> None:
     with place(store) as served:
         command = uploaded.command("overwrite", served)
         source = serve("weed")._replace(url=served.url)  # the drivers need its environment
-        with running(remote_drivers.begin(command, source, _workers=2, _delay=0.15)) as driver:
+        with running(remote_drivers.begin(command, source, _workers=2, _hold=(3, tmp_path / "go"))) as driver:
             driver.until(lambda: written(command.output, served) > 1)
             everyone = psutil.Process(driver.pid).children(recursive=True)
             workers = [child for child in everyone if "spawn_main" in " ".join(child.cmdline())]
             workers[0].kill()
+            (tmp_path / "go").touch()
             driver.wait().require_done()
         require_content(command.output, served, expected_of_uploaded["overwrite"])
 

@@ -1,6 +1,7 @@
 """Rows that are replaced, or that become more, while they are embedded."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,13 +24,14 @@ def until_some_latents_are_there(driver: Driver, latents: str, served: Served) -
 
 @pytest.mark.parametrize("served", ["local", pytest.param("weed", marks=pytest.mark.heavy)], indirect=True)
 def test_a_source_that_is_overwritten_publishes_nothing(
-    remote_drivers: RemoteDrivers, sources: Sources, served: Served
+    remote_drivers: RemoteDrivers, sources: Sources, served: Served, tmp_path: Path
 ) -> None:
     ingest, overwrite, embed = (sources.command(name, served) for name in ("ingest", "overwrite", "embed"))
     remote_drivers.do(ingest, served)
-    with running(remote_drivers.begin(embed, served, _delay=0.3)) as driver:
+    with running(remote_drivers.begin(embed, served, _hold=(2, tmp_path / "go"))) as driver:
         until_some_latents_are_there(driver, embed.output, served)
         remote_drivers.do(overwrite, served)
+        (tmp_path / "go").touch()
         error, text, *_ = driver.wait().error
     assert error == "Corrupt"
     assert ingest.output in text
@@ -44,13 +46,16 @@ def test_a_source_that_is_overwritten_publishes_nothing(
 
 
 @pytest.mark.parametrize("served", ["local", pytest.param("weed", marks=pytest.mark.heavy)], indirect=True)
-def test_a_source_that_grows_disturbs_nothing(remote_drivers: RemoteDrivers, sources: Sources, served: Served) -> None:
+def test_a_source_that_grows_disturbs_nothing(
+    remote_drivers: RemoteDrivers, sources: Sources, served: Served, tmp_path: Path
+) -> None:
     ingest, append, embed = (sources.command(name, served) for name in ("ingest", "append", "embed"))
     rows = remote_drivers.do(ingest, served)["rows"]
     fresh = embed._replace(arguments=(*embed.arguments[:2], f"{served.url}/fresh/latents"))
     remote_drivers.do(fresh, served)
-    with running(remote_drivers.begin(embed, served, _delay=0.3)) as driver:
+    with running(remote_drivers.begin(embed, served, _hold=(2, tmp_path / "go"))) as driver:
         until_some_latents_are_there(driver, embed.output, served)
         assert remote_drivers.do(append, served)["rows"] > rows
+        (tmp_path / "go").touch()
         assert driver.wait().require_done().result["rows"] == rows
     require_content(embed.output, served, content(fresh.arguments[2], served))

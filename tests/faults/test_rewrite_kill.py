@@ -105,10 +105,10 @@ def test_killed_at_random_times_under_the_eyes_of_readers(
 def test_a_driver_of_two_workers_killed(drivers: Drivers, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(undisturbed["store"], store)
-    arguments, options = ("ingest", undisturbed["after"], store), {**OPTIONS, "_workers": 2, "_delay": 0.2}
-    with running(drivers.start(*arguments, **options)) as driver:
+    arguments, options = ("ingest", undisturbed["after"], store), {**OPTIONS, "_workers": 2}
+    with running(drivers.start(*arguments, **options, _hold=(1, tmp_path / "never"))) as driver:
         driver.until((store / "journal/shards").exists)
-    driver.kill()
+    assert driver.kill().signal == signal.SIGKILL
     assert rows_seen(store) == "old"
     drivers.run(*arguments, **options).require_done()
     require_same(store, undisturbed["expected"])

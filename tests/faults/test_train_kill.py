@@ -18,32 +18,34 @@ from cvae_dist.store import Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.prepare import TrainingData
-from tests.faults.drivers import wait_until
+from tests.faults.drivers import Clock, state_of, wait_until
 
-# Imports once, then forks a process per line of "directory, step to die after, write to die in, steps, step to stop
-# after, with a lease of half a second".
+# Imports once, then forks a process per line of "directory, step to die after, write to die in, step to stop after for
+# longer than its lease lasts, whether to wait for a signal when it runs".
 TRAININGS = """
-import os, signal, sys
+import os, signal, sys, time
 import numpy as np
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import OutputLocked
 from cvae_dist.store import Moments, lease
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
+from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.prepare import TrainingData
 from cvae_dist.training.trainer import Trainer
+from tests.faults.drivers import Clock
 
 advance, replace, acquire, writes, leases = Trainer.advance, os.replace, lease.Lease._acquire, 0, []
+request, asked_to_stop = Interruption._request, []
 
 rows = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
 
-def run(directory, num_steps):
+def run(directory, num_steps=90):
     config = TrainConfig(num_steps=num_steps, test_every=20, checkpoint_every=10, tb_logging=False)
     return fit(TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (20,)), config, directory)
 
-def train(directory, kill_at_step, kill_at_write, num_steps, stop_at_step):
-    if stop_at_step:
-        lease._TERM = 0.5
+def train(directory, kill_at_step, kill_at_write, stop_at_step, wait):
+    lease.time = Clock()
 
     def acquire_and_keep(self):
         leases.append(self)
@@ -53,11 +55,18 @@ def train(directory, kill_at_step, kill_at_write, num_steps, stop_at_step):
         advance(self, *arguments)
         if self.step == 3:
             print("running", os.getpid(), flush=True)
+            while wait and not asked_to_stop:
+                time.sleep(0.001)
         if self.step == kill_at_step:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.step == stop_at_step:
             with leases[0]._changing:  # while the file of the lease is locked nobody could take it over
-                os.kill(os.getpid(), signal.SIGSTOP)
+                signal.raise_signal(signal.SIGSTOP)
+            lease.time.sleep(2 * lease._TERM)
+
+    def request_and_tell(self, *arguments):
+        request(self, *arguments)
+        asked_to_stop.append(True)
 
     def replace_or_die(source, target):
         global writes
@@ -68,8 +77,9 @@ def train(directory, kill_at_step, kill_at_write, num_steps, stop_at_step):
         replace(source, target)
 
     Trainer.advance, os.replace, lease.Lease._acquire = advance_and_die, replace_or_die, acquire_and_keep
+    Interruption._request = request_and_tell
     try:
-        return 5 if run(directory, num_steps).figures.stopped_because == "interrupted" else 0
+        return 5 if run(directory).figures.stopped_because == "interrupted" else 0
     except OutputLocked:
         return 6
 
@@ -83,7 +93,6 @@ for line in sys.stdin:
 """
 
 STEPS = 90
-LONG = 300
 STOPPED_CLEANLY = 5
 LOST_ITS_LEASE = 6
 
@@ -99,11 +108,11 @@ class Trainings:
         directory: Path,
         kill_at_step: int = 0,
         kill_at_write: int = 0,
-        steps: int = STEPS,
         stop_at_step: int = 0,
+        wait: bool = False,
     ) -> None:
         assert self._server.stdin is not None
-        self._server.stdin.write(f"{directory} {kill_at_step} {kill_at_write} {steps} {stop_at_step}\n")
+        self._server.stdin.write(f"{directory} {kill_at_step} {kill_at_write} {stop_at_step} {wait:d}\n")
         self._server.stdin.flush()
 
     def _wait_for(self, word: str) -> int:
@@ -124,6 +133,7 @@ class Trainings:
 def trainings() -> Iterator[Trainings]:
     server = subprocess.Popen(
         [sys.executable, "-c", TRAININGS],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -197,33 +207,34 @@ def test_killed_from_outside_while_running_it_goes_on(trainings: Trainings, undi
     assert_same_result(tmp_path, undisturbed)
 
 
-def test_asked_to_stop_it_saves_and_goes_on_to_the_same_result(trainings: Trainings, tmp_path: Path) -> None:
-    trainings.start(tmp_path / "undisturbed", steps=LONG)
-    assert trainings.exit_code() == 0
+def test_asked_to_stop_it_saves_and_goes_on_to_the_same_result(
+    trainings: Trainings, undisturbed: Path, tmp_path: Path
+) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         directory = tmp_path / number.name
-        trainings.start(directory, steps=LONG)
+        trainings.start(directory, wait=True)
         os.kill(trainings.pid(), number)
         assert trainings.exit_code() == STOPPED_CLEANLY
-        assert 3 <= saved_step(directory) < LONG
-        trainings.start(directory, steps=LONG)
+        assert 3 <= saved_step(directory) < STEPS
+        trainings.start(directory)
         assert trainings.exit_code() == 0
-        assert_same_result(directory, tmp_path / "undisturbed")
+        assert_same_result(directory, undisturbed)
 
 
 @pytest.mark.parametrize("step", [25, 30, STEPS])
 def test_stopped_for_longer_than_its_lease_it_changes_nothing_more(
-    trainings: Trainings, tmp_path: Path, step: int
+    trainings: Trainings, tmp_path: Path, step: int, clock: Clock
 ) -> None:
     """It was about to go on, to save a checkpoint, or to end, when another training took the directory over."""
     trainings.start(tmp_path / "model", stop_at_step=step)
     pid = trainings.pid()
-    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T")
+    wait_until(lambda: state_of(pid) == "T")
     try:
         rows = np.random.default_rng(1).normal(size=(100, 5)).astype(np.float32)
         data = TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (5,))
         config = TrainConfig(num_steps=3, tb_logging=False)
         assert fit(data, config, str(tmp_path / "model"), overwrite=True).figures.stopped_because == "finished"
+        assert clock.waited >= 60
         before = files_below(tmp_path)
     finally:
         os.kill(pid, signal.SIGCONT)

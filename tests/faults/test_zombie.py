@@ -3,16 +3,14 @@
 import itertools
 import os
 import signal
-import time
-from pathlib import Path
 
 import pytest
 
 from cvae_dist.errors import OutputLocked
-from cvae_dist.store import RowStore
+from cvae_dist.store import RowStore, lease
 from cvae_dist.store.urls import Location
 from cvae_dist.verbs.verify import verify
-from tests.faults.drivers import Driver, running, wait_until
+from tests.faults.drivers import running, state_of
 from tests.faults.remote import RemoteDrivers, Sources, content, place, require_content, written
 from tests.servers import Served
 
@@ -20,26 +18,11 @@ pytestmark = pytest.mark.usefixtures("tiny_shards")
 
 
 MOMENTS = ("among its shards", "after a look at the lease", "before publication", "before the last write")
-TERM = 1.5  # seconds: longer than a busy machine may keep a driver from renewing its lease
 DEFAULT = {("weed", MOMENTS[1], "append"), ("weed", MOMENTS[2], "ingest")}
 CASES = [
     pytest.param(*case, marks=[] if case in DEFAULT else pytest.mark.heavy)
     for case in itertools.product(("local", "weed"), MOMENTS, ("ingest", "append"))
 ]
-
-
-def wait_until_frozen(driver: Driver) -> None:
-    wait_until(lambda: Path(f"/proc/{driver.pid}/stat").read_text().rsplit(") ", 1)[1].startswith("T"))
-
-
-def freeze(driver: Driver, output: str) -> None:
-    """Freeze a driver, but not while it has locked the file of its lease: nobody can take it over then."""
-    os.kill(driver.pid, signal.SIGSTOP)
-    wait_until_frozen(driver)
-    path = Path(output)
-    if path.with_name(f".{path.name}.lease.lock").exists():
-        os.kill(driver.pid, signal.SIGCONT)
-        freeze(driver, output)
 
 
 @pytest.mark.parametrize(("storage_name", "moment", "name"), CASES)
@@ -55,15 +38,12 @@ def freeze_and_follow(remote_drivers: RemoteDrivers, sources: Sources, served: S
     if name == "append":
         remote_drivers.do(sources.command("ingest", served), served)
     before = written(other.output, served)
-    options = {"_delay": 0.5} if moment == "among its shards" else {"_freeze": moment}
-    with running(remote_drivers.begin(sources.command(name, served), served, _term=TERM, **options)) as frozen:
-        if moment == "among its shards":
-            frozen.until(lambda: written(other.output, served) > before)
-            freeze(frozen, other.output)
-        wait_until_frozen(frozen)
-        began = time.monotonic()
-        assert remote_drivers.do(other, served, _machine="another")["rows_written"] > 0
-        assert time.monotonic() - began >= TERM, "the lease was not watched"
+    with running(remote_drivers.begin(sources.command(name, served), served, _freeze=moment)) as frozen:
+        frozen.until(lambda: state_of(frozen.pid) == "T")
+        assert moment != MOMENTS[0] or written(other.output, served) > before
+        follower = remote_drivers.begin(other, served, _machine="another").wait().require_done()
+        assert follower.result["rows_written"] > 0
+        assert follower.waited >= lease._TERM, "the lease was not watched"
         published = content(other.output, served)
         os.kill(frozen.pid, signal.SIGCONT)
         assert frozen.wait().error[0] == "OutputLocked"

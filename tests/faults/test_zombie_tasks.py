@@ -1,20 +1,23 @@
 """Tasks on a cluster that outlive their driver: what another driver writes and publishes meanwhile stays whole."""
 
+import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
+from cvae_dist.store import Location
 from cvae_dist.verbs.verify import verify
 from tests.faults import slow_worker
-from tests.faults.drivers import Driver, running
+from tests.faults.drivers import Driver, running, wait_until
 from tests.faults.remote import RemoteDrivers, Sources, content, place, require_content, require_nothing_left, written
 from tests.servers import serve
 
-pytestmark = pytest.mark.heavy  # a cluster starts, and sleeping tasks are waited for
+pytestmark = pytest.mark.heavy  # a cluster starts
+WORKERS = 2
 MOMENTS = ("after its rows", "after its look")
 
 
@@ -38,14 +41,25 @@ def scheduler(slow: Path) -> Iterator[str]:
     ):
         for name, value in environment.items():
             patch.setenv(name, value)
-        with LocalCluster(n_workers=2, **options) as cluster:
+        with LocalCluster(n_workers=WORKERS, **options) as cluster:
             yield cluster.scheduler_address
 
 
 def fall_asleep(driver: Driver, slow: Path) -> None:
-    """Wait until tasks of a driver sleep; later ones will not."""
-    driver.until(lambda: list(slow.parent.glob("asleep *")))
-    time.sleep(0.1)
+    """Wait until a task of a driver sleeps on each worker; later ones will not."""
+    driver.until(lambda: len(list(slow.parent.glob("asleep *"))) == WORKERS)
+    slow.unlink()
+
+
+def wake_up(scheduler: str, slow: Path) -> None:
+    """Wake the tasks, and wait until they have ended."""
+    slow.with_name(slow_worker.ALARM).touch()
+    wait_until_idle(scheduler)
+
+
+def wait_until_idle(scheduler: str) -> None:
+    with Client(scheduler, set_as_default=False) as client:
+        wait_until(lambda: not any(client.run(lambda dask_worker: list(dask_worker.active_threads)).values()))
 
 
 @pytest.fixture(params=MOMENTS)
@@ -66,13 +80,10 @@ def test_tasks_of_a_killed_driver_change_nothing(
         with running(remote_drivers.begin(sources.command("ingest", served), served, _scheduler=scheduler)) as driver:
             fall_asleep(driver, slow)
         assert driver.kill().signal == signal.SIGKILL
-        began = time.monotonic()
-        slow.unlink()
         command = sources.command("overwrite", served)
         remote_drivers.do(command, served)
         published = content(command.output, served)
-        assert time.monotonic() - began < slow_worker.SECONDS, "the tasks woke up too early"
-        time.sleep(slow_worker.SECONDS + 0.5)
+        wake_up(scheduler, slow)
         require_content(command.output, served, published)
         assert verify(command.output, storage_options=served.options).ok
 
@@ -84,12 +95,14 @@ def test_no_shard_appears_after_a_driver_was_interrupted(
         command = sources.command("ingest", served)
         with running(remote_drivers.begin(command, served, _scheduler=scheduler)) as driver:
             fall_asleep(driver, slow)
-            slow.unlink()
             os.kill(driver.pid, signal.SIGINT)
+            lease = Location.of(f"{command.output}.lease", served.options)
+            driver.until(lambda: json.loads(lease.read())["state"] == "ending")
+            wake_up(scheduler, slow)
             assert driver.wait().error[0] == "KeyboardInterrupt"
         require_nothing_left(command.output, served)
         there = written(command.output, served)
-        time.sleep(slow_worker.SECONDS + 0.5)
+        wait_until_idle(scheduler)
         assert written(command.output, served) == there <= 2
         remote_drivers.do(command, served, _scheduler=scheduler)
         assert verify(command.output, storage_options=served.options).ok

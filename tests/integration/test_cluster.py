@@ -1,5 +1,6 @@
 """Real Dask clusters: one started here, and one that is running already."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ def test_workers_that_are_too_small(tmp_path: Path) -> None:
 
 @pytest.fixture
 def scheduler_process(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A scheduler with one worker, as somebody else started them."""
+    """A scheduler with one worker, as somebody else started them; a task that kills its worker is not sent again."""
     code = (
         "from distributed import LocalCluster\n"
         "if __name__ == '__main__':\n"
@@ -141,11 +142,14 @@ def scheduler_process(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     )
     (tmp_path / "cluster.py").write_text(code)
     command = [sys.executable, str(tmp_path / "cluster.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(30)
+        process.wait()
 
 
 @pytest.fixture

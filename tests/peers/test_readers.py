@@ -40,7 +40,9 @@ def values(dtype: str, shape: tuple[int, int]) -> np.ndarray:
     return rng.normal(size=shape).astype(dtype)
 
 
-@pytest.fixture(scope="module", params=list(ROWS))
+@pytest.fixture(
+    scope="module", params=["<f4", "|u1", *(pytest.param(dtype, marks=pytest.mark.heavy) for dtype in ("<f2", "<f8"))]
+)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder = tmp_path_factory.mktemp("readers")
     rows = values(request.param, (ROWS[request.param], N_FEATURES))

@@ -33,6 +33,20 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Like ``cvae_dist``, but in this process, which has imported everything already."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code = main(arguments)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
+
+
 def settings_of(*tokens: str) -> dict[str, object]:
     """Return the arguments that a command line gives its command, without running it."""
     _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
@@ -417,18 +431,18 @@ def test_a_full_disk_is_one_message_without_a_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_verify_and_info(tree: Path, tmp_path: Path, cvae_dist: Run) -> None:
-    cvae_dist("ingest", "tree", "rows.zarr")
-    assert cvae_dist("verify", "rows.zarr").returncode == 0
-    described = cvae_dist("info", "rows.zarr", "--json")
+def test_verify_and_info(tree: Path, tmp_path: Path, here: Run) -> None:
+    here("ingest", "tree", "rows.zarr")
+    assert here("verify", "rows.zarr").returncode == 0
+    described = here("info", "rows.zarr", "--json")
     assert described.returncode == 0
     assert json.loads(described.stdout)["rows"] == 6
-    assert "6" in cvae_dist("info", "rows.zarr").stdout
+    assert "6" in here("info", "rows.zarr").stdout
     shard = next(path for path in (tmp_path / "rows.zarr" / "x" / "c").rglob("*") if path.is_file())
     data = bytearray(shard.read_bytes())
     data[5] ^= 1
     shard.write_bytes(data)
-    damaged = cvae_dist("verify", "rows.zarr", "--json")
+    damaged = here("verify", "rows.zarr", "--json")
     assert damaged.returncode == 1
     problems = json.loads(damaged.stdout.splitlines()[-1])["problems"]
     assert [(problem["array"], problem["shard"]) for problem in problems] == [("x", 0)]
@@ -501,7 +515,7 @@ def test_a_stopped_training_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize("how", ["flag", "broken flag", "variable", "config", "pipeline"])
-def test_options_of_a_source_that_cannot_be_used_are_not_shown(cvae_dist: Run, tmp_path: Path, how: str) -> None:
+def test_options_of_a_source_that_cannot_be_used_are_not_shown(here: Run, tmp_path: Path, how: str) -> None:
     wrong = 'source_storage_options: ["topsecret9"]'
     (tmp_path / "options.yaml").write_text(
         wrong if how == "config" else f"stages: [{{ingest: {{source: a, store: b, {wrong}}}}}]\n"
@@ -514,14 +528,14 @@ def test_options_of_a_source_that_cannot_be_used_are_not_shown(cvae_dist: Run, t
         "config": ["ingest", "a", "b", "--config", "options.yaml"],
         "pipeline": ["run", "options.yaml"],
     }[how]
-    ended = cvae_dist(*arguments, **environment)
+    ended = here(*arguments, **environment)
     assert ended.returncode == 2
     assert "source" in ended.stderr.lower()
     assert "topsecret9" not in ended.stderr + ended.stdout
 
 
 @pytest.mark.parametrize("how", ["flag", "broken flag", "variable", "config", "pipeline"])
-def test_storage_options_that_cannot_be_used_are_not_shown(cvae_dist: Run, tmp_path: Path, how: str) -> None:
+def test_storage_options_that_cannot_be_used_are_not_shown(here: Run, tmp_path: Path, how: str) -> None:
     (tmp_path / "options.yaml").write_text('storage_options: ["topsecret9"]\nstages: [{info: {url: rows}}]\n')
     environment = {"CVAE_DIST_STORAGE_OPTIONS": '["topsecret9"]'} if how == "variable" else {}
     arguments = {
@@ -531,7 +545,7 @@ def test_storage_options_that_cannot_be_used_are_not_shown(cvae_dist: Run, tmp_p
         "config": ["info", "rows", "--config", "options.yaml"],
         "pipeline": ["run", "options.yaml"],
     }[how]
-    ended = cvae_dist(*arguments, **environment)
+    ended = here(*arguments, **environment)
     assert ended.returncode == 2
     assert "storage" in ended.stderr.lower()
     assert "topsecret9" not in ended.stderr + ended.stdout

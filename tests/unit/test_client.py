@@ -1,8 +1,5 @@
 """Which cluster is used; `integration/test_cluster.py` starts real ones."""
 
-import subprocess
-import sys
-
 import pytest
 
 from cvae_dist.cluster import resolve_client
@@ -32,10 +29,3 @@ def test_address_that_cannot_be(address: str) -> None:
 def test_protocol_that_is_unknown() -> None:
     with pytest.raises(StorageFailed, match="no Dask scheduler answers at"), resolve_client("nonsense://x:1"):
         pass
-
-
-def test_ingest_needs_neither_torch_nor_dask() -> None:
-    code = "import sys, cvae_dist.verbs.ingest, cvae_dist.verbs.verify; "
-    code += "print({'torch', 'dask', 'distributed'} & set(sys.modules))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ended.stdout.strip() == "set()", ended.stderr

@@ -5,7 +5,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -36,6 +35,7 @@ from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
+from tests.faults.drivers import wait_until
 
 DIGITS, CLASSES = load_digits(return_X_y=True)
 DIGITS = DIGITS.astype(np.float32)
@@ -660,14 +660,14 @@ def take_over(lease: Location) -> None:
 def test_a_training_that_lost_its_lease_changes_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: int
 ) -> None:
-    monkeypatch.setattr(lease_module, "_TERM", 0.3)
+    monkeypatch.setattr(lease_module, "_RENEWALS", 6000)
     real, calls, before = getattr(owner, method), count(1), {}
 
     def lose(*arguments: Any) -> Any:
         result = real(*arguments)
         if next(calls) == call:
             take_over(Location.of(tmp_path / "model.lease"))
-            time.sleep(0.15)  # so that a renewal notices
+            wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "lease"])
             before.update(files_of(tmp_path))
         return result
 

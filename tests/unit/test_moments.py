@@ -92,7 +92,7 @@ def test_no_rows() -> None:
         np.testing.assert_array_equal(merged.mean, [1, 2])
 
 
-@pytest.fixture(params=[*FLOATS, "u1", "i1"], scope="module")
+@pytest.fixture(params=["f2", "f4", pytest.param("f8", marks=pytest.mark.heavy), "u1", "i1"], scope="module")
 def compiled_type(request: pytest.FixtureRequest) -> str:
     pytest.importorskip("numba")
     assert compiled._compile(request.param) is not None

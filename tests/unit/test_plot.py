@@ -439,6 +439,7 @@ def test_unknown_suffix_names_the_known(tmp_path: Path, name: str) -> None:
 
 def test_every_suffix_that_is_named_can_be_written(tmp_path: Path) -> None:
     figure = plot.scatter_latents(np.zeros((2, 2)))
+    figure.set_size_inches(1, 1)
     with pytest.raises(InvalidInput) as refusal:
         plot.write_figure(figure, str(tmp_path / "picture"))
     for suffix in str(refusal.value).partition("one of ")[2].split(", "):

@@ -58,8 +58,17 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("precision", PRECISIONS)
+# where a processor has no bf16, the largest take seconds in it
+LARGEST = {"odd widths and flow", "even widths, flow in two dimensions", "wide"}
+COMPANY = [
+    pytest.param(settings, precision, id=f"{precision}-{name}", marks=marks)
+    for precision in PRECISIONS
+    for name, settings in SHAPES.items()
+    for marks in [pytest.mark.heavy if precision == "bf16" and name in LARGEST else ()]
+]
+
+
+@pytest.mark.parametrize(("settings", "precision"), COMPANY)
 def test_a_latent_does_not_depend_on_the_company_of_its_row(
     rows: np.ndarray, settings: dict[str, object], precision: ComputePrecision
 ) -> None:
