@@ -4,7 +4,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import itertools
 import os
 import re
 import threading
@@ -23,7 +22,6 @@ from cvae_dist.errors import InvalidInput, StorageFailed
 from cvae_dist.store.storage import Buffer, Changed, Entry, Page, Storage, StorageOptions, client_errors, unquoted
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
     from obstore.store import AzureStore, S3Store
 
 _S3_OPTIONS = {"key", "secret", "token", "anon", "endpoint_url", "profile", "use_ssl", "client_kwargs"}
@@ -173,11 +171,10 @@ class ObjectStore(Storage):
             yield from map(Entry, *page)
 
     def pages(self, path: str) -> Iterator[Page]:
-        prefix, start = f"{path}/" if path else "", len(path) + bool(path)
+        prefix = f"{path}/" if path else ""
         with self._errors(path) as store:
-            for page in _pages(store, prefix):
-                versions = map(str.strip, (str(one["e_tag"]) for one in page), itertools.repeat('"'))
-                yield Page([one["path"][start:] for one in page], [one["size"] for one in page], list(versions))
+            for names, sizes, versions in _pages(store, prefix):
+                yield Page([name[len(prefix) :] for name in names], sizes, versions)
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore
@@ -226,8 +223,8 @@ class ObjectStore(Storage):
             yield store
 
 
-def _pages(store: "S3Store | AzureStore", prefix: str) -> "Iterator[Sequence[ObjectMeta]]":
-    """Yield all objects below a prefix.
+def _pages(store: "S3Store | AzureStore", prefix: str) -> Iterator[Page]:
+    """Yield all objects below a prefix, by their whole names.
 
     The client gives up when an answer breaks off. Then the list goes on after the last name, but only where all names
     came in order: elsewhere some could be lost.
@@ -237,11 +234,11 @@ def _pages(store: "S3Store | AzureStore", prefix: str) -> "Iterator[Sequence[Obj
     last, ordered, failures = "", True, 0
     while True:
         try:
-            for page in obstore.list(store, prefix, offset=last or None, chunk_size=1000):
-                names = [one["path"] for one in page]
+            for batch in obstore.list(store, prefix, offset=last or None, chunk_size=1000, return_arrow=True):
+                names, sizes, tags = (batch.column(name).to_pylist() for name in ("path", "size", "e_tag"))
                 ordered = ordered and last < names[0] and names == sorted(names)
                 last, failures = names[-1], 0
-                yield page
+                yield Page(names, sizes, list(map(unquoted, tags)))
             return
         except obstore.exceptions.GenericError:
             failures += 1

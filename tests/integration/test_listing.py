@@ -3,6 +3,7 @@
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pytest
 
 from cvae_dist.errors import SourceNotFound, StorageFailed
@@ -82,11 +83,11 @@ def test_a_list_that_breaks_off_goes_on(many: Location, monkeypatch: pytest.Monk
 def test_a_list_without_order_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names could be left out after the last one: it fails."""
     import obstore
-
-    pages = [[{"path": name, "size": 1, "e_tag": name} for name in names] for names in (["b", "a"], ["c"])]
+    from arro3.core import RecordBatch
 
     def broken(*_: object, **__: object) -> "object":
-        yield from pages
+        for names in (["b", "a"], ["c"]):
+            yield RecordBatch.from_arrow(pa.record_batch({"path": names, "size": [1] * len(names), "e_tag": names}))
         raise obstore.exceptions.GenericError("broken off")
 
     monkeypatch.setattr(obstore, "list", broken)
