@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -15,11 +16,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.store.storage import Buffer, Changed, Entry, Page, Storage, StorageOptions, client_errors, unquoted
+from cvae_dist.store.storage import (
+    Buffer,
+    Changed,
+    Entry,
+    Page,
+    Storage,
+    StorageOptions,
+    clean_url,
+    client_errors,
+    unquoted,
+)
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, S3Store
@@ -45,6 +57,7 @@ _WORTH_KEEPING = 1_000_000  # bytes of an object, from which a thread keeps the 
 _MD5 = re.compile("[0-9a-f]{32}")  # the ETag of what was uploaded in one part
 _LIST_AGAIN = 4  # times in a row that a list which broke off goes on
 _LIST_PAUSE = 0.5  # seconds
+_KNOCKS = (0.5, 1.5)  # seconds before an endpoint where nobody listens is tried again
 _thread = threading.local()
 _CLIENT = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRIES = {
@@ -277,6 +290,8 @@ def _s3_client(storage: ObjectStore) -> "S3Store":
     endpoint = options.get("endpoint_url")
     if endpoint is None:
         endpoint = ConfiguredEndpointProvider(session.full_config, session.get_scoped_config(), "s3").provide()
+    if endpoint is not None:
+        _require_listener(endpoint)
     region = options.get("region_name")
     if region is None and endpoint is None:
         region = _region(storage.bucket)
@@ -346,12 +361,34 @@ def _azure_client(storage: ObjectStore) -> "AzureStore":
         if name in _AZURE_CONNECTION:
             config[_AZURE_CONNECTION[name]] = value
     config = {name: str(value).lower() if isinstance(value, bool) else value for name, value in config.items()}
+    if "endpoint" in config:
+        _require_listener(config["endpoint"])
     return AzureStore(
         storage.bucket,
         config=config,  # type: ignore[arg-type] # a dict of strings
         client_options=_client_options(config.get("endpoint"), None),  # type: ignore[arg-type]
         retry_config=_RETRIES,  # type: ignore[arg-type]
     )
+
+
+def _require_listener(endpoint: str) -> None:
+    """Refuse an endpoint at which nobody listens, before its first use: the client would try it again for minutes."""
+    place = urlsplit(endpoint)
+    if place.scheme in urllib.request.getproxies():  # then another machine finds it
+        return
+    port = place.port or (80 if place.scheme == "http" else 443)
+    for pause in (*_KNOCKS, None):
+        try:
+            with contextlib.suppress(TimeoutError):  # what is slow gets the time that the client gives it
+                socket.create_connection((place.hostname or "", port), timeout=5).close()
+            return
+        except OSError as error:
+            if pause is None:
+                raise StorageFailed(
+                    f"nobody listens at {clean_url(endpoint)} ({error.strerror}). Everything finished before is kept; "
+                    "mend the endpoint, or start its server, and run the same command again"
+                ) from None
+            time.sleep(pause)
 
 
 def _client_options(endpoint: str | None, verify: bool | str | None) -> dict[str, Any]:

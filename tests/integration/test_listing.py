@@ -11,7 +11,7 @@ from cvae_dist.sources.file_table import FileTable
 from cvae_dist.sources.listing import find_files
 from cvae_dist.store import Location, objects
 from tests.proxy import proxied
-from tests.servers import Served, serve
+from tests.servers import Served, free_port, serve
 
 ODD = ["a b", "a%20b", "a+b=&c", "é/日本", "x#y", "x?y", "[z]*", "p/q", "p-q", "p"]
 NAMES = [*(f"{name}.npy" for name in ODD), "p.NPY"]
@@ -93,3 +93,16 @@ def test_a_list_without_order_does_not_go_on(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(obstore, "list", broken)
     with pytest.raises(obstore.exceptions.GenericError):
         list(objects._pages(None, ""))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_an_endpoint_where_nobody_listens_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client alone would try it again for two minutes."""
+    monkeypatch.setattr(objects, "_KNOCKS", (0, 0))
+    endpoint = f"http://{host}:{free_port()}"
+    for url, options in {
+        "s3://bucket/data": {"key": "k", "secret": "s" * 8, "endpoint_url": endpoint},
+        "az://container/data": {"connection_string": f"AccountName=name;AccountKey=a2V5;BlobEndpoint={endpoint}/name;"},
+    }.items():
+        with pytest.raises(StorageFailed, match=f"nobody listens at {endpoint}"):
+            find_files(Location.of(url, options), {".npy"})
