@@ -247,7 +247,8 @@ def _pages(store: "S3Store | AzureStore", prefix: str) -> Iterator[Page]:
     last, ordered, failures = "", True, 0
     while True:
         try:
-            for batch in obstore.list(store, prefix, offset=last or None, chunk_size=1000, return_arrow=True):
+            batches: Any = obstore.list(store, prefix, offset=last or None, chunk_size=1000, return_arrow=True)
+            for batch in batches:
                 names, sizes, tags = (batch.column(name).to_pylist() for name in ("path", "size", "e_tag"))
                 ordered = ordered and last < names[0] and names == sorted(names)
                 last, failures = names[-1], 0
