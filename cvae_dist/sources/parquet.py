@@ -24,6 +24,7 @@ _TAIL = 65_536  # bytes of the first request: most footers are smaller
 _FOOTERS = 8  # parsed ones that a process keeps
 _GROUP_BYTES = 128_000_000  # of a row group that is fetched at once; what is larger is fetched while it is decoded
 _BUFFER_BYTES, _LEAST_BUFFER = 64_000_000, 65_536  # of all columns of such a one, and of each
+_DISK_BUFFER = 1_000_000  # of a column on a disk, which costs nothing to ask again; fresh memory costs page faults
 _BATCH_BYTES, _BATCH_ROWS = 32_000_000, 65_536  # that are decoded at a time
 _MOST_EXPANSION = 100_000  # bytes of rows for a byte of the file: equal values take next to nothing
 
@@ -52,8 +53,8 @@ class ParquetReader(TableReader):
     lengths are found while rows are read.
 
     Reading begins with a row group, as nothing smaller can be found without decoding;
-    :func:`~cvae_dist.sources.cursor.cursor_at` says what that costs. A row group of up to 128 MB is fetched at once, a
-    larger one bit by bit, and either is decoded in batches of 32 MB.
+    :func:`~cvae_dist.sources.cursor.rows_at` says what that costs. From an object store a row group of up to 128 MB
+    is fetched at once. A larger one, and any on a disk, is fetched bit by bit. Either is decoded in batches of 32 MB.
     """
 
     def count_file(self, file: File) -> int:
@@ -81,12 +82,14 @@ class ParquetReader(TableReader):
 
         metadata, _, starts = read_footer(file)
         groups = range(len(starts) - 1)
-        small = max((metadata.row_group(group).total_byte_size for group in groups), default=0) <= _GROUP_BYTES
+        largest = max((metadata.row_group(group).total_byte_size for group in groups), default=0)
+        at_once = largest <= _GROUP_BYTES and not self.root.is_local
+        buffer = max(_LEAST_BUFFER, _BUFFER_BYTES // len(self.chosen.names))
         stream = pq.ParquetFile(
             ArrowStream(file),
             metadata=metadata,
-            pre_buffer=small,
-            buffer_size=0 if small else max(_LEAST_BUFFER, _BUFFER_BYTES // len(self.chosen.names)),
+            pre_buffer=at_once,
+            buffer_size=0 if at_once else min(buffer, _DISK_BUFFER) if self.root.is_local else buffer,
             read_dictionary=[name for name, column in self.chosen.carried if column.dtype == STRING],
             page_checksum_verification=True,
         )

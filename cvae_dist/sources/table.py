@@ -9,7 +9,7 @@ import numpy as np
 
 from cvae_dist.sources.arrow import arrow_errors, carried, fill
 from cvae_dist.sources.chosen import Chosen
-from cvae_dist.sources.cursor import cursor_at
+from cvae_dist.sources.cursor import rows_at
 from cvae_dist.sources.files import BadFile, File
 from cvae_dist.sources.options import TableOptions
 from cvae_dist.sources.source import FileReader, Schema
@@ -55,11 +55,15 @@ class TableReader(FileReader):
         done = 0
         with (
             arrow_errors(file, "values", "cannot be decoded"),
-            cursor_at(
-                (self, file), first, lambda row: self.start_of(file, row), lambda start: self.batches(file, start)
-            ) as cursor,
+            rows_at(
+                (self, file),
+                first,
+                first + len(out),
+                lambda row: self.start_of(file, row),
+                lambda start: self.batches(file, start),
+            ) as batches,
         ):
-            for batch in cursor.read(len(out)):
+            for batch in batches:
                 row = first + done
                 if self.chosen.features:
                     fill(batch, self.chosen, file.path, row, out[done : done + len(batch)])

@@ -4,9 +4,9 @@ import contextlib
 import errno
 import functools
 import hashlib
-import itertools
 import os
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -27,13 +28,13 @@ from cvae_dist.store.storage import (
     Page,
     Storage,
     StorageOptions,
+    clean_url,
     client_errors,
     scatter,
     unquoted,
 )
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
     from obstore.store import AzureStore, S3Store
 
 _S3_OPTIONS = {"key", "secret", "token", "anon", "endpoint_url", "profile", "use_ssl", "client_kwargs"}
@@ -57,6 +58,7 @@ _WORTH_KEEPING = 1_000_000  # bytes of an object, from which a thread keeps the 
 _MD5 = re.compile("[0-9a-f]{32}")  # the ETag of what was uploaded in one part
 _LIST_AGAIN = 4  # times in a row that a list which broke off goes on
 _LIST_PAUSE = 0.5  # seconds
+_KNOCKS = (0.5, 1.5)  # seconds before an endpoint where nobody listens is tried again
 _thread = threading.local()
 _CLIENT = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRIES = {
@@ -198,11 +200,10 @@ class ObjectStore(Storage):
             yield from map(Entry, *page)
 
     def pages(self, path: str) -> Iterator[Page]:
-        prefix, start = f"{path}/" if path else "", len(path) + bool(path)
+        prefix = f"{path}/" if path else ""
         with self._errors(path) as store:
-            for page in _pages(store, prefix):
-                versions = map(str.strip, (str(one["e_tag"]) for one in page), itertools.repeat('"'))
-                yield Page([one["path"][start:] for one in page], [one["size"] for one in page], list(versions))
+            for names, sizes, versions in _pages(store, prefix):
+                yield Page([name[len(prefix) :] for name in names], sizes, versions)
 
     def delete(self, path: str, keep: str | None = None) -> None:
         import obstore
@@ -251,8 +252,8 @@ class ObjectStore(Storage):
             yield store
 
 
-def _pages(store: "S3Store | AzureStore", prefix: str) -> "Iterator[Sequence[ObjectMeta]]":
-    """Yield all objects below a prefix.
+def _pages(store: "S3Store | AzureStore", prefix: str) -> Iterator[Page]:
+    """Yield all objects below a prefix, by their whole names.
 
     The client gives up when an answer breaks off. Then the list goes on after the last name, but only where all names
     came in order: elsewhere some could be lost.
@@ -262,11 +263,12 @@ def _pages(store: "S3Store | AzureStore", prefix: str) -> "Iterator[Sequence[Obj
     last, ordered, failures = "", True, 0
     while True:
         try:
-            for page in obstore.list(store, prefix, offset=last or None, chunk_size=1000):
-                names = [one["path"] for one in page]
+            batches: Any = obstore.list(store, prefix, offset=last or None, chunk_size=1000, return_arrow=True)
+            for batch in batches:
+                names, sizes, tags = (batch.column(name).to_pylist() for name in ("path", "size", "e_tag"))
                 ordered = ordered and last < names[0] and names == sorted(names)
                 last, failures = names[-1], 0
-                yield page
+                yield Page(names, sizes, list(map(unquoted, tags)))
             return
         except obstore.exceptions.GenericError:
             failures += 1
@@ -305,6 +307,8 @@ def _s3_client(storage: ObjectStore) -> "S3Store":
     endpoint = options.get("endpoint_url")
     if endpoint is None:
         endpoint = ConfiguredEndpointProvider(session.full_config, session.get_scoped_config(), "s3").provide()
+    if endpoint is not None:
+        _require_listener(endpoint)
     region = options.get("region_name")
     if region is None and endpoint is None:
         region = _region(storage.bucket)
@@ -374,12 +378,34 @@ def _azure_client(storage: ObjectStore) -> "AzureStore":
         if name in _AZURE_CONNECTION:
             config[_AZURE_CONNECTION[name]] = value
     config = {name: str(value).lower() if isinstance(value, bool) else value for name, value in config.items()}
+    if "endpoint" in config:
+        _require_listener(config["endpoint"])
     return AzureStore(
         storage.bucket,
         config=config,  # type: ignore[arg-type] # a dict of strings
         client_options=_client_options(config.get("endpoint"), None),  # type: ignore[arg-type]
         retry_config=_RETRIES,  # type: ignore[arg-type]
     )
+
+
+def _require_listener(endpoint: str) -> None:
+    """Refuse an endpoint at which nobody listens, before its first use: the client would try it again for minutes."""
+    place = urlsplit(endpoint)
+    if place.scheme in urllib.request.getproxies():  # then another machine finds it
+        return
+    port = place.port or (80 if place.scheme == "http" else 443)
+    for pause in (*_KNOCKS, None):
+        try:
+            with contextlib.suppress(TimeoutError):  # what is slow gets the time that the client gives it
+                socket.create_connection((place.hostname or "", port), timeout=5).close()
+            return
+        except OSError as error:
+            if pause is None:
+                raise StorageFailed(
+                    f"nobody listens at {clean_url(endpoint)} ({error.strerror}). Everything finished before is kept; "
+                    "mend the endpoint, or start its server, and run the same command again"
+                ) from None
+            time.sleep(pause)
 
 
 def _client_options(endpoint: str | None, verify: bool | str | None) -> dict[str, Any]:

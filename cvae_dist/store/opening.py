@@ -13,7 +13,7 @@ from cvae_dist.store.remote import remote_storage
 from cvae_dist.store.storage import Storage, StorageOptions, clean
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
-_PACKAGES = {"s3": ("obstore", "botocore", "s3fs"), "azure": ("obstore",), "gcs": ("gcsfs",)}
+_PACKAGES = {"s3": ("obstore", "arro3", "botocore", "s3fs"), "azure": ("obstore", "arro3"), "gcs": ("gcsfs",)}
 
 
 def open_storage(url: str, options: StorageOptions) -> tuple[Storage, str]:

@@ -237,7 +237,7 @@ def test_a_storm_of_half_a_minute_passes(
     there: Objects, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(objects._RETRIES, "backoff", PATIENT)
-    patient = {**there.behind.options, "client_kwargs": {"region_name": "us-east-1"}}
+    patient = {**there.behind.options, "client_kwargs": {}}  # a client of its own, too, and another one
     with proxy.failing(Rule("503", count=100_000, seconds=30)):
         ingest(there.behind.url, tmp_path / "store", source_storage_options=patient)
         assert proxy.failed

@@ -3,6 +3,7 @@
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pytest
 
 from cvae_dist.errors import SourceNotFound, StorageFailed
@@ -10,7 +11,7 @@ from cvae_dist.sources.file_table import FileTable
 from cvae_dist.sources.listing import find_files
 from cvae_dist.store import Location, objects
 from tests.proxy import proxied
-from tests.servers import Served, serve
+from tests.servers import Served, free_port, serve
 
 ODD = ["a b", "a%20b", "a+b=&c", "é/日本", "x#y", "x?y", "[z]*", "p/q", "p-q", "p"]
 NAMES = [*(f"{name}.npy" for name in ODD), "p.NPY"]
@@ -82,13 +83,26 @@ def test_a_list_that_breaks_off_goes_on(many: Location, monkeypatch: pytest.Monk
 def test_a_list_without_order_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names could be left out after the last one: it fails."""
     import obstore
-
-    pages = [[{"path": name, "size": 1, "e_tag": name} for name in names] for names in (["b", "a"], ["c"])]
+    from arro3.core import RecordBatch
 
     def broken(*_: object, **__: object) -> "object":
-        yield from pages
+        for names in (["b", "a"], ["c"]):
+            yield RecordBatch.from_arrow(pa.record_batch({"path": names, "size": [1] * len(names), "e_tag": names}))
         raise obstore.exceptions.GenericError("broken off")
 
     monkeypatch.setattr(obstore, "list", broken)
     with pytest.raises(obstore.exceptions.GenericError):
         list(objects._pages(None, ""))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_an_endpoint_where_nobody_listens_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client alone would try it again for two minutes."""
+    monkeypatch.setattr(objects, "_KNOCKS", (0, 0))
+    endpoint = f"http://{host}:{free_port()}"
+    for url, options in {
+        "s3://bucket/data": {"key": "k", "secret": "s" * 8, "endpoint_url": endpoint},
+        "az://container/data": {"connection_string": f"AccountName=name;AccountKey=a2V5;BlobEndpoint={endpoint}/name;"},
+    }.items():
+        with pytest.raises(StorageFailed, match=f"nobody listens at {endpoint}"):
+            find_files(Location.of(url, options), {".npy"})
