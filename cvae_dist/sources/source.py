@@ -174,6 +174,49 @@ class FileReader(ABC):
         return {column.name: np.concatenate([part[column.name] for part in parts]) for column in self.schema.columns}
 
 
+@dataclass(frozen=True)
+class ArrayReader(FileReader):
+    """Reads one array of each file: that of a name, or the only one. Its first axis counts rows.
+
+    Attributes
+    ----------
+    root : Location
+    schema : Schema
+    array : str or None
+    """
+
+    root: Location
+    schema: Schema
+    array: str | None
+
+    def require_like(self, file: File, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Refuse an array that does not follow the schema."""
+        if (shape[1:] or (1,)) != self.schema.item_shape:
+            raise BadFile(file.path, "shape", f"has items of shape {shape[1:]}, not {self.schema.item_shape}")
+        if dtype != self.schema.dtype:
+            raise BadFile(file.path, "dtype", f"has dtype {dtype}, not {self.schema.dtype}")
+
+
+def require_rows(file: File, rows: int, stop: int) -> None:
+    """Refuse to read rows up to ``stop`` of a file that has fewer."""
+    if stop > rows:
+        raise BadFile(file.path, "changed", f"has {rows:,} rows, fewer than were counted")
+
+
+def schema_of(file: File, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Schema:
+    """Return the schema of rows along the first axis of an array; a 1-D array has rows of one value.
+
+    Raises
+    ------
+    BadFile
+        Its items have no values.
+    """
+    item_shape = shape[1:] or (1,)
+    if 0 in item_shape:
+        raise BadFile(file.path, "shape", f"has shape {shape}: items without values cannot be used")
+    return Schema(item_shape, dtype.newbyteorder("="))
+
+
 @runtime_checkable
 class Source(Protocol):
     """Where rows come from."""
