@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cvae_dist.cluster import nonfinite
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.sources import BadFile, FileTable, formats
 from cvae_dist.store import RowStore
-from cvae_dist.verbs import ingest as verb
 from cvae_dist.verbs.ingest import ingest
 
 ROWS = np.arange(12.0).reshape(4, 3)
@@ -87,7 +87,7 @@ def test_overwrite_holds_though_a_file_turns_out_bad(
 ) -> None:
     ingest(tree, tmp_path / "s", nonfinite="drop")
     np.save(tree / "b.npy", ROWS + 50)
-    real, failed = verb._nonfinite_rows, []
+    real, failed = nonfinite._nonfinite_rows, []
 
     def once(scan: Any) -> Any:
         if not failed:
@@ -95,7 +95,7 @@ def test_overwrite_holds_though_a_file_turns_out_bad(
             raise BadFile("b.npy", "header", "is broken")
         return real(scan)
 
-    monkeypatch.setattr(verb, "_nonfinite_rows", once)
+    monkeypatch.setattr(nonfinite, "_nonfinite_rows", once)
     result = ingest(tree, tmp_path / "s", nonfinite="drop", bad="skip", label="folder", overwrite=True)
     assert (result.rows, result.bad_files) == (4, 1)
     assert RowStore.open(str(tmp_path / "s")).columns == ("label",)
