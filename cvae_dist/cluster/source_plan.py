@@ -14,7 +14,7 @@ from cvae_dist.sources import Batch, Changes, Column, Places, Reader, Schema
 from cvae_dist.store import STRING, ArrayLayout, Layout, Location, RowStore
 from cvae_dist.store.layout import is_name, shard_bytes_at
 from cvae_dist.store.ledger import JOURNAL
-from cvae_dist.store.manifest import Batches, dropped_count
+from cvae_dist.store.manifest import Batches, dropped_count, forged
 from cvae_dist.store.permutation import STORED_ORDER, derive_key
 from cvae_dist.store.publication import METADATA, PUBLICATIONS
 
@@ -117,14 +117,17 @@ class SourcePlan:
         ------
         SettingsChanged
             Rows would be replaced that were shuffled with others.
-        InvalidInput
-            There are none.
+        InvalidInput, Corrupt
+            There are none; the manifest of the store gives a row to two files.
         """
         if self.deals:
             self._require_no_changes(changes)
         scattered = self.asked.shuffle is not None and not self.deals
         key = derive_key(self.asked.shuffle or 0, self.published, STORED_ORDER) if scattered else None
-        places = Places(known, changes, fresh, self.published, key)
+        try:
+            places = Places(known, changes, fresh, self.published, key)
+        except ValueError as error:
+            raise forged(self.place, str(error)) from None
         if places.rows == 0:
             what = f"{fresh.files:,} files" if fresh.files else "no files"
             raise InvalidInput(f"{self.url} holds {what} but no usable rows. Nothing was written")

@@ -44,8 +44,9 @@ class StoreResult:
     ----------
     url : str
         The output.
-    rows, rows_written, dropped : int
-        Rows in it, rows written by this run (0 when all was done before), and rows of the source left out.
+    rows, rows_written, rows_removed, dropped : int
+        Rows in it, rows written by this run (0 when all was done before), how many rows fewer it has than before, and
+        rows of the source left out.
     seconds : float
         Wall time of this run.
     published : bool
@@ -55,6 +56,7 @@ class StoreResult:
     url: str
     rows: int
     rows_written: int
+    rows_removed: int
     dropped: int
     seconds: float
     published: bool
@@ -120,6 +122,7 @@ class Output:
         packs = Packs(store, job, self._lease)
         plan = Plan(job, packs.pending, store.rows, slots(self._client))
         self._tell("start", job.rows - plan.rows, job.rows, str(plan))
+        removed = max(0, store.rows - job.rows)
         finished = store.published and store.rows == job.rows and not job.news and not packs.anew
         if not finished:
             if packs.replaced:
@@ -138,10 +141,11 @@ class Output:
             _withdraw(store.claimed(self._lease.token.token))
         else:
             store.settle()
-        dropped, seconds = int(store.document["dropped"]), time.monotonic() - self._began
+        written, dropped = plan.rows - packs.rows_kept, int(store.document["dropped"])
+        seconds = time.monotonic() - self._began
         message = "nothing to do, all rows were there" if finished else ""
         self._tell("done", store.rows, store.rows, message, seconds=seconds)
-        return StoreResult(str(self._output), store.rows, plan.rows - packs.rows_kept, dropped, seconds, not finished)
+        return StoreResult(str(self._output), store.rows, written, removed, dropped, seconds, not finished)
 
     def _begin(self, job: Job) -> RowStore:
         """Return the store to write, begun or fit to go on with; what can be refused is refused before any change."""
