@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -223,16 +223,13 @@ class ZarrReader:
         return found
 
     def _read(self, run: "_Run", files: Mapping[str, File]) -> Block:
-        """Return rows as an array (n, ...). What cannot be decoded is looked for entry by entry, to be named."""
+        """Return rows as an array (n, ...)."""
         try:
             return self.packing.decode(_decoded(self.rows, files, run))
         except (StorageFailed, MemoryError):
             raise
         except Exception as error:
-            if len(run.paths) > 1:
-                for one in run.split(self._step):
-                    self._read(one, files)
-            raise _bad(run.paths[0], error) from error
+            raise self._named(run, error, lambda one: self._read(one, files)) from error
 
     def _read_column(self, run: "_Run", column: ArrayMetadata, files: Mapping[str, File]) -> Block:
         """Return the entries of a column, all of whose objects have to be there."""
@@ -243,8 +240,14 @@ class ZarrReader:
         except (StorageFailed, MemoryError):
             raise
         except Exception as error:
-            raise _bad(run.paths[0], error) from error
+            raise self._named(run, error, lambda one: self._read_column(one, column, files)) from error
         return found
+
+    def _named(self, run: "_Run", error: Exception, read: Callable[["_Run"], Block]) -> BadFile:
+        """Return what is wrong with an entry of a run. Where there are several, they are read one by one."""
+        for one in run.split(self._step) if len(run.paths) > 1 else ():
+            read(one)  # raises
+        return _bad(run.paths[0], error)
 
     def _first(self, path: str) -> int | None:
         """Return the first row of an entry, None where the array has no such entry."""

@@ -212,7 +212,7 @@ def test_a_column_is_part_of_the_rows_it_travels_with(tmp_path: Path) -> None:
         group[name][13] = 5
         (after,) = source(tmp_path / "g", "x", id="number", carry=("label",)).list().batches()
         assert (after.version == before.version).tolist() == [True, True, False, False]
-        with pytest.raises(BadFile, match="rows/000000000000010 was changed after it was listed"):
+        with pytest.raises(BadFile, match="rows/000000000000010 (has an object c/1, which )?was changed after"):
             reader.read(parts_of(reader, before), np.empty((20, 2)))
         reader, before = opened(source(tmp_path / "g", "x", id="number", carry=("label",)))
     (still,) = source(tmp_path / "g", "x").list().batches()
