@@ -374,6 +374,7 @@ def test_columns_have_to_fit(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="label lacks c/0"):
         reader.read(parts_of(reader, files), np.empty((6, 2)))
     label[:] = np.arange(1, 7)
+    reader, files = opened(source(tmp_path / "g", "x", id="label"))
     for part, expected in zip(pieces(reader, files, 4), ([1, 2, 3, 4], [5, 6]), strict=True):
         assert reader.read(part, np.empty((len(expected), 2)))["id"].tolist() == expected
 
