@@ -1,11 +1,13 @@
-"""What tests ask of readers of tables: one file as it is listed, and its rows."""
+"""What tests ask of readers of files: one file as it is listed, and its rows."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from cvae_dist.sources.files import File, local_version
+from cvae_dist.sources.files import BadFile, File, local_version
 from cvae_dist.sources.source import FileReader
 from cvae_dist.store.urls import Location
 
@@ -31,3 +33,21 @@ def read(
     rows = reader.count_file(file) - first if rows is None else rows
     out = np.empty((rows, reader.schema.n_features), reader.schema.dtype)
     return out, dict(reader.read_file(file, first, out))
+
+
+def read_steps(reader: FileReader, file: File, step: int) -> np.ndarray:
+    """Return all rows of a file, read a few at a time."""
+    rows = reader.count_file(file)
+    out = np.full((rows, reader.schema.n_features), 99, reader.schema.dtype)
+    for first in range(0, rows, step):
+        reader.read_file(file, first, out[first : first + step])
+    return out
+
+
+def refused(open_reader: Callable[[Location, File, str | None], FileReader], path: Path, array: str | None) -> BadFile:
+    """Return what is said of a file, an array of which cannot be read."""
+    file = listed(path)
+    with pytest.raises(BadFile) as caught:
+        read_steps(open_reader(file.root, file, array), file, 3)
+    assert caught.value.path == path.name
+    return caught.value

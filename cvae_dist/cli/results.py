@@ -38,12 +38,15 @@ def show(display: Display, command: str, output: str, result: Any) -> int:
 
 def wrote_rows(display: Display, stage: str, result: "StoreResult") -> None:
     """Say what an ingest, embed, decode, score or sample wrote."""
-    if result.published and not result.rows_written:
-        line = f"{stage}: published {result.url}, whose {result.rows:,} rows were written before"
-    elif not result.nothing_to_do:
-        line = f"{stage}: wrote {result.rows_written:,} rows to {result.url} in {duration(result.seconds)}"
-    else:
+    if result.nothing_to_do:
         line = f"{stage}: nothing to do, {result.url} has its {result.rows:,} rows already"
+    elif result.rows_written:
+        line = f"{stage}: wrote {result.rows_written:,} rows to {result.url} in {duration(result.seconds)}"
+        line += f", which has {result.rows_removed:,} rows fewer than before" if result.rows_removed else ""
+    elif result.rows_removed:
+        line = f"{stage}: took {result.rows_removed:,} rows away from {result.url}, which has {result.rows:,} now"
+    else:
+        line = f"{stage}: published {result.url}, whose {result.rows:,} rows were written before"
     display.result(line, {"stage": stage, **asdict(result)})
 
 

@@ -275,7 +275,8 @@ class ShuffledMap:
     @property
     def task_bytes(self) -> int:
         """Memory that a task needs beside its shard: rows of a run, their order, and the bytes that are written."""
-        return self._run_rows * (2 * self._row_bytes + _ORDER_BYTES)
+        rows = self._run_rows
+        return rows * (2 * self._row_bytes + _ORDER_BYTES) + self.files.text_bytes(rows)
 
     @property
     def bytes_on_the_way(self) -> int:

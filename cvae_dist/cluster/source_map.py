@@ -49,7 +49,11 @@ class SourceMap:
     @property
     def task_bytes(self) -> int:
         """Memory that a task needs beside its shard."""
-        return 16_000_000
+        return 16_000_000 + self.text_bytes(self.layout.rows_per_shard)
+
+    def text_bytes(self, rows: int) -> int:
+        """Memory that long texts of so many rows need, or of all rows of the store where it has fewer."""
+        return min(rows, self.rows) * self.reader.schema.text_bytes
 
     def stage(self, staging: Staging) -> None:
         """Write what the tasks read."""

@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cvae_dist.errors import CvaeDistError
 from cvae_dist.sources.chosen import Chosen, is_text
-from cvae_dist.sources.files import BadFile, File, FileStream
+from cvae_dist.sources.files import BadFile, File, FileStream, Integers
 from cvae_dist.sources.source import Column
 from cvae_dist.store.layout import STRING, Block
 
@@ -79,6 +80,22 @@ def carried(batch: "pa.RecordBatch", name: str, column: Column, path: str, first
     return _texts(array, path, name)
 
 
+def with_widths(chosen: Chosen, batch: "pa.RecordBatch | None") -> Chosen:
+    """Return the columns with the mean length of the texts that are carried, as some rows have them."""
+    import pyarrow as pa
+
+    def measured(name: str, column: Column) -> Column:
+        if column.dtype != STRING or not batch:
+            return column
+        array = _stored(batch.column(name))
+        if not is_text(array.type):
+            return column
+        _, lengths = _indexed(array if pa.types.is_dictionary(array.type) else array.dictionary_encode())
+        return replace(column, width=round(lengths.mean()))
+
+    return replace(chosen, carried=tuple((name, measured(name, column)) for name, column in chosen.carried))
+
+
 def require_full(array: "pa.Array", path: str, name: str, first: int, per_row: int = 1) -> None:
     """Refuse missing values in a column of which ``array`` begins with row ``first``; NaN is none."""
     if array.null_count:
@@ -133,7 +150,6 @@ def _numbers(array: "pa.Array", path: str, name: str, column: Column) -> Block:
 def _texts(array: "pa.Array", path: str, name: str) -> Block:
     """Return text as objects. Those of a dictionary are made once, however many rows have them."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     texts: Block
     if not is_text(array.type):
@@ -143,13 +159,21 @@ def _texts(array: "pa.Array", path: str, name: str) -> Block:
     if not pa.types.is_dictionary(array.type):
         texts = array.to_numpy(zero_copy_only=False)
         return texts
-    index = array.indices.fill_null(len(array.dictionary)).to_numpy()
-    lengths = np.append(pc.binary_length(array.dictionary).to_numpy(zero_copy_only=False), 0)
-    size = int(lengths[index].sum())
+    index, lengths = _indexed(array)
+    size = int(lengths.sum())
     if size > _MOST_TEXT_BYTES:
         raise BadFile(path, "values", f"has {size:,} bytes of text in column {name!r} of {len(index):,} rows")
     texts = np.array([*array.dictionary.to_pylist(), ""], dtype=object)[index]
     return texts
+
+
+def _indexed(array: "pa.Array") -> tuple[Integers, Integers]:
+    """Return which text of its dictionary each row has, the one behind the last where it has none, and its bytes."""
+    import pyarrow.compute as pc
+
+    index = array.indices.fill_null(len(array.dictionary)).to_numpy()
+    lengths = np.append(pc.binary_length(array.dictionary).to_numpy(zero_copy_only=False), 0)
+    return index, lengths[index]
 
 
 def _stored(array: "pa.Array") -> "pa.Array":

@@ -76,13 +76,6 @@ class Batch:
             before, base = int(ends[-1]), base + len(part)
         return intervals
 
-    def pieces(self, rows: int) -> Iterator[Pieces]:
-        """Yield all rows, at most so many at a time."""
-        for part in self:
-            runs = _runs(part)
-            for start in range(0, runs.total, rows):
-                yield runs.cut(start, min(start + rows, runs.total))
-
 
 @dataclass(frozen=True)
 class Interval:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cvae_dist.sources.arrow import ArrowStream, arrow_errors, require_full
+from cvae_dist.sources.arrow import ArrowStream, arrow_errors, require_full, with_widths
 from cvae_dist.sources.chosen import Chosen, choose
 from cvae_dist.sources.files import BadFile, File
 from cvae_dist.sources.options import TableOptions
@@ -84,7 +84,7 @@ def csv_reader(root: Location, model: File, options: TableOptions) -> CsvReader:
         raise BadFile(model.path, "header", "has no values below its header, so it does not say what its columns hold")
     schema = pa.schema([(field.name, _declared(field, options)) for field in found])
     chosen = choose(schema, options, model.path)
-    chosen = replace(chosen, kinds=(chosen.dtype.str,) * len(chosen.kinds))
+    chosen = with_widths(replace(chosen, kinds=(chosen.dtype.str,) * len(chosen.kinds)), _first_rows(model))
     shape = (len(chosen.features),)
     return CsvReader(root, Schema(shape, chosen.dtype, False, chosen.columns, chosen.features), chosen, options)
 
@@ -114,6 +114,13 @@ def _first_block(file: File) -> "pa.Schema":
         shown = ", ".join(names[:5])
         raise BadFile(file.path, "header", f"has numbers ({shown}) for names of columns: put a line of names before it")
     return schema
+
+
+def _first_rows(file: File) -> "pa.RecordBatch":
+    import pyarrow.csv as pa_csv
+
+    with _csv_errors(file, []):
+        return _open(file, ArrowStream(file), pa_csv.ConvertOptions(null_values=_MISSING)).read_next_batch()
 
 
 def _open(file: File, stream: ArrowStream, options: "pa_csv.ConvertOptions") -> "pa_csv.CSVStreamingReader":

@@ -240,6 +240,9 @@ def _fill(file: File, start: int, out: memoryview) -> None:
     try:
         descriptor = os.open(str(file), os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(str(file)):
+            target = os.readlink(str(file))
+            raise BadFile(file.path, "link", f"is a symbolic link to {target}, which is not there") from None
         raise BadFile(file.path, "missing", "was deleted after it was listed") from None
     except OSError as error:
         raise BadFile(file.path, "unreadable", f"cannot be read: {error.strerror}") from error

@@ -3,20 +3,22 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
 from cvae_dist.errors import InvalidInput, SourceNotFound
 from cvae_dist.sources.convert import how_to_convert
+from cvae_dist.sources.csv import csv_reader
 from cvae_dist.sources.file_table import FileTable
-from cvae_dist.sources.files import File, Files
-from cvae_dist.sources.laion import laion_reader, number_of, pair_version
+from cvae_dist.sources.files import Files
+from cvae_dist.sources.hdf5 import hdf5_reader
+from cvae_dist.sources.laion import laion_reader, pairs
 from cvae_dist.sources.listing import find_files
 from cvae_dist.sources.npy import npy_reader
+from cvae_dist.sources.npz import npz_reader
 from cvae_dist.sources.options import TableOptions
+from cvae_dist.sources.parquet import parquet_reader
 from cvae_dist.sources.source import Reader, RowsPerFile, Source
 from cvae_dist.store import Location
 from cvae_dist.store.foreign import zarr_kind
@@ -84,11 +86,13 @@ class FileSource:
     options: FileOptions
 
     def list(self) -> FileTable:
-        """Return the files."""
+        """Return the files; of pairs, one of each."""
         return self._files
 
     @cached_property
     def _files(self) -> FileTable:
+        if self.format == "laion":
+            return pairs(self.url, self.found)
         wanted = _SUFFIXES[self.format]
         if len(self.found) == sum(count for suffix, (count, _) in self.found.kinds.items() if suffix in wanted):
             return self.found
@@ -97,87 +101,21 @@ class FileSource:
     def reader(self, model: Files) -> Reader:
         """Return what reads the files, as one of them says."""
         (file,) = model.of(self.root)
+        options = self.options
         match self.format:
             case "npy":
-                return npy_reader(self.root, file, self.options.rows_per_file)
+                return npy_reader(self.root, file, options.rows_per_file)
             case "npz":
-                from cvae_dist.sources.npz import npz_reader
-
-                return npz_reader(self.root, file, self.options.array)
+                return npz_reader(self.root, file, options.array)
             case "hdf5":
-                from cvae_dist.sources.hdf5 import hdf5_reader
-
-                return hdf5_reader(self.root, file, self.options.array)
+                return hdf5_reader(self.root, file, options.array)
             case "parquet":
-                from cvae_dist.sources.parquet import parquet_reader
-
-                return parquet_reader(self.root, file, self.options.table)
+                return parquet_reader(self.root, file, options.table)
             case "csv":
-                from cvae_dist.sources.csv import csv_reader
-
-                return csv_reader(self.root, file, self.options.table)
+                return csv_reader(self.root, file, options.table)
+            case "laion":
+                return laion_reader(self.root, file, options.table)
         raise AssertionError(f"{self.format} has a source of its own")
-
-
-@dataclass(frozen=True)
-class LaionSource:
-    """Pairs of ``.npy`` and Parquet files, listed as the former.
-
-    Attributes
-    ----------
-    url : str
-        The location as it was named.
-    root : Location
-        What paths are relative to.
-    files : FileTable
-        The ``.npy`` files; the version of each changes with either file of its pair.
-    metadata : Mapping of str to File
-        The Parquet files by their number.
-    options : FileOptions
-    """
-
-    url: str
-    root: Location
-    files: FileTable
-    metadata: Mapping[str, File]
-    options: FileOptions
-
-    @classmethod
-    def of(cls, url: str, root: Location, found: FileTable, options: FileOptions) -> "LaionSource":
-        """Find the pairs among files."""
-        everything = Files.join(list(found.batches()))
-        vectors = np.array([path.lower().endswith(".npy") for path in everything.path])
-        metadata = {number_of(file.path) or "": file for file in everything[~vectors].of(root)}
-        rows = everything[vectors]
-        _require_pairs(url, everything[~vectors])
-        _require_pairs(url, rows)
-        numbers = [number_of(path) for path in rows.path]
-        others = [metadata[number].version if number in metadata else "" for number in numbers]
-        versions = np.array(list(map(pair_version, rows.version, others)), dtype=object)
-        return cls(url, root, FileTable.of(replace(rows, version=versions)), metadata, options)
-
-    def list(self) -> FileTable:
-        """Return the ``.npy`` files."""
-        return self.files
-
-    def reader(self, model: Files) -> Reader:
-        """Return what reads the pairs, as one of them says."""
-        (file,) = model.of(self.root)
-        vectors = replace(file, version=file.version.partition("+")[0])
-        rows = npy_reader(self.root, vectors, "many")
-        return laion_reader(self.root, file, self.options.table, rows, self.metadata)
-
-
-def _require_pairs(url: str, files: Files) -> None:
-    """Refuse files of one kind that have the same number: nobody could tell the pairs."""
-    seen: dict[str | None, str] = {}
-    for path in files.path:
-        other = seen.setdefault(number_of(path), path)
-        if other != path:
-            raise InvalidInput(
-                f"{url} holds {other} and {path}, which have the same number, so pairs cannot be told apart. Nothing "
-                "was written; ingest one folder of embeddings with its metadata at a time"
-            )
 
 
 def open_source(
@@ -214,8 +152,6 @@ def open_source(
     if not any(found.kinds.get(suffix) for suffix in _SUFFIXES[kind]):
         raise SourceNotFound(f"there is no {_SUFFIXES[kind][0]} file below {root}. {_remedy(root, found)}")
     options.require_known(str(root), kind)
-    if kind == "laion":
-        return LaionSource.of(str(root), folder, found, options)
     return FileSource(str(root), folder, found, kind, options)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from cvae_dist.errors import InvalidInput, MissingExtra, StorageFailed
 from cvae_dist.sources.cf import BadValues, Packing
 from cvae_dist.sources.files import BadFile, File
-from cvae_dist.sources.source import FileReader, Schema
+from cvae_dist.sources.source import ArrayReader, FileReader, require_rows, schema_of
 from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import Location
 
@@ -34,17 +34,8 @@ _kept = threading.local()
 def hdf5_reader(root: Location, model: File, array: str | None) -> FileReader:
     """Return what reads one dataset of each file, all of which have to be like that of ``model``.
 
-    The first axis counts rows; a 1-D dataset has rows of one value. Numbers are unpacked as the CF attributes say, and
-    missing ones become NaN.
-
-    Parameters
-    ----------
-    root : Location
-        Of the source.
-    model : File
-        Any of the files.
-    array : str, optional
-        Path of the dataset; by default the only one that holds numbers and has at least two axes.
+    ``array`` is its path; by default it is the only one that holds numbers and has at least two axes. Numbers are
+    unpacked as the CF attributes say, and missing ones become NaN.
 
     Raises
     ------
@@ -54,19 +45,14 @@ def hdf5_reader(root: Location, model: File, array: str | None) -> FileReader:
         h5py is not installed.
     """
     with _dataset(model, array) as (dataset, packing):
-        item_shape = dataset.shape[1:] or (1,)
-    if 0 in item_shape:
-        raise BadFile(model.path, "shape", f"has items of shape {item_shape}: items without values cannot be used")
-    return Hdf5Reader(root, Schema(item_shape, packing.dtype), array, packing.remark)
+        schema = schema_of(model, dataset.shape, packing.dtype)
+    return Hdf5Reader(root, schema, array, packing.remark)
 
 
 @dataclass(frozen=True)
-class Hdf5Reader(FileReader):
-    """Reads the dataset of that path, or the only one, of each file; ``note`` says how numbers are unpacked."""
+class Hdf5Reader(ArrayReader):
+    """Reads a dataset of each HDF5 file; ``note`` says how numbers are unpacked."""
 
-    root: Location
-    schema: Schema
-    array: str | None
     note: str
 
     def remark(self, files: int, rows: int) -> str:
@@ -82,8 +68,7 @@ class Hdf5Reader(FileReader):
     def read_file(self, file: File, first: int, out: Block) -> Mapping[str, Block]:
         """Read rows into ``out``."""
         with self._dataset(file) as (dataset, packing):
-            if first + len(out) > dataset.shape[0]:
-                raise BadFile(file.path, "changed", f"has {dataset.shape[0]:,} rows, fewer than were counted")
+            require_rows(file, dataset.shape[0], first + len(out))
             rows = slice(first, first + len(out))
             if packing.plain and len(out):
                 dataset.read_direct(out.reshape((len(out), *dataset.shape[1:])), rows)
@@ -94,12 +79,7 @@ class Hdf5Reader(FileReader):
     @contextmanager
     def _dataset(self, file: File) -> "Iterator[tuple[h5py.Dataset, Packing]]":
         with _dataset(file, self.array) as (dataset, packing):
-            if (dataset.shape[1:] or (1,)) != self.schema.item_shape:
-                raise BadFile(
-                    file.path, "shape", f"has items of shape {dataset.shape[1:]}, not {self.schema.item_shape}"
-                )
-            if packing.dtype != self.schema.dtype:
-                raise BadFile(file.path, "dtype", f"has values of dtype {packing.dtype}, not {self.schema.dtype}")
+            self.require_like(file, dataset.shape, packing.dtype)
             yield dataset, packing
 
 

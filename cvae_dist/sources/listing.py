@@ -144,17 +144,25 @@ def _scan(folder: str, way: "_Way") -> "tuple[list[str], dict[str, _Way]]":
 
 
 def _regular(root: str, paths: Iterable[str]) -> Files:
-    """Return those paths that are regular files, with size and version."""
+    """Return those paths that are regular files, or links that lead nowhere, with size and version."""
     regular, sizes, versions = list[str](), list[int](), list[str]()
     prefix = f"{root}/"
     with _reading(root):
         for path in paths:
-            status = os.stat(prefix + path)
-            if stat.S_ISREG(status.st_mode):
+            status = _status(prefix + path)
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
                 regular.append(path)
                 sizes.append(status.st_size)
                 versions.append(local_version(status))
     return _files(regular, sizes, versions)
+
+
+def _status(path: str) -> os.stat_result:
+    """Return the status of a file; of a link that leads to none its own, so that it is a bad file like others."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return os.lstat(path)
 
 
 @contextlib.contextmanager

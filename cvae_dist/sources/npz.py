@@ -6,7 +6,6 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from cvae_dist.errors import StorageFailed
 from cvae_dist.sources.files import BadFile, File
 from cvae_dist.sources.npy_header import Header, parse_header
-from cvae_dist.sources.source import FileReader, Schema
+from cvae_dist.sources.source import ArrayReader, FileReader, require_rows, schema_of
 from cvae_dist.store.layout import Block
 from cvae_dist.store.urls import Buffer, Location
 
@@ -33,16 +32,7 @@ _kept = threading.local()
 def npz_reader(root: Location, model: File, array: str | None) -> FileReader:
     """Return what reads one array of each file, all of which have to be like that of ``model``.
 
-    The first axis of the array counts rows; a 1-D array has rows of one value.
-
-    Parameters
-    ----------
-    root : Location
-        Of the source.
-    model : File
-        Any of the files.
-    array : str, optional
-        Name of the array, without ``.npy``; by default the only one.
+    ``array`` is its name, without ``.npy``; by default it is the only one.
 
     Raises
     ------
@@ -50,19 +40,11 @@ def npz_reader(root: Location, model: File, array: str | None) -> FileReader:
         The model is no such file, or has no such array, or several and no name was given.
     """
     header = _look(model, array).header
-    item_shape = header.shape[1:] or (1,)
-    if 0 in item_shape:
-        raise BadFile(model.path, "shape", f"has shape {header.shape}: items without values cannot be used")
-    return NpzReader(root, Schema(item_shape, header.dtype.newbyteorder("=")), array)
+    return NpzReader(root, schema_of(model, header.shape, header.dtype), array)
 
 
-@dataclass(frozen=True)
-class NpzReader(FileReader):
-    """Reads the array of that name, or the only one, of each file."""
-
-    root: Location
-    schema: Schema
-    array: str | None
+class NpzReader(ArrayReader):
+    """Reads an array of each ``.npz`` file."""
 
     def count_file(self, file: File) -> int:
         """Return the rows of the array; a few small reads."""
@@ -71,8 +53,7 @@ class NpzReader(FileReader):
     def read_file(self, file: File, first: int, out: Block) -> Mapping[str, Block]:
         """Read rows into ``out``; the array's checksum is compared where it was read from beginning to end."""
         member = self._member(file)
-        if first + len(out) > member.header.shape[0]:
-            raise BadFile(file.path, "changed", f"has {member.header.shape[0]:,} rows, fewer than were counted")
+        require_rows(file, member.header.shape[0], first + len(out))
         if not len(out):
             return {}
         header = member.header
@@ -90,11 +71,7 @@ class NpzReader(FileReader):
 
     def _member(self, file: File) -> "_Member":
         member = _look(file, self.array)
-        found = member.header
-        if (found.shape[1:] or (1,)) != self.schema.item_shape:
-            raise BadFile(file.path, "shape", f"has items of shape {found.shape[1:]}, not {self.schema.item_shape}")
-        if found.dtype.newbyteorder("=") != self.schema.dtype:
-            raise BadFile(file.path, "dtype", f"has dtype {found.dtype}, not {self.schema.dtype}")
+        self.require_like(file, member.header.shape, member.header.dtype.newbyteorder("="))
         return member
 
 

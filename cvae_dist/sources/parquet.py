@@ -1,12 +1,12 @@
 """Rows of Parquet files: a column of lists of numbers, or columns of numbers."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cvae_dist.sources.arrow import ArrowStream, arrow_errors, require_full
+from cvae_dist.sources.arrow import ArrowStream, arrow_errors, require_full, with_widths
 from cvae_dist.sources.chosen import Chosen, choose, choose_carried
 from cvae_dist.sources.files import BadFile, File, Integers
 from cvae_dist.sources.options import TableOptions
@@ -26,6 +26,7 @@ _GROUP_BYTES = 128_000_000  # of a row group that is fetched at once; what is la
 _BUFFER_BYTES, _LEAST_BUFFER = 64_000_000, 65_536  # of all columns of such a one, and of each
 _DISK_BUFFER = 1_000_000  # of a column on a disk, which costs nothing to ask again; fresh memory costs page faults
 _BATCH_BYTES, _BATCH_ROWS = 32_000_000, 65_536  # that are decoded at a time
+_MEASURED = 1000  # texts that tell how long all are
 _MOST_EXPANSION = 100_000  # bytes of rows for a byte of the file: equal values take next to nothing
 
 
@@ -108,7 +109,7 @@ def parquet_reader(root: Location, model: File, options: TableOptions) -> Parque
     """
     with arrow_errors(model, "header", "has a footer that cannot be read"):
         footer = read_footer(model)
-        chosen = choose(footer.schema, options, model.path)
+        chosen = _measured(model, footer, choose(footer.schema, options, model.path))
         width = _list_width(model, footer, chosen) if chosen.lists else len(chosen.features)
     names = () if chosen.lists else chosen.features
     return ParquetReader(root, Schema((width,), chosen.dtype, False, chosen.columns, names), chosen, options)
@@ -117,7 +118,8 @@ def parquet_reader(root: Location, model: File, options: TableOptions) -> Parque
 def metadata_reader(root: Location, model: File, options: TableOptions) -> ParquetReader:
     """Return what reads only the carried columns of files that are like ``model``."""
     with arrow_errors(model, "header", "has a footer that cannot be read"):
-        chosen = _choose(read_footer(model), options, model.path, features=False)
+        footer = read_footer(model)
+        chosen = _measured(model, footer, _choose(footer, options, model.path, features=False))
     return ParquetReader(root, Schema((0,), np.dtype(np.uint8), False, chosen.columns), chosen, options)
 
 
@@ -154,14 +156,28 @@ def _fixed_width(footer: Footer, chosen: Chosen) -> int | None:
     return fixed
 
 
-def _first_width(file: File, footer: Footer, name: str) -> int:
-    """Return how many values the first list has; 0 where there is none."""
+def _measured(file: File, footer: Footer, chosen: Chosen) -> Chosen:
+    """Return the columns with the mean length of the first texts that are carried."""
+    texts = [name for name, column in chosen.carried if column.dtype == STRING]
+    if not texts or not footer.starts[-1]:
+        return chosen
+    return with_widths(chosen, _first_rows(file, footer, texts, _MEASURED, texts))
+
+
+def _first_rows(file: File, footer: Footer, names: list[str], rows: int, texts: Sequence[str] = ()) -> "pa.RecordBatch":
     import pyarrow.parquet as pq
 
+    stream = pq.ParquetFile(
+        ArrowStream(file), metadata=footer.metadata, buffer_size=_LEAST_BUFFER, read_dictionary=texts
+    )
+    return next(stream.iter_batches(rows, columns=names, use_threads=False))
+
+
+def _first_width(file: File, footer: Footer, name: str) -> int:
+    """Return how many values the first list has; 0 where there is none."""
     if not footer.starts[-1]:
         return 0
-    stream = pq.ParquetFile(ArrowStream(file), metadata=footer.metadata, buffer_size=_LEAST_BUFFER)
-    lists = next(stream.iter_batches(1, columns=[name], use_threads=False)).column(name)
+    lists = _first_rows(file, footer, [name], 1).column(name)
     require_full(lists, file.path, name, 0)
     return len(lists.flatten())
 

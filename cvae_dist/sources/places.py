@@ -49,6 +49,11 @@ class Places:
     key : int, optional
         What the order of rows at the end depends on, where files have one row each; by default it is that of the files.
 
+    Raises
+    ------
+    ValueError
+        The known files do not have each row of the published store once.
+
     Attributes
     ----------
     rows : int
@@ -108,7 +113,9 @@ class Places:
         self.first = min([published, *(start for start, _ in touched)])
         self.last = max((start + rows for start, rows in touched), default=0)
         if holes:
-            self._moves = _moves(holes, sorted(self._beyond(self._end)), published)
+            files = sorted(self._beyond(self._end))
+            _require_tiled([*files, *(hole for hole in holes if sum(hole) > self._end)], self._end, published)
+            self._moves = _moves(holes, files, published)
             self.last = published
             self.moved_up = self._end - self._moves.holes[0][0] if self._moves.holes else 0
 
@@ -132,6 +139,13 @@ class Places:
         """Yield the rows of files that have a place, and end behind some row."""
         for part in self._unmoved():
             yield from _runs(part[(part.start != NOWHERE) & (part.start + part.rows > row)])
+
+
+def _require_tiled(runs: _Runs, first: int, end: int) -> None:
+    """Refuse runs that do not make all rows from ``first`` on, or before it, to the ``end`` of a store."""
+    edges = np.array([*sorted(runs), (end, 0)], np.int64)
+    if edges[0, 0] > max(0, first) or (edges[:-1].sum(axis=1) != edges[1:, 0]).any():
+        raise ValueError("its files share rows, or lack some")
 
 
 class _Moves:

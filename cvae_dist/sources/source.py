@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RowsPerFile = Literal["auto", "one", "many"]
 
+_TEXT_BYTES = 64  # as the layout of a store counts them
+_COPIES = 6  # of a text while it becomes part of a shard: read, decoded, held by Python, encoded, compressed
 _THREADS = 32  # files that are looked at at a time where that is waiting for a storage
 
 
@@ -31,10 +33,13 @@ class Column:
     name : str
     dtype : str
         "string", or a little-endian NumPy code such as "<i8".
+    width : int
+        Bytes that a text has, about, by the first ones of a file.
     """
 
     name: str
     dtype: str
+    width: int = field(default=_TEXT_BYTES, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ class Schema:
     def row_bytes(self) -> int:
         """Bytes of a row."""
         return self.n_features * self.dtype.itemsize
+
+    @property
+    def text_bytes(self) -> int:
+        """Memory that a row needs, about, because texts of it are longer than is assumed of texts."""
+        return _COPIES * sum(max(0, column.width - _TEXT_BYTES) for column in self.columns)
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as settings of a store."""
@@ -172,6 +182,49 @@ class FileReader(ABC):
                 start += rows
         require_none(problems)
         return {column.name: np.concatenate([part[column.name] for part in parts]) for column in self.schema.columns}
+
+
+@dataclass(frozen=True)
+class ArrayReader(FileReader):
+    """Reads one array of each file: that of a name, or the only one. Its first axis counts rows.
+
+    Attributes
+    ----------
+    root : Location
+    schema : Schema
+    array : str or None
+    """
+
+    root: Location
+    schema: Schema
+    array: str | None
+
+    def require_like(self, file: File, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Refuse an array that does not follow the schema."""
+        if (shape[1:] or (1,)) != self.schema.item_shape:
+            raise BadFile(file.path, "shape", f"has items of shape {shape[1:]}, not {self.schema.item_shape}")
+        if dtype != self.schema.dtype:
+            raise BadFile(file.path, "dtype", f"has dtype {dtype}, not {self.schema.dtype}")
+
+
+def require_rows(file: File, rows: int, stop: int) -> None:
+    """Refuse to read rows up to ``stop`` of a file that has fewer."""
+    if stop > rows:
+        raise BadFile(file.path, "changed", f"has {rows:,} rows, fewer than were counted")
+
+
+def schema_of(file: File, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Schema:
+    """Return the schema of rows along the first axis of an array; a 1-D array has rows of one value.
+
+    Raises
+    ------
+    BadFile
+        Its items have no values.
+    """
+    item_shape = shape[1:] or (1,)
+    if 0 in item_shape:
+        raise BadFile(file.path, "shape", f"has shape {shape}: items without values cannot be used")
+    return Schema(item_shape, dtype.newbyteorder("="))
 
 
 @runtime_checkable

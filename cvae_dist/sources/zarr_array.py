@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -54,8 +54,9 @@ class ZarrSource:
     """Rows along the first axis of an array.
 
     Every run of rows whose chunks (or shards) lie side by side is listed as a file: ``rows/000000000000000`` is the one
-    that begins with row 0. Its version is a digest of its number of rows, of its objects as listed, and of what the
-    metadata says of them. It stays the same while the array grows, but for that of a last block that was not full.
+    that begins with row 0. Its version is a digest of its number of rows, of the objects in which these lie, in the
+    array and in its columns, as listed, and of what the metadata says of them. It stays the same while the array grows,
+    but where one of these objects was not full.
 
     Attributes
     ----------
@@ -80,16 +81,17 @@ class ZarrSource:
         return str(self.root)
 
     def list(self) -> FileTable:
-        """List the blocks of rows; the array's objects are listed and its metadata is read, nothing else."""
-        rows, found = self._rows, _listing(self._rows.place)
-        _require_plausible(rows, len(found))
-        blocks = [_names(rows, number) for number in range(rows.blocks[0])]
+        """List the blocks of rows. Objects are listed and metadata is read, nothing else."""
+        arrays = (self._rows, *self._columns)
+        rows, found = self._rows, [_listing(array.place) for array in arrays]
+        _require_plausible(rows, len(found[0]))
         starts = range(0, rows.array.shape[0], rows.block_shape[0])
-        sizes = [sum(found[name].size for name in names if name in found) for names in blocks]
+        blocks = [_names(rows, start, min(start + starts.step, starts.stop)) for start in starts]
+        sizes = [sum(found[0][name].size for name in names if name in found[0]) for names in blocks]
         files = Files(
             np.array([f"{_ENTRY}{start:0{_DIGITS}d}" for start in starts], dtype=object),
             np.array(sizes, dtype=np.int64),
-            np.array([_version(rows, number, found) for number in range(len(blocks))], dtype=object),
+            np.array([_version(arrays, start, found) for start in starts], dtype=object),
         )
         return FileTable.of(files)
 
@@ -100,12 +102,18 @@ class ZarrSource:
         if 0 in item_shape:
             raise InvalidInput(f"{rows.place} has shape {rows.array.shape}: items without values cannot be used")
         packing = _packing(rows)
-        names = (*filter(None, [self.id]), *self.carry)
-        columns = tuple(map(self._column, names))
-        dtypes = (STRING if one.dtype.kind == "O" else one.dtype.newbyteorder("<").str for one in columns)
-        called = ("id" if name == self.id else name for name in names)
+        dtypes = (STRING if one.dtype.kind == "O" else one.dtype.newbyteorder("<").str for one in self._columns)
+        called = ("id" if name == self.id else name for name in self._names)
         named = tuple(map(Column, called, dtypes))
-        return ZarrReader(rows, columns, packing, Schema(item_shape, packing.dtype, columns=named))
+        return ZarrReader(rows, self._columns, packing, Schema(item_shape, packing.dtype, columns=named))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (*filter(None, [self.id]), *self.carry)
+
+    @cached_property
+    def _columns(self) -> tuple[ArrayMetadata, ...]:
+        return tuple(map(self._column, self._names))
 
     @cached_property
     def _rows(self) -> ArrayMetadata:
@@ -198,42 +206,48 @@ class ZarrReader:
         parts: list[list[Block]] = [[] for _ in self.columns]
         done = 0
         for run in _runs(pieces, self._step):
-            rows = self._read(run)
+            files, *others = self._files(run)
+            rows = self._read(run, files)
             out[done : done + len(rows)] = rows.reshape(len(rows), -1)
             done += len(rows)
-            for part, column in zip(parts, self.columns, strict=True):
-                part.append(_plain(self._read_column(run, column)))
+            for part, column, found in zip(parts, self.columns, others, strict=True):
+                part.append(_plain(self._read_column(run, column, found)))
         return {one.name: np.concatenate(part) for one, part in zip(self.schema.columns, parts, strict=True)}
 
-    def _read(self, run: "_Run") -> Block:
-        """Return rows as an array (n, ...). What cannot be decoded is looked for entry by entry, to be named."""
-        files: dict[str, File] = {}
+    def _files(self, run: "_Run") -> list[dict[str, File]]:
+        """Return the objects of every array, as they were listed, in which a run lies."""
+        found: list[dict[str, File]] = [{} for _ in (self.rows, *self.columns)]
         for path, version in zip(run.paths, run.versions, strict=True):
-            files.update(_objects(self.rows, path, version))
+            for files, more in zip(found, _objects((self.rows, *self.columns), path, version), strict=True):
+                files.update(more)
+        return found
+
+    def _read(self, run: "_Run", files: Mapping[str, File]) -> Block:
+        """Return rows as an array (n, ...)."""
         try:
             return self.packing.decode(_decoded(self.rows, files, run))
         except (StorageFailed, MemoryError):
             raise
         except Exception as error:
-            if len(run.paths) > 1:
-                for one in run.split(self._step):
-                    self._read(one)
-            raise _bad(run.paths[0], error) from error
+            raise self._named(run, error, lambda one: self._read(one, files)) from error
 
-    def _read_column(self, run: "_Run", column: ArrayMetadata) -> Block:
+    def _read_column(self, run: "_Run", column: ArrayMetadata, files: Mapping[str, File]) -> Block:
         """Return the entries of a column, all of whose objects have to be there."""
-        size = column.block_shape[0]
-        names = [column.key((number,)) for number in range(run.start // size, -(-run.stop // size))]
-        files = _look(column.place, names)
-        if lacking := [name for name in names if name not in files]:
+        if lacking := [name for name in _names(column, run.start, run.stop) if name not in files]:
             raise BadFile(run.paths[0], "missing", f"has rows for which {column.place} lacks {lacking[0]}")
         try:
             found = np.asarray(column.opened(files)[run.start : run.stop])
         except (StorageFailed, MemoryError):
             raise
         except Exception as error:
-            raise _bad(run.paths[0], error) from error
+            raise self._named(run, error, lambda one: self._read_column(one, column, files)) from error
         return found
+
+    def _named(self, run: "_Run", error: Exception, read: Callable[["_Run"], Block]) -> BadFile:
+        """Return what is wrong with an entry of a run. Where there are several, they are read one by one."""
+        for one in run.split(self._step) if len(run.paths) > 1 else ():
+            read(one)  # raises
+        return _bad(run.paths[0], error)
 
     def _first(self, path: str) -> int | None:
         """Return the first row of an entry, None where the array has no such entry."""
@@ -292,28 +306,38 @@ def _decoded(rows: ArrayMetadata, files: Mapping[str, File], run: _Run) -> Block
 
 
 @lru_cache(maxsize=256)
-def _objects(rows: ArrayMetadata, path: str, version: str) -> dict[str, File]:
-    """Return the objects of an entry, which have to be those that were listed."""
-    number = int(path.removeprefix(_ENTRY)) // rows.block_shape[0]
-    files = _look(rows.place, _names(rows, number))
-    if _version(rows, number, files) != version:
+def _objects(arrays: tuple[ArrayMetadata, ...], path: str, version: str) -> list[dict[str, File]]:
+    """Return the objects of an entry in each array, the rows first. They have to be those that were listed."""
+    first = int(path.removeprefix(_ENTRY))
+    stop = min(first + arrays[0].block_shape[0], arrays[0].array.shape[0])
+    files = [_look(array.place, _names(array, first, stop)) for array in arrays]
+    if _version(arrays, first, files) != version:
         raise BadFile(path, "changed", "was changed after it was listed: another object, or other metadata")
     return files
 
 
-def _names(rows: ArrayMetadata, number: int) -> list[str]:
-    """Return the names of the objects that hold a block of rows."""
-    return [rows.key((number, *rest)) for rest in itertools.product(*map(range, rows.blocks[1:]))]
+def _names(array: ArrayMetadata, first: int, stop: int) -> list[str]:
+    """Return the names of the objects that hold rows ``first`` to ``stop`` of an array."""
+    size = array.block_shape[0]
+    numbers = range(first // size, -(-stop // size))
+    return [array.key(block) for block in itertools.product(numbers, *map(range, array.blocks[1:]))]
 
 
-def _version(rows: ArrayMetadata, number: int, files: Mapping[str, File]) -> str:
-    """Return the version of a block of rows: it follows its objects, their meaning, and how many rows are in use."""
-    names, step = _names(rows, number), rows.block_shape[0]
-    lines = [f"{name} {files[name].size} {files[name].version}" for name in names if name in files]
-    used = min(step, rows.array.shape[0] - number * step)
-    lacking = [name for name in names if name not in files]
+def _version(arrays: Sequence[ArrayMetadata], first: int, found: Sequence[Mapping[str, File]]) -> str:
+    """Return the version of a block of rows, the first of ``arrays``, by the objects that were found of each array."""
+    rows, *columns = arrays
+    stop = min(first + rows.block_shape[0], rows.array.shape[0])
+    names = _names(rows, first, stop)
+    lines = [rows.digest, str(stop - first), *_lines(names, found[0])]
+    for column, files in zip(columns, found[1:], strict=True):
+        lines += [column.digest, *_lines(_names(column, first, stop), files)]
+    lacking = [name for name in names if name not in found[0]]
     lacks = f"{_LACKS}{len(lacking):,} of {len(names):,} objects ({lacking[0]} first)" if lacking else ""
-    return digest_bytes("\n".join([rows.digest, str(used), *lines]).encode()) + lacks
+    return digest_bytes("\n".join(lines).encode()) + lacks
+
+
+def _lines(names: Sequence[str], files: Mapping[str, File]) -> list[str]:
+    return [f"{name} {files[name].size} {files[name].version}" for name in names if name in files]
 
 
 def _look(place: Location, names: Sequence[str]) -> dict[str, File]:

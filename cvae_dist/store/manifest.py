@@ -11,6 +11,7 @@ from cvae_dist.store.columns import Columns, Integers, Texts, regrouped
 from cvae_dist.store.layout import STRING, Block
 from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.store.publication import Publication
+from cvae_dist.store.urls import Location
 
 _PREFIX = "manifest_"  # how the names of its arrays begin
 _CHUNK_ROWS = 65_536  # a chunk of long paths has about 8 MB
@@ -87,22 +88,24 @@ class Manifest:
         for start in range(0, len(self), step):
             entries = self._read(start, min(start + step, len(self)))
             if before >= entries.path[0] or not (entries.path[1:] > entries.path[:-1]).all():
-                raise self._forged("its paths are not sorted")
+                raise forged(self._publication.store, "its paths are not sorted")
             if min(map(np.min, (entries.size, entries.start, entries.rows))) < 0:
-                raise self._forged("it has negative numbers")
+                raise forged(self._publication.store, "it has negative numbers")
             if (entries.start > self._rows - entries.rows).any() or entries.rows[entries.status != ""].any():
-                raise self._forged("it has rows that the store has not")
+                raise forged(self._publication.store, "it has rows that the store has not")
             before = entries.path[-1]
             yield entries
 
     def _read(self, start: int, stop: int) -> Entries:
         return Entries(*self._publication.read_columns(_DTYPES, start, stop))
 
-    def _forged(self, what: str) -> Corrupt:
-        return Corrupt(
-            f"the manifest of the store is damaged or forged: {what}. Nothing was changed; restore the store from a "
-            "copy, or make it anew with --overwrite"
-        )
+
+def forged(store: Location, what: str) -> Corrupt:
+    """Return the error that says so of the manifest of a store."""
+    return Corrupt(
+        f"the manifest of {store} is damaged or forged: {what}. Nothing was changed; restore the store from a copy, or "
+        "make it anew with --overwrite"
+    )
 
 
 def manifest_of(publication: Publication, rows: int) -> Manifest | None:

@@ -71,6 +71,7 @@ class Moments:
         std: Vector = np.sqrt(self.m2 / max(self.count, 1))
         return std
 
+    @np.errstate(over="ignore", invalid="ignore")  # whoever publishes them asks whether they are finite
     def merge(self, other: "Moments") -> "Moments":
         """Return the moments of both sets of rows (Chan, Golub, LeVeque 1983, eq. 2.1)."""
         if other.count == 0:

@@ -67,14 +67,14 @@ class Stored:
 
 
 class Publication:
-    """The subgroup of one publication of the store at ``group``."""
+    """The subgroup of one publication of a store."""
 
-    def __init__(self, group: Location, name: str, arrays: Mapping[str, Stored]) -> None:
+    def __init__(self, store: Location, name: str, arrays: Mapping[str, Stored]) -> None:
         self.path = f"{PUBLICATIONS}/{name}"
         self.arrays = dict(arrays)
         self._members: dict[str, Any] = {}
-        self._group = group
-        self._place = group / PUBLICATIONS / name
+        self.store = store
+        self._place = store / PUBLICATIONS / name
 
     def write(self, name: str, values: Block, dims: tuple[str, ...], **attributes: Any) -> None:
         """Write a whole array that fits in memory."""
@@ -126,7 +126,7 @@ class Publication:
 
     def read_columns(self, names: Iterable[str], start: int, stop: int) -> Iterator[Block]:
         """Yield entries ``start:stop`` of several arrays, asked for at once where a storage is waited for."""
-        each = map if self._group.is_local else mapped  # every thread would keep memory of its own
+        each = map if self.store.is_local else mapped  # every thread would keep memory of its own
         return each(lambda name: self.read(name, start, stop), names)
 
     def blocks(self, name: str) -> Iterator[Block]:
@@ -156,7 +156,7 @@ class Publication:
         self.arrays[name] = stored
 
     def _write_metadata(self, path: str, data: bytes) -> None:
-        (self._group / path / METADATA).write(data)
+        (self.store / path / METADATA).write(data)
         self._members[path] = json.loads(data)
 
     def _read_chunk(self, name: str, stored: Stored, chunk: int) -> Block:

@@ -385,11 +385,14 @@ class RowStore:
         ------
         OutputLocked
             Another driver has taken the store over.
+        InvalidInput
+            The rows have no statistics: values are so large that float64 cannot hold their variance.
         """
         fingerprint = _fingerprint(records)
         name = _name(fingerprint, rows, digest_of(manifest()) if manifest else "")
         publication = Publication(self.location, name, {})
         total = self._write_moments(publication, len(records), moments)
+        self._require_finite(total)
         dim = self.layout.arrays[0].dims[-1:] if self.layout.arrays[0].shape else ("statistic",)
         for name, values in zip(_SHOWN, (total.mean, total.std, total.minimum, total.maximum), strict=True):
             publication.write(name, values, dim, long_name=f"{name} of {self.main} over sample")
@@ -476,6 +479,18 @@ class RowStore:
             return next(rest)
         publication.write_blocks("moments", stored, blocks(), ("pack", "moment", "feature"), moments=STATISTICS)
         return total
+
+    def _require_finite(self, total: Moments) -> None:
+        """Refuse to publish statistics that overflowed; those of every shard by itself may be finite."""
+        if not total.is_finite:
+            feature = int(np.flatnonzero(~np.isfinite(total.mean + total.m2))[0])
+            names = self.layout.arrays[0].attributes.get("features") or range(self.n_features)
+            raise InvalidInput(
+                f"the values of feature {names[feature]} of {self.location} go from {total.minimum[feature]:.3g} to "
+                f"{total.maximum[feature]:.3g}, and the variance of all {total.count:,} rows exceeds float64. Nothing "
+                "was published, and what was written is kept. Take the new rows away and run the same command again, "
+                "to leave the store as it was; or scale the values, and make it anew with --overwrite"
+            )
 
     def _begun(self) -> Self:
         """Write the group, and then the arrays, none of which has rows."""

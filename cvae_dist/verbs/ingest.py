@@ -1,48 +1,30 @@
 """The verb ``ingest``: rows from a source into a Zarr store with statistics."""
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import numpy as np
-
-from cvae_dist.cluster import Job, Output, ShuffledMap, SourceMap, StoreResult, map_regions
-from cvae_dist.errors import DriftTooLarge, InvalidInput, SettingsChanged
+from cvae_dist.cluster import Asked, Job, Output, ShuffledMap, SourcePlan, StoreResult, without_nonfinite
+from cvae_dist.errors import DriftTooLarge, InvalidInput
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.sources import (
     BadFile,
     BadFiles,
-    Batch,
-    Changes,
-    Column,
     FileOptions,
-    Files,
-    FileTable,
     Format,
-    Pieces,
-    Places,
-    Reader,
+    Intake,
     RowsPerFile,
-    Schema,
     Source,
-    Spool,
     TableOptions,
     compare,
-    file_name,
+    is_news,
     open_source,
     to_read,
 )
-from cvae_dist.store import STRING, ArrayLayout, Drift, Layout, Location, RowStore
-from cvae_dist.store.columns import Integers
-from cvae_dist.store.layout import is_name, is_worth_compressing, rows_to_try, shard_bytes_at
-from cvae_dist.store.ledger import JOURNAL
+from cvae_dist.store import Drift, Location, RowStore
 from cvae_dist.store.lineage import without_credentials
-from cvae_dist.store.manifest import NOWHERE, Batches, Entries, as_spans, dropped_count
-from cvae_dist.store.permutation import STORED_ORDER, derive_key
-from cvae_dist.store.publication import METADATA, PUBLICATIONS
+from cvae_dist.store.manifest import Batches
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
@@ -51,23 +33,6 @@ if TYPE_CHECKING:
 Nonfinite = Literal["raise", "drop"]
 Bad = Literal["raise", "skip"]
 Changed = Literal["raise", "rewrite"]
-
-_REMOTE_THREADS = 4
-_SCAN_BYTES = 16_000_000  # of rows that one task looks through
-_NAMED = 5  # files in one message
-_LISTED = 100  # files in a list of messages
-_KEPT = (
-    "Nothing of it was used and rows recorded before are kept; mend or remove the file and run the same command again"
-)
-
-
-# Names of arrays and dimensions of stores, and of what lies beside them.
-_TAKEN = (
-    "x", "z", "score", "negative_elbo", "reconstruction_error", "sample", "feature", "latent", JOURNAL, PUBLICATIONS,
-    METADATA,
-)  # fmt: skip
-_MOST_ROW_BYTES = 1_000_000_000
-_MODELS = 1000  # files that are tried, if need be, until one can be used
 
 
 @dataclass(frozen=True)
@@ -222,9 +187,8 @@ def ingest(
         return open_source(source, options, source_storage_options)
 
     before, opened = _publication(place), listed()
-    run = _Run(
-        opened, place, options.given, label, nonfinite, shuffle, bad, max_bad, changed, max_drift, client, on_event
-    )
+    asked = Asked(options.given, label, nonfinite, shuffle)
+    run = _Run(place, asked, bad == "skip", max_bad, changed == "rewrite", max_drift, client, on_event)
     return run.write(overwrite, lambda: opened if _publication(place) == before else listed())
 
 
@@ -247,17 +211,13 @@ def _protocol(place: object) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of the verb: decides which rows go where, knowing what the store holds already."""
+    """One run of the verb."""
 
-    source: Source
     place: Location
-    asked: Mapping[str, Any]
-    label: str | None
-    nonfinite: Nonfinite
-    shuffle: int | None
-    bad: Bad
+    asked: Asked
+    skip: bool
     max_bad: int | None
-    changed: Changed
+    rewrite: bool
     max_drift: float | None
     client: "Client | None"
     on_event: OnEvent
@@ -269,52 +229,54 @@ class _Run:
         """
         skipped: dict[str, BadFile] = {}
         while True:
-            try:
-                with Output.held(
-                    self.place, "ingest", overwrite=overwrite, client=self.client, on_event=self.on_event
-                ) as output:
-                    job, counts = replace(self, source=listed())._plan(output.existing, skipped)
+            with Output.held(
+                self.place, "ingest", overwrite=overwrite, client=self.client, on_event=self.on_event
+            ) as output:
+                source = listed()
+                intake = Intake(source, self.skip, self.max_bad, self._note)
+                try:
+                    job, counts = self._plan(source, intake, output.existing, skipped)
                     overwrite = False  # it is begun anew by now, and keeps what is recorded
                     return IngestResult(**vars(output.write(job)), **counts._asdict())
-            except BadFiles as error:
-                if self.bad == "raise" or skipped.keys() >= {problem.path for problem in error.problems}:
-                    self._name_all(error.problems)
-                    raise self._refusal(error.problems) from None
-                skipped |= {problem.path: problem for problem in error.problems}
+                except BadFiles as error:
+                    problems = error.problems
+            if not self.skip or skipped.keys() >= {problem.path for problem in problems}:
+                intake.tell(problems)
+                raise intake.refusal(problems)
+            skipped |= {problem.path: problem for problem in problems}
 
-    def _plan(self, store: RowStore | None, skipped: Mapping[str, BadFile]) -> tuple[Job, "_Counts"]:
+    def _plan(
+        self, source: Source, intake: Intake, store: RowStore | None, skipped: Mapping[str, BadFile]
+    ) -> tuple[Job, "_Counts"]:
         """Describe the whole store after this run: the published rows, then those of new files."""
-        grown = store if store is not None and store.published else None
-        reader = self._reader(grown)
-        settings = {**reader.schema.to_json(), "label": self.label, "nonfinite": self.nonfinite}
-        settings |= {f"{name}_asked": self.asked[name] for name in ("array", "columns", "id") if name in self.asked}
-        if self.shuffle is not None:
-            settings["shuffle"] = self.shuffle
+        known = _known(store)
+        reader = intake.reader(known())
+        plan = SourcePlan(self.asked, source.url, self.place, reader, store)
+        settings, grown = plan.settings, plan.grown
         if grown is not None:  # told before anything is compared with a manifest made otherwise
             grown.require_settings("rows", settings)
-        known = _known(grown)
-        changes = compare(self.source.list(), known())
-        self._report(changes, grown)
-        fresh, bad = self._fresh(reader, to_read(changes), skipped, _aside(known()), grown is None)
-        layout = self._layout(reader, store, fresh)
+        changes = compare(intake.listed, known())
+        if grown is not None:
+            intake.report(changes, grown, self.rewrite)
+        fresh, bad = intake.take(reader, to_read(changes), skipped, known(), first=grown is None)
+        if self.asked.nonfinite == "drop" and reader.schema.dtype.kind == "f" and fresh.rows:
+            fresh = without_nonfinite(reader, fresh, self.place.beside(".scan"), self.client)
+            if fresh.dropped:
+                rows = fresh.rows + fresh.dropped
+                self._note(f"{fresh.dropped:,} of {rows:,} rows hold NaN or infinity and are left out")
+        layout = plan.layout(fresh)
         if remark := reader.remark(fresh.files, fresh.rows):
-            self.on_event(Event("ingest", "note", message=remark))
-        published = grown.rows if grown is not None else 0
-        if self.shuffle is not None and not reader.schema.one_per_file:
-            self._require_no_changes(changes)
-        key = derive_key(self.shuffle, published, STORED_ORDER) if self.shuffle is not None else None
-        places = Places(known, changes, fresh, published, key if reader.schema.one_per_file else None)
-        if places.rows == 0:
-            what = f"{fresh.files:,} files" if fresh.files else "no files"
-            raise InvalidInput(f"{self.source.url} holds {what} but no usable rows. Nothing was written")
+            self._note(remark)
+        places = plan.places(known, changes, fresh)
         if places.moved_up:
-            message = f"{places.moved_up:,} rows move up, as no files have as many rows as those that went"
-            self.on_event(Event("ingest", "note", message=message))
-        shards: SourceMap | ShuffledMap
-        if self.shuffle is not None and not reader.schema.one_per_file:
-            shards = self._shuffled(reader, fresh, layout, grown, settings)
-        else:
-            shards = self._shards(reader, places, layout, grown)
+            self._note(f"{places.moved_up:,} rows move up, as no files have as many rows as those that went")
+        shards = plan.shards(layout, places, fresh)
+        if isinstance(shards, ShuffledMap) and fresh.rows:
+            self._note(
+                f"{fresh.rows:,} rows are shuffled on their way: until they are published, they need "
+                f"{shards.bytes_on_the_way / 1e6:,.0f} MB more at {self.place}"
+            )
+        counts = _Counts(len(changes.new), len(changes.changed), len(changes.deleted), len(bad))
         job = Job(
             kind="rows",
             layout=layout,
@@ -323,242 +285,32 @@ class _Run:
             task=shards.task,
             identity=shards.identity,
             stage=shards.stage,
-            lineage={"source": without_credentials(self.source.url)},
+            lineage={"source": without_credentials(source.url)},
             task_bytes=shards.task_bytes,
-            dropped=_dropped(changes, fresh, grown),
+            dropped=plan.dropped(changes, fresh),
             first_shard=shards.first_shard,
-            threads=self._threads(reader.schema),
+            threads=plan.threads,
             manifest=places.files,
-            news=len(changes.changed) + len(changes.deleted) > 0 or self._is_news(fresh, bad, grown),
-            rewrites=self.changed == "rewrite",
-            keeps_tail=places.last <= published // layout.rows_per_shard * layout.rows_per_shard,
+            news=grown is None or counts.changed + counts.deleted > 0 or is_news(fresh, known()),
+            rewrites=self.rewrite,
+            keeps_tail=places.last <= plan.published // layout.rows_per_shard * layout.rows_per_shard,
             sampled=True,
             review=lambda drift: self._review(drift, reader.schema.features),
         )
-        return job, _Counts(len(changes.new), len(changes.changed), len(changes.deleted), len(bad))
+        return job, counts
 
-    def _shards(self, reader: Reader, places: Places, layout: Layout, grown: RowStore | None) -> SourceMap:
-        """Return what makes the shards from the first one on that may have other rows than before."""
-        changes = grown is None or places.first < grown.rows or places.rows > grown.rows
-        first = places.first // layout.rows_per_shard if changes else layout.shards(places.rows)
-        batch, start = places.behind(first * layout.rows_per_shard)
-        journal, labelled = self.place / JOURNAL, self.label is not None
-        return SourceMap(reader, batch, start, self.source.url, journal, labelled, grown, layout, places.rows, first)
-
-    def _shuffled(
-        self, reader: Reader, fresh: Batch, layout: Layout, grown: RowStore | None, settings: Mapping[str, Any]
-    ) -> ShuffledMap:
-        """Return what makes the shards with new rows, shuffled, of files of many rows."""
-        assert self.shuffle is not None
-        start = grown.rows if grown is not None else 0
-        rows, labelled = start + fresh.rows, self.label is not None
-        first = start // layout.rows_per_shard if fresh.rows else layout.shards(rows)
-        journal = self.place / JOURNAL
-        files = SourceMap(reader, fresh, start, self.source.url, journal, labelled, grown, layout, rows, first)
-        shuffled = ShuffledMap(files, self.shuffle, settings)
-        if fresh.rows:
-            message = (
-                f"{fresh.rows:,} rows are shuffled on their way: until they are published, they need "
-                f"{shuffled.bytes_on_the_way / 1e6:,.0f} MB more at {self.place}"
-            )
-            self.on_event(Event("ingest", "note", message=message))
-        return shuffled
-
-    def _require_no_changes(self, changes: Changes) -> None:
-        """Refuse to replace some of the rows that were shuffled with others."""
-        count = len(changes.changed) + len(changes.deleted)
-        if count:
-            raise SettingsChanged(
-                f"{count:,} files that {self.place} was made from have changed or been deleted since, and as it was "
-                "shuffled, their rows lie among all others. Nothing was changed; write to another store, or use "
-                "--overwrite to make it anew"
-            )
-
-    def _reader(self, grown: RowStore | None) -> Reader:
-        """Return what reads the files: one that was read before decides how, or else the first that can be used."""
-        problems: list[BadFile] = []
-        for model in self._models(grown):
-            try:
-                return self._checked(self.source.reader(model))
-            except BadFile as error:
-                problems.append(error)
-        raise self._refusal(problems)
-
-    def _checked(self, reader: Reader) -> Reader:
-        """Refuse rows that are too large to be held."""
-        if reader.schema.row_bytes > _MOST_ROW_BYTES:
-            raise InvalidInput(
-                f"{self.source.url} has items of shape {reader.schema.item_shape}, {reader.schema.row_bytes:,} bytes "
-                f"each. A row has {_MOST_ROW_BYTES:,} bytes at most. Nothing was written"
-            )
-        return reader
-
-    def _models(self, grown: RowStore | None) -> Iterator[Files]:
-        for entries in _known(grown)():
-            read = entries[entries.rows > 0]
-            if len(read):
-                yield Files(read.path, read.size, read.version)[:1]
-                break
-        looked = 0
-        for files in self.source.list().batches():
-            for number in range(min(len(files), _MODELS - looked)):
-                yield files[number : number + 1]
-            looked += len(files)
-
-    def _fresh(
-        self, reader: Reader, files: FileTable, skipped: Mapping[str, BadFile], aside: set[str], first: bool
-    ) -> tuple[Batch, list[BadFile]]:
-        """Return files with the rows of each that are wanted, and those files that are bad.
-
-        The ``first`` files of a store decide what all others have to be like.
-        """
-        bad: list[BadFile] = []
-        batch = Batch(_counted(reader, files, skipped, aside, bad))
-        self._name_all(bad)
-        allowed = 0 if self.bad == "raise" else len(bad) if self.max_bad is None else self.max_bad
-        if len(bad) > allowed:
-            raise self._refusal(bad)
-        strange = [problem for problem in bad if problem.code in ("shape", "dtype", "schema")]
-        if first and len(strange) > batch.files - len(bad):
-            raise InvalidInput(
-                f"most files of {self.source.url} differ from those that decide ({self._name(strange[0].path)} "
-                f"{strange[0].detail}). Nothing was written; take away what does not belong there"
-            )
-        if self.nonfinite == "drop" and reader.schema.dtype.kind == "f" and batch.rows:
-            batch = self._without_nonfinite(reader, batch)
-        return batch, bad
-
-    def _without_nonfinite(self, reader: Reader, batch: Batch) -> Batch:
-        """Return the batch without the rows that hold NaN or infinity."""
-        found: dict[str, list[Integers]] = {}
-        step = max(1, _SCAN_BYTES // reader.schema.row_bytes)
-        scans = (_Scan(reader, pieces) for pieces in batch.pieces(step))
-        for part in map_regions(_nonfinite_rows, scans, client=self.client):
-            for path, rows in part.items():
-                found.setdefault(path, []).append(rows)
-        dropped = {path: np.sort(np.concatenate(parts)) for path, parts in found.items()}
-        if not dropped:
-            return batch
-        count = sum(map(len, dropped.values()))
-        message = f"{count:,} of {batch.rows:,} rows hold NaN or infinity and are left out"
-        self.on_event(Event("ingest", "note", message=message))
-        return Batch(_without(batch, dropped))
-
-    def _name_all(self, problems: Iterable[BadFile]) -> None:
-        for problem in problems:
-            message = f"unusable file: {self._name(problem.path)} {problem.detail}"
-            self.on_event(Event("ingest", "note", message=message))
-
-    def _refusal(self, problems: Sequence[BadFile]) -> InvalidInput:
-        said = [f"{self._name(problem.path)} {problem.detail}" for problem in problems[:_NAMED]]
-        more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
-        count = f"{len(problems):,} unusable files: " if len(problems) > 1 else ""
-        remedy = f", or accept so many with --max-bad {len(problems)}" if self.max_bad is not None else ""
-        remedy = ", or leave such files out with --bad skip" if self.bad == "raise" else remedy
-        return InvalidInput(f"{count}{'; '.join(said)}{more}. {_KEPT}{remedy}")
-
-    def _name(self, path: str) -> str:
-        return file_name(self.source.url, path)
-
-    def _report(self, changes: Changes, grown: RowStore | None) -> None:
-        """Say what became of the files, and refuse changed and deleted ones where they are not to be rewritten."""
-        if grown is None:
-            return
-        before, now = grown.document["lineage"].get("source"), without_credentials(self.source.url)
-        if before != now and not changes.unchanged and not len(changes.changed):
-            raise SettingsChanged(
-                f"{grown.location} was made from {before}, and {now} holds none of its files. Nothing was changed; "
-                "name the same source, write to another store, or use --overwrite to make it anew"
-            )
-        gone = (("changed", changes.changed), ("deleted", changes.deleted))
-        for what, files in gone:
-            for path in islice(_paths(files), _LISTED):
-                self.on_event(Event("ingest", "note", message=f"{what}: {self._name(path)}"))
-        counts = {"new": len(changes.new), "unchanged": changes.unchanged, **{what: len(files) for what, files in gone}}
-        if changes.unchanged < sum(counts.values()) > counts["new"]:
-            said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-            self.on_event(Event("ingest", "note", message=f"files: {said}"))
-        named = "; ".join(f"{len(files):,} {what}: {_some(files)}" for what, files in gone if len(files))
-        if named and self.changed == "raise":
-            raise SettingsChanged(
-                f"files that {grown.location} was made from are not as they were: {named}. Nothing was changed; "
-                "--changed rewrite reads the shards with their rows anew (a file that was only touched makes the same "
-                "bytes again), --overwrite the whole store"
-            )
+    def _note(self, message: str, **values: float) -> None:
+        self.on_event(Event("ingest", "note", message=message, values=values))
 
     def _review(self, drift: Drift, names: Sequence[str]) -> None:
         """Tell how the new rows differ from those before, and refuse to publish them where they differ too much."""
         what = f"{drift.new:,} new rows drift by {drift.largest:.2g} from the {drift.before:,} rows before"
-        message = f"{what}. Largest: {drift.told(names)}"
-        self.on_event(Event("ingest", "note", message=message, values={"drift": drift.largest}))
+        self._note(f"{what}. Largest: {drift.told(names)}", drift=drift.largest)
         if self.max_drift is not None and not drift.largest <= self.max_drift:
             raise DriftTooLarge(
                 f"{what}, by more than max_drift={self.max_drift:g} ({drift.told(names, 1)}). Nothing was published, "
                 "and what was written is kept. Run the same command with a larger --max-drift, or without, to publish "
                 "it; or take the new files away and run it again, to leave the store as it was"
-            )
-
-    def _is_news(self, batch: Batch, bad: Sequence[BadFile], grown: RowStore | None) -> bool:
-        """Whether the manifest changes though no row may be new: files are bad, or empty, that were not before."""
-        if grown is None or batch.rows:
-            return True
-        known = {row for entries in _known(grown)() for row in _without_rows(entries)}
-        return any(row not in known for entries in batch for row in _without_rows(entries))
-
-    def _threads(self, schema: Schema) -> int:
-        """Return how many threads serve: reads, arithmetic and writes overlap, and object stores make writers wait."""
-        if not self.place.is_local or "://" in self.source.url:
-            return _REMOTE_THREADS
-        # one file an item is bound by system calls, where a second thread only fights for the interpreter
-        return 1 if schema.one_per_file else min(3, os.cpu_count() or 1)
-
-    def _layout(self, reader: Reader, store: RowStore | None, fresh: Batch) -> Layout:
-        """Return the shard grid of a store that is there, else the best one."""
-        raw = store.layout.arrays[0].raw if store is not None else _is_better_raw(reader, fresh)
-        layout = Layout.of(self._arrays(reader.schema, raw), shard_bytes=shard_bytes_at(self.place))
-        return store.layout if store is not None and store.layout.arrays == layout.arrays else layout
-
-    def _arrays(self, schema: Schema, raw: bool) -> tuple[ArrayLayout, ...]:
-        columns = (*schema.columns, *([Column("label", STRING)] if self.label is not None else []))
-        if self.shuffle is not None and not schema.one_per_file and all(column.name != "id" for column in columns):
-            columns = (Column("id", "<i8"), *columns)
-        _require_names(columns)
-        attributes: dict[str, Any] = {"item_shape": list(schema.item_shape)}
-        if columns:
-            attributes["coordinates"] = " ".join(column.name for column in columns)
-        if schema.features:
-            attributes["features"] = list(schema.features)
-        dtype = schema.dtype.newbyteorder("<").str
-        main = ArrayLayout("x", dtype, ("sample", "feature"), (schema.n_features,), attributes, raw)
-        return (main, *(ArrayLayout(column.name, column.dtype, ("sample",)) for column in columns))
-
-
-def _is_better_raw(reader: Reader, fresh: Batch) -> bool:
-    """Whether the first rows are bytes that hardly become smaller."""
-    schema = reader.schema
-    count = rows_to_try(schema.dtype, schema.row_bytes)
-    pieces = next(fresh.pieces(count), None) if count else None
-    if pieces is None:
-        return False
-    block = np.empty((pieces.total, schema.n_features), schema.dtype)
-    try:
-        reader.read(pieces, block)
-    except BadFiles:  # they are named once all files were looked at
-        return False
-    return not is_worth_compressing(block)
-
-
-def _require_names(columns: Sequence[Column]) -> None:
-    """Refuse columns that would hide one another, or whose names are no names in a store."""
-    names = [column.name for column in columns]
-    for name in names:
-        if names.count(name) > 1 or name in _TAKEN or not is_name(name):
-            why = (
-                "is there twice" if names.count(name) > 1 else "is taken" if name in _TAKEN else "is no name in a store"
-            )
-            raise InvalidInput(
-                f"the name of the carried column {name!r} {why}. Nothing was written; rename the column (letters, "
-                "digits and _ . - are allowed), or do not carry it"
             )
 
 
@@ -569,100 +321,7 @@ class _Counts(NamedTuple):
     bad_files: int
 
 
-def _counted(
-    reader: Reader, new: FileTable, skipped: Mapping[str, BadFile], aside: set[str], bad: list[BadFile]
-) -> Iterator[Entries]:
-    """Yield files with their rows, which have no place in the store yet. Bad ones are collected.
-
-    Those that an earlier run set ``aside`` are read at once: where they are as they were, nothing is to be written.
-    """
-    for files in new.batches():
-        rows, problems = reader.count(files)
-        if aside:
-            again = np.fromiter((path in aside for path in files.path), bool, len(files))
-            problems += _still_bad(reader, files[again], rows[again]) if again.any() else []
-        known = {problem.path: problem for problem in problems}
-        known |= {path: skipped[path] for path in skipped.keys() & set(files.path.tolist())}
-        status, detail = (np.full(len(files), "", dtype=object) for _ in range(2))
-        if known:
-            bad.extend(known[path] for path in sorted(known))
-            for number in np.flatnonzero([path in known for path in files.path]):
-                problem = known[files.path[number]]
-                rows[number], status[number], detail[number] = 0, problem.code, problem.detail
-        starts, dropped = np.full(len(files), NOWHERE), np.full(len(files), "", dtype=object)
-        yield Entries(files.path, files.size, files.version, starts, rows, dropped, status, detail)
-
-
-def _aside(known: Iterable[Entries]) -> set[str]:
-    """Return the files that an earlier run set aside."""
-    return {path for entries in known for path in entries.path[entries.status != ""]}
-
-
-def _still_bad(reader: Reader, files: Files, rows: Integers) -> list[BadFile]:
-    """Read files and return what is wrong with them."""
-    pieces = Pieces(files.path, files.size, files.version, np.zeros_like(rows), rows)
-    step = max(1, _SCAN_BYTES // reader.schema.row_bytes)
-    problems: dict[str, BadFile] = {}
-    for start in range(0, pieces.total, step):
-        part = pieces.cut(start, min(start + step, pieces.total))
-        try:
-            reader.read(part, np.empty((part.total, reader.schema.n_features), reader.schema.dtype))
-        except BadFiles as error:
-            problems |= {problem.path: problem for problem in error.problems}
-    return list(problems.values())
-
-
-def _without(batch: Batch, dropped: Mapping[str, Integers]) -> Iterator[Entries]:
-    """Yield the files of a batch without some rows of them."""
-    for entries in batch:
-        numbers = [dropped.get(path) for path in entries.path]
-        rows = entries.rows - np.array([0 if one is None else len(one) for one in numbers], dtype=np.int64)
-        texts = np.array(["" if one is None else as_spans(one) for one in numbers], dtype=object)
-        yield replace(entries, rows=rows, dropped=texts)
-
-
-@dataclass(frozen=True)
-class _Scan:
-    reader: Reader
-    pieces: Pieces
-
-
-def _nonfinite_rows(scan: _Scan) -> dict[str, Integers]:
-    """Return the rows of each file that hold NaN or infinity."""
-    schema, pieces = scan.reader.schema, scan.pieces
-    block = np.empty((pieces.total, schema.n_features), schema.dtype)
-    scan.reader.read(pieces, block)
-    found: dict[str, list[int]] = {}
-    for row in np.flatnonzero(~np.isfinite(block).all(axis=1)).tolist():
-        path, number = pieces.locate(row)
-        found.setdefault(path, []).append(number)
-    return {path: np.array(rows, dtype=np.int64) for path, rows in found.items()}
-
-
-def _without_rows(entries: Entries) -> Iterator[tuple[str, int, str, str]]:
-    """Yield path, size, version and status of files that have no rows in the store."""
-    empty = entries[entries.rows == 0]
-    return zip(empty.path, empty.size.tolist(), empty.version, empty.status, strict=True)
-
-
 def _known(store: RowStore | None) -> Batches:
     """Return what yields the files that a published store was made from."""
-    manifest = store.manifest() if store is not None else None
+    manifest = store.manifest() if store is not None and store.published else None
     return manifest.batches if manifest is not None else lambda: ()
-
-
-def _dropped(changes: Changes, fresh: Batch, grown: RowStore | None) -> int:
-    """Return how many rows of all files are left out."""
-    before = int(grown.document["dropped"]) if grown is not None else 0
-    gone = (text for part in itertools.chain(changes.changed, changes.deleted) for text in part.dropped)
-    return before - sum(map(dropped_count, gone)) + fresh.dropped
-
-
-def _paths(files: Iterable[Entries]) -> Iterator[str]:
-    return itertools.chain.from_iterable(part.path.tolist() for part in files)
-
-
-def _some(files: Spool[Any]) -> str:
-    """Name the first few files."""
-    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
-    return ", ".join(islice(_paths(files), _NAMED)) + more

@@ -23,7 +23,7 @@ import cvae_dist
 from cvae_dist.cluster import write
 from cvae_dist.events import Event
 from cvae_dist.sources import BadFile, Files, FileTable, Pieces, Schema
-from cvae_dist.store import Digest, Layout, Location, Moments, Records, RowStore, Sample
+from cvae_dist.store import ArrayLayout, Digest, Layout, Location, Moments, Records, RowStore, Sample
 from cvae_dist.store.files import LocalFiles
 from cvae_dist.store.storage import Entry
 from cvae_dist.verbs import ingest as verb
@@ -75,7 +75,7 @@ class _Interrupted(Exception):
 def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200_000) -> None:
     place = Path(folder) / "rows.zarr"
     row_bytes = features * np.dtype(dtype).itemsize
-    layout = Layout.of((verb.ArrayLayout("x", dtype, ("sample", "feature"), (features,)),))
+    layout = Layout.of((ArrayLayout("x", dtype, ("sample", "feature"), (features,)),))
     source = Planned(shards * layout.rows_per_shard, features, dtype)
     noise = np.random.default_rng(0).normal(size=(4, features))
 
@@ -94,8 +94,8 @@ def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200
     LocalFiles.look = look  # type: ignore[method-assign]
     real = verb._Run._plan
 
-    def interrupted(self: Any, store: Any, skipped: Any) -> Any:
-        job, counts = real(self, store, skipped)
+    def interrupted(*arguments: Any) -> Any:
+        job, counts = real(*arguments)
         return replace(job, confirm=_interrupt), counts
 
     began = time.process_time()

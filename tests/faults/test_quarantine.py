@@ -195,3 +195,21 @@ def test_a_shard_of_bad_files_is_read_once(tree: Tree, monkeypatch: pytest.Monke
     assert tree.ingest(bad="skip").bad_files == len(bad)
     assert len(plans) == 2
     tree.require(without(bad))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "long/er.npy" * 13 + "12345", "loop.npy"])
+def test_a_link_that_leads_nowhere(tree: Tree, target: str) -> None:
+    """Also where it is as long as the files are: the text of the second one has 148 bytes."""
+    link = tree.root / "loop.npy"
+    link.symlink_to(target)
+    assert len(target) in (7, 148, 8)
+    with pytest.raises(InvalidInput, match=r"loop\.npy (is a symbolic link to|cannot be read: Too many levels)"):
+        tree.ingest()
+    assert tree.ingest(bad="skip").bad_files == 1
+    (entries,) = RowStore.open(str(tree.store)).manifest().batches()  # type: ignore[union-attr]
+    (status,) = entries.status[entries.path == "loop.npy"]
+    assert status == ("unreadable" if target == link.name else "link")
+    assert tree.ingest(bad="skip").nothing_to_do
+    link.unlink()
+    np.save(link, GOOD)
+    assert tree.ingest().rows == COUNT + 1

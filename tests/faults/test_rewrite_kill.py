@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cvae_dist.config import ModelConfig
 from cvae_dist.errors import Corrupt, OutputLocked
-from cvae_dist.store import RowStore
+from cvae_dist.model.directory import save_model
+from cvae_dist.model.vae import VAE
+from cvae_dist.store import Moments, RowStore
 from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import Drivers, item, require_same, running, snapshot, write_items
 
-ROWS = 30
+ROWS, LEFT = 30, 28
+EMBEDDED = 4  # rows of a shard of latents
 CHANGED, DELETED, NEW = (5, 13), (2, 20, 21), (40,)
 OPTIONS = {"label": "folder", "changed": "rewrite"}
 
@@ -112,3 +117,45 @@ def test_a_driver_of_two_workers_killed(drivers: Drivers, undisturbed: dict[str,
     assert rows_seen(store) == "old"
     drivers.run(*arguments, **options).require_done()
     require_same(store, undisturbed["expected"])
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory, undisturbed: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows that were rewritten, latents from before, what becomes of these, and how many changes that takes."""
+    root = tmp_path_factory.mktemp("followed")
+    rows, model, before, expected = (root / name for name in ("rows", "model", "before", "expected"))
+    config = ModelConfig(cells_encoder=(16,), likelihood="gaussian", feature_normalization=True)
+    values = np.stack([item(number) for number in range(ROWS)])
+    save_model(str(model), VAE.of(config, Moments.of(values), "<f4"), {"store": "rows"})
+    shutil.copytree(undisturbed["store"], rows)
+    drivers = Drivers(["cvae_dist.cluster.model_map", "cvae_dist.verbs.embed"])
+    drivers.run("embed", rows, model, before, _rows=EMBEDDED).require_done()
+    drivers.run("ingest", undisturbed["after"], rows, **OPTIONS).require_done()
+    shutil.copytree(before, expected)
+    ended = drivers.run("embed", rows, model, expected, _below=str(expected), _rows=EMBEDDED).require_done()
+    assert 0 < ended.result["rows_written"] < ended.result["rows"]
+    yield {
+        "drivers": drivers, "rows": rows, "model": model, "before": before, "expected": snapshot(expected),
+        "changes": ended.changes,
+    }  # fmt: skip
+    drivers.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("first", range(STEP))
+def test_latents_that_follow_killed_before_changes(followed: dict[str, Any], tmp_path: Path, first: int) -> None:
+    drivers, seen = followed["drivers"], []
+    for change in range(first, followed["changes"], STEP):
+        latents = tmp_path / f"latents{change}"
+        shutil.copytree(followed["before"], latents)
+        command = ("embed", followed["rows"], followed["model"], latents)
+        killed = drivers.run(*command, _below=str(latents), _die_at=change, _rows=EMBEDDED)
+        assert killed.signal == signal.SIGKILL, change
+        try:
+            seen.append(RowStore.open(str(latents)).rows)
+        except OutputLocked:
+            seen.append(0)
+        drivers.run(*command, _rows=EMBEDDED).require_done()
+        require_same(latents, followed["expected"])
+        assert verify(str(latents)).ok
+    assert [rows for rows, _ in groupby(seen)] in ([ROWS, 0, LEFT], [ROWS, 0], [ROWS, LEFT])

@@ -99,6 +99,7 @@ def test_bytes_are_those_of_a_run_without_a_cluster(
     there = ingest(tmp_path / "tree", tmp_path / "there", **options, client=client)
     assert (here.rows, here.dropped) == (there.rows, there.dropped)
     assert snapshot(tmp_path / "here") == snapshot(tmp_path / "there")
+    assert not list(tmp_path.glob("*.scan"))
 
 
 def test_bad_file_is_named_by_a_cluster_too(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

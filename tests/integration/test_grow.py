@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvae_dist.errors import SettingsChanged
+from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.pipeline import run
 from cvae_dist.store import Layout, RowStore
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
 from cvae_dist.verbs.verify import verify
-from tests.faults.drivers import SHARDS_PER_PACK, item, small_grid, stamps, write_items
+from tests.faults.drivers import SHARDS_PER_PACK, item, small_grid, snapshot, stamps, write_items
 
 
 @pytest.fixture(autouse=True)
@@ -186,3 +186,22 @@ def test_interrupted_growth_is_taken_back_when_its_files_vanish(
     assert ingest(tree, store, label="folder").nothing_to_do
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
     assert len(numbers(store)) == 10
+
+
+def test_statistics_that_overflow_as_a_store_grows(tmp_path: Path) -> None:
+    """Each append alone has a variance that float64 can hold."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number, value in enumerate([1e154, -1e154]):
+        np.save(tree / f"{number}.npy", np.array([[1.0, value]] * 9))
+        if not number:
+            ingest(tree, tmp_path / "store")
+            before = snapshot(tmp_path / "store")
+    with pytest.raises(
+        InvalidInput, match=r"feature 1 of .*store go from -1e\+154 to 1e\+154, and the variance of all 18"
+    ):
+        ingest(tree, tmp_path / "store")
+    assert RowStore.open(str(tmp_path / "store")).rows == 9
+    (tree / "1.npy").unlink()
+    ingest(tree, tmp_path / "store")
+    assert snapshot(tmp_path / "store") == before

@@ -4,8 +4,9 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cvae_dist.cli.results import wrote_rows
 from cvae_dist.errors import Corrupt, OutputLocked, SettingsChanged
 from cvae_dist.events import Event
 from cvae_dist.store import Layout, Location, RowStore
+from cvae_dist.store.manifest import Manifest
 from cvae_dist.verbs.embed import embed
 from cvae_dist.verbs.ingest import IngestResult, ingest
 from cvae_dist.verbs.train import train
@@ -258,6 +261,38 @@ def test_a_touched_file_is_refused_with_what_to_do_and_makes_the_same_bytes(item
     assert items.ingest().rows_written == 8
     shards = {name: data for name, data in before.items() if "/c/" in name and not name.startswith("publ")}
     assert {name: (items.store / name).read_bytes() for name in shards} == shards
+
+
+def test_a_manifest_whose_files_share_rows(items: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Manifest._read
+    monkeypatch.setattr(Manifest, "_read", lambda *of: replace(real(*of), start=np.zeros(of[2] - of[1], np.int64)))
+    items.put({ORDER[5]: None})
+    with pytest.raises(Corrupt, match=rf"manifest of {items.store} is damaged or forged: its files share rows"):
+        items.ingest()
+
+
+def test_rows_that_are_only_taken_away_are_told(items: Bench) -> None:
+    items.put(dict.fromkeys(ORDER[16:]))
+    result, said = items.ingest(), list[str]()
+    wrote_rows(SimpleNamespace(result=lambda line, document: said.append(line)), "ingest", result)  # type: ignore[arg-type]
+    assert (result.rows, result.rows_written, result.rows_removed) == (16, 0, 2)
+    assert said == [f"ingest: took 2 rows away from {items.store}, which has 16 now"]
+    items.put(dict.fromkeys(ORDER[:3]))
+    result = items.ingest()
+    wrote_rows(SimpleNamespace(result=lambda line, document: said.append(line)), "ingest", result)  # type: ignore[arg-type]
+    assert result.rows_written > 0
+    assert said[1].endswith("which has 3 rows fewer than before")
+    assert items.ingest().rows_removed == 0
+
+
+def test_names_beside_a_source_that_is_one_file(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.put({"a.npy": (3, 1), "b.npy": (4, 1)})
+    ingest(bench.tree, bench.store)
+    notes: list[str] = []
+    with pytest.raises(SettingsChanged, match="1 deleted: b.npy"):
+        ingest(bench.tree / "a.npy", bench.store, on_event=lambda event: notes.append(event.message))
+    assert f"deleted: {bench.tree}/b.npy" in notes
 
 
 def test_rewritten_rows_are_told(items: Bench) -> None:

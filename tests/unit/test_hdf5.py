@@ -1,7 +1,6 @@
 """HDF5 and NetCDF4 files: rows as h5py and xarray read them; nothing outside a file is ever followed."""
 
 import io
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,20 @@ import xarray as xr
 
 from cvae_dist.errors import MissingExtra
 from cvae_dist.sources import hdf5
-from cvae_dist.sources.files import BadFile, File, local_version
+from cvae_dist.sources.files import BadFile, File
 from cvae_dist.sources.hdf5 import hdf5_reader
 from cvae_dist.store import Location
+from tests import tables
 from tests.servers import serve
-
-
-def listed(path: Path) -> File:
-    status = os.stat(path)
-    return File(Location.of(path.parent), path.name, status.st_size, local_version(status))
+from tests.tables import listed, read_steps
 
 
 def read(file: File, array: str | None = None, step: int = 7) -> np.ndarray:
-    reader = hdf5_reader(file.root, file, array)
-    rows = reader.count_file(file)
-    out = np.full((rows, reader.schema.n_features), 99, reader.schema.dtype)
-    for first in range(0, rows, step):
-        reader.read_file(file, first, out[first : first + step])
-    return out
+    return read_steps(hdf5_reader(file.root, file, array), file, step)
 
 
 def refused(path: Path, array: str | None = None) -> BadFile:
-    with pytest.raises(BadFile) as caught:
-        read(listed(path), array)
-    assert caught.value.path == path.name
-    return caught.value
+    return tables.refused(hdf5_reader, path, array)
 
 
 @pytest.fixture

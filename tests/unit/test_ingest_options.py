@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cvae_dist.cluster import nonfinite
 from cvae_dist.errors import InvalidInput, SettingsChanged
 from cvae_dist.sources import BadFile, FileTable, formats
 from cvae_dist.store import RowStore
-from cvae_dist.verbs import ingest as verb
 from cvae_dist.verbs.ingest import ingest
 
 ROWS = np.arange(12.0).reshape(4, 3)
@@ -87,7 +87,7 @@ def test_overwrite_holds_though_a_file_turns_out_bad(
 ) -> None:
     ingest(tree, tmp_path / "s", nonfinite="drop")
     np.save(tree / "b.npy", ROWS + 50)
-    real, failed = verb._nonfinite_rows, []
+    real, failed = nonfinite._nonfinite_rows, []
 
     def once(scan: Any) -> Any:
         if not failed:
@@ -95,7 +95,7 @@ def test_overwrite_holds_though_a_file_turns_out_bad(
             raise BadFile("b.npy", "header", "is broken")
         return real(scan)
 
-    monkeypatch.setattr(verb, "_nonfinite_rows", once)
+    monkeypatch.setattr(nonfinite, "_nonfinite_rows", once)
     result = ingest(tree, tmp_path / "s", nonfinite="drop", bad="skip", label="folder", overwrite=True)
     assert (result.rows, result.bad_files) == (4, 1)
     assert RowStore.open(str(tmp_path / "s")).columns == ("label",)
@@ -118,3 +118,24 @@ def test_a_source_is_listed_again_where_another_driver_published_meanwhile(
     monkeypatch.setattr(formats, "find_files", slow)
     result = ingest(tree, tmp_path / "s", changed="rewrite")
     assert (result.rows, result.deleted, result.nothing_to_do) == (8, 0, True)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "dictionary", "csv"])
+@pytest.mark.parametrize("options", [{}, {"shuffle": 1}], ids=["in order", "shuffled"])
+def test_long_texts_are_part_of_the_plan_of_memory(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    planned = {}
+    for length in (3, 2000):
+        texts = pd.Series([letter * length for letter in "abc"] * 1000)
+        frame = pd.DataFrame({"a": np.arange(3000.0), "b": 0.5, "t": texts, "n": np.arange(3000)})
+        place = tmp_path / f"{length}.{'csv' if kind == 'csv' else 'parquet'}"
+        if kind == "csv":
+            frame.to_csv(place, index=False)
+        else:
+            frame.astype({"t": "category" if kind == "dictionary" else str}).to_parquet(place, index=False)
+        said: list[str] = []
+        ingest(
+            place, tmp_path / f"{length}.zarr", columns=("a", "b"), carry=("t", "n"),
+            on_event=lambda event, said=said: said.append(event.message) if event.kind == "start" else None, **options,
+        )  # fmt: skip
+        planned[length] = int(said[0].rsplit(", ", 1)[1].split(" MB")[0].replace(",", ""))
+    assert planned[2000] - planned[3] == pytest.approx(6 * 3000 * 2000 / 1e6, abs=2)

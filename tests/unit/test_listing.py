@@ -54,8 +54,7 @@ def test_a_tree_is_walked_in_order_and_links_are_followed(tmp_path: Path, monkey
 def test_links_that_lead_nowhere_or_round(tmp_path: Path) -> None:
     save(tmp_path, "a.npy")
     (tmp_path / "dangling.npy").symlink_to(tmp_path / "gone")
-    with pytest.raises(InvalidInput, match=r"dangling\.npy cannot be read: No such file"):
-        find(tmp_path)
+    assert paths(find(tmp_path)) == ["a.npy", "dangling.npy"]
     (tmp_path / "dangling.npy").unlink()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)

@@ -11,34 +11,22 @@ import numpy as np
 import pytest
 
 from cvae_dist.sources import npz
-from cvae_dist.sources.files import BadFile, File, local_version
+from cvae_dist.sources.files import BadFile, File
 from cvae_dist.sources.npz import npz_reader
 from cvae_dist.store import Location
+from tests import tables
 from tests.servers import serve
+from tests.tables import listed, read_steps
 
 DTYPES = ["f2", "f4", "f8", "i1", "u1", "i4", "u8", ">f4", ">i2"]
 
 
-def listed(path: Path) -> File:
-    status = os.stat(path)
-    return File(Location.of(path.parent), path.name, status.st_size, local_version(status))
-
-
 def read(file: File, array: str | None = None, step: int = 3) -> np.ndarray:
-    """Count and read a file, a few rows at a time."""
-    reader = npz_reader(file.root, file, array)
-    rows = reader.count_file(file)
-    out = np.full((rows, reader.schema.n_features), 99, reader.schema.dtype)
-    for first in range(0, rows, step):
-        reader.read_file(file, first, out[first : first + step])
-    return out
+    return read_steps(npz_reader(file.root, file, array), file, step)
 
 
 def refused(path: Path, array: str | None = None) -> BadFile:
-    with pytest.raises(BadFile) as caught:
-        read(listed(path), array)
-    assert caught.value.path == path.name
-    return caught.value
+    return tables.refused(npz_reader, path, array)
 
 
 @pytest.fixture

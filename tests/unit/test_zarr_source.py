@@ -13,7 +13,7 @@ import zarr
 from numcodecs import Zlib
 from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 
-from cvae_dist.errors import InvalidInput, SourceNotFound
+from cvae_dist.errors import InvalidInput, SettingsChanged, SourceNotFound
 from cvae_dist.sources.cf import BadValues, Packing
 from cvae_dist.sources.files import BadFile, Files
 from cvae_dist.sources.pieces import Pieces
@@ -199,6 +199,30 @@ def test_a_growing_array_keeps_its_blocks(tmp_path: Path, form: int) -> None:
     assert not (other.version == changed.version).any()
 
 
+def test_a_column_is_part_of_the_rows_it_travels_with(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "g", mode="w")
+    group.create_array("x", data=np.arange(40.0).reshape(20, 2), chunks=(5, 2))
+    for name in ("label", "number"):
+        group.create_array(name, data=np.arange(20), chunks=(10,))
+    given = {"format": "zarr", "array": "x", "id": "number", "carry": ("label",)}
+    ingest(tmp_path / "g", tmp_path / "s", **given)
+    (without,) = source(tmp_path / "g", "x").list().batches()
+    reader, before = opened(source(tmp_path / "g", "x", id="number", carry=("label",)))
+    for name in ("label", "number"):
+        group[name][13] = 5
+        (after,) = source(tmp_path / "g", "x", id="number", carry=("label",)).list().batches()
+        assert (after.version == before.version).tolist() == [True, True, False, False]
+        with pytest.raises(BadFile, match="rows/000000000000010 (has an object c/1, which )?was changed after"):
+            reader.read(parts_of(reader, before), np.empty((20, 2)))
+        reader, before = opened(source(tmp_path / "g", "x", id="number", carry=("label",)))
+    (still,) = source(tmp_path / "g", "x").list().batches()
+    assert (still.version == without.version).all()
+    with pytest.raises(SettingsChanged, match="2 changed: rows/000000000000010, rows/000000000000015"):
+        ingest(tmp_path / "g", tmp_path / "s", **given)
+    ingest(tmp_path / "g", tmp_path / "s", changed="rewrite", **given)
+    assert RowStore.open(str(tmp_path / "s")).read("label").tolist() == [*range(13), 5, *range(14, 20)]
+
+
 def test_changes_after_the_listing(tmp_path: Path) -> None:
     made = zarr.create_array(tmp_path / "a", data=np.arange(40.0).reshape(20, 2), chunks=(5, 2))
     reader, files = opened(source(tmp_path / "a"))
@@ -350,6 +374,7 @@ def test_columns_have_to_fit(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="label lacks c/0"):
         reader.read(parts_of(reader, files), np.empty((6, 2)))
     label[:] = np.arange(1, 7)
+    reader, files = opened(source(tmp_path / "g", "x", id="label"))
     for part, expected in zip(pieces(reader, files, 4), ([1, 2, 3, 4], [5, 6]), strict=True):
         assert reader.read(part, np.empty((len(expected), 2)))["id"].tolist() == expected
 
