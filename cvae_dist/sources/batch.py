@@ -37,13 +37,13 @@ class Batch:
     files, rows, dropped : int
         How many there are; rows that are kept of all of them, and rows that are left out.
     digest : str
-        Of all that is known of the files.
+        Of all that tasks are told of the files.
     """
 
     def __init__(self, entries: Iterable[Entries]) -> None:
         self._spool = Spool(Entries)
         self.rows = self.dropped = 0
-        digest = ColumnsDigest(*Entries.names())
+        digest = ColumnsDigest(*_Told.names())
         for part in entries:
             self._spool.append(part)
             digest.add(part)
