@@ -1,6 +1,5 @@
 """The files whose rows one run reads: spooled by the driver, staged beside the shards, read by tasks as intervals."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,15 +7,26 @@ from itertools import count as counting
 
 import numpy as np
 
-from cvae_dist.sources.files import Integers
+from cvae_dist.sources.files import Integers, Texts
 from cvae_dist.sources.pieces import Pieces
 from cvae_dist.sources.spool import Spool
-from cvae_dist.store.columns import regrouped
+from cvae_dist.store.columns import Columns, ColumnsDigest, regrouped
 from cvae_dist.store.layout import decode_chunk, encode_chunk
-from cvae_dist.store.manifest import COLUMNS, Entries, digest_of, dropped_count, read_spans
+from cvae_dist.store.manifest import COLUMNS, Entries, dropped_count, read_spans
 from cvae_dist.store.urls import Location
 
 _FILES = 65_536  # of one object, and in memory at a time
+
+
+@dataclass(frozen=True)
+class _Told(Columns):
+    """What tasks are told of some files, which tells their rows from others; see :class:`Entries`."""
+
+    path: Texts
+    size: Integers
+    version: Texts
+    rows: Integers
+    dropped: Texts
 
 
 class Batch:
@@ -27,18 +37,20 @@ class Batch:
     files, rows, dropped : int
         How many there are; rows that are kept of all of them, and rows that are left out.
     digest : str
-        Of all that is known of the files.
+        Of all that tasks are told of the files.
     """
 
     def __init__(self, entries: Iterable[Entries]) -> None:
         self._spool = Spool(Entries)
         self.rows = self.dropped = 0
+        digest = ColumnsDigest(*_Told.names())
         for part in entries:
             self._spool.append(part)
+            digest.add(part)
             self.rows += int(part.rows.sum())
             self.dropped += sum(map(dropped_count, filter(None, part.dropped)))
         self.files = len(self._spool)
-        self.digest = digest_of(self._spool)
+        self.digest = digest.digest().hex()
 
     def __iter__(self) -> Iterator[Entries]:
         """Yield the files, some at a time."""
@@ -47,7 +59,7 @@ class Batch:
     def stage(self, folder: Location) -> "StagedBatch":
         """Write the batch where tasks find it, as a few objects that nobody changes."""
         place = self.staged(folder)
-        for number, part in enumerate(self):
+        for number, part in enumerate(self._told()):
             (place.place / str(number)).write(_encoded(part))
         return place
 
@@ -58,9 +70,9 @@ class Batch:
     def cut(self, edges: Integers) -> "list[Interval]":
         """Return which files make the rows between every two neighbouring edges, which are row numbers of the batch."""
         intervals: list[Interval] = []
-        hashed, before, base = hashlib.blake2b(digest_size=16), 0, 0
+        digest, before, base = ColumnsDigest(*_Told.names()), 0, 0
         file = skip = 0
-        for part in self:
+        for part in self._told():
             ends = before + np.cumsum(part.rows)
             starts = ends - part.rows
             while len(intervals) < len(edges) - 1 and edges[len(intervals)] < ends[-1]:
@@ -68,13 +80,22 @@ class Batch:
                 lo, hi = np.searchsorted(ends, start, side="right"), np.searchsorted(starts, stop, side="left")
                 if start >= before:
                     file, skip = base + int(lo), int(start - starts[lo])
-                    hashed = hashlib.blake2b(f"{skip} {stop - start}".encode(), digest_size=16)
-                _update(hashed, part[lo:hi])
+                    digest = ColumnsDigest(*_Told.names())
+                inside = part[lo:hi]
+                digest.add(inside if inside.rows.all() else inside[inside.rows > 0])
                 if stop > ends[-1]:
                     break
-                intervals.append(Interval(file, skip, int(stop - start), hashed.digest()))
+                intervals.append(Interval(file, skip, int(stop - start), digest.digest()))
             before, base = int(ends[-1]), base + len(part)
         return intervals
+
+    def first(self, rows: int) -> Pieces:
+        """Return the first rows, at most so many."""
+        part = next(part for part in self._told() if part.rows.any())
+        return _runs(part).cut(0, min(rows, int(part.rows.sum())))
+
+    def _told(self) -> Iterator[_Told]:
+        return (part.as_kind(_Told) for part in self)
 
 
 @dataclass(frozen=True)
@@ -85,14 +106,19 @@ class Interval:
     ----------
     file, skip, rows : int
         Number of the first file, kept rows of it that come before, and how many rows there are.
-    identity : bytes
-        Tells these rows from others.
+    digest : bytes
+        Of what is known of the files.
     """
 
     file: int
     skip: int
     rows: int
-    identity: bytes
+    digest: bytes
+
+    @property
+    def identity(self) -> bytes:
+        """What tells these rows from others."""
+        return f"{self.skip} {self.rows} ".encode() + self.digest
 
 
 @dataclass(frozen=True)
@@ -110,47 +136,40 @@ class StagedBatch:
             parts.append(part[:stop])
             rows, start = rows + int(parts[-1].rows.sum()), 0
             if rows >= interval.rows:
-                return _runs(Entries.join(parts)).cut(interval.skip, interval.skip + interval.rows)
+                return _runs(_Told.join(parts)).cut(interval.skip, interval.skip + interval.rows)
         raise AssertionError("an interval ends in its batch")
 
 
 @lru_cache(maxsize=2)
-def _staged(place: Location, number: int) -> Entries:
+def _staged(place: Location, number: int) -> _Told:
     return _decoded((place / str(number)).read())
 
 
-def _runs(entries: Entries) -> Pieces:
+def _runs(files: _Told) -> Pieces:
     """Return the runs of kept rows of every file."""
-    if not any(entries.dropped):
-        whole = np.zeros(len(entries), dtype=np.int64)
-        return Pieces(entries.path, entries.size, entries.version, whole, entries.rows)
+    if not any(files.dropped):
+        whole = np.zeros(len(files), dtype=np.int64)
+        return Pieces(files.path, files.size, files.version, whole, files.rows)
     runs: list[tuple[int, int, int]] = []  # number of the file, first row and number of rows
-    for number, (text, kept) in enumerate(zip(entries.dropped, entries.rows.tolist(), strict=True)):
+    for number, (text, kept) in enumerate(zip(files.dropped, files.rows.tolist(), strict=True)):
         start = 0
         for left, right in read_spans(text).tolist():
             runs.append((number, start, left - start))
             kept, start = kept - (left - start), right
         runs.append((number, start, kept))
     owner, first, rows = np.array(runs, dtype=np.int64).T
-    files = entries[owner]
-    return Pieces(files.path, files.size, files.version, first, rows)
+    owners = files[owner]
+    return Pieces(owners.path, owners.size, owners.version, first, rows)
 
 
-def _update(hashed: hashlib.blake2b, entries: Entries) -> None:
-    """Digest file after file: a shard's identity must not depend on where batches are cut."""
-    kept = entries[entries.rows > 0]
-    columns = (kept.path, kept.size.tolist(), kept.version, kept.rows.tolist(), kept.dropped)
-    hashed.update("".join(map("{}\0{}\0{}\0{}\0{}\0".format, *columns)).encode())
+def _encoded(files: _Told) -> bytes:
+    chunks = [b"".join(encode_chunk(values, len(files))) for values in files.columns().values()]
+    return b"".join([np.array([len(files), *map(len, chunks)], "<i8").tobytes(), *chunks])
 
 
-def _encoded(entries: Entries) -> bytes:
-    chunks = [b"".join(encode_chunk(values, len(entries))) for values in entries.columns().values()]
-    return b"".join([np.array([len(entries), *map(len, chunks)], "<i8").tobytes(), *chunks])
-
-
-def _decoded(data: bytes) -> Entries:
-    head = 8 * (1 + len(Entries.names()))
+def _decoded(data: bytes) -> _Told:
+    head = 8 * (1 + len(_Told.names()))
     count, *sizes = np.frombuffer(data[:head], "<i8").tolist()
     ends = head + np.cumsum(sizes)
-    parts = zip(Entries.names(), ends - sizes, ends, strict=True)
-    return Entries(*(decode_chunk(data[start:end], COLUMNS[name], (count,)) for name, start, end in parts))
+    parts = zip(_Told.names(), ends - sizes, ends, strict=True)
+    return _Told(*(decode_chunk(data[start:end], COLUMNS[name], (count,)) for name, start, end in parts))

@@ -36,7 +36,7 @@ class ChangedFiles(Entries):
     @property
     def known(self) -> Entries:
         """The entries."""
-        return Entries(*(getattr(self, name) for name in Entries.names()))
+        return self.as_kind(Entries)
 
     @property
     def files(self) -> Files:
@@ -131,6 +131,8 @@ class _Head(Generic[Left]):
 
 def places(paths: Texts, others: Texts) -> Integers:
     """Return where each path is among others, -1 where it is not."""
+    if not len(paths) or not len(others):
+        return np.full(len(paths), -1)
     numbers = dict(zip(others, range(len(others)), strict=True))
     return np.fromiter(map(numbers.get, paths, itertools.repeat(-1)), np.int64, len(paths))
 

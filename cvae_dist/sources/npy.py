@@ -123,29 +123,30 @@ class NpyReader(FileReader):
         return {}
 
     def _read_local_items(self, pieces: Pieces, out: Block) -> None:
-        """Read one item per file with few system calls: header, row and end of file come by one ``preadv``."""
+        """Read one item per file with few system calls: header, row and end of file come by one ``readv``."""
         expected, size = self.model.text, self.model.size
         header, beyond = bytearray(self.model.offset), bytearray(1)
         rows = out.data.cast("B") if out.size else memoryview(b"")
         width = out.shape[1] * out.itemsize
         root = f"{self.root}/"
-        start, problems = 0, list[BadFile]()
-        listed = zip(pieces.path.tolist(), map(int, pieces.version), strict=True)
-        for number, (path, version) in enumerate(listed):
+        open_file, read, look, close, flags = os.open, os.readv, os.fstat, os.close, os.O_RDONLY | os.O_CLOEXEC
+        problems = list[BadFile]()
+        versions = np.fromstring(" ".join(pieces.version), np.int64, sep=" ").tolist()  # half the time of int()
+        for path, version, start in zip(pieces.path.tolist(), versions, range(0, len(rows), width), strict=True):
             try:
-                descriptor = os.open(root + path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = open_file(root + path, flags)
             except OSError:
                 count, modified = -1, 0
             else:
                 try:
-                    count = os.preadv(descriptor, (header, rows[start : start + width], beyond), 0)
-                    modified = os.fstat(descriptor).st_mtime_ns
+                    count = read(descriptor, (header, rows[start : start + width], beyond))
+                    modified = look(descriptor).st_mtime_ns
                 finally:
-                    os.close(descriptor)
+                    close(descriptor)
             if count != size or header != expected or modified != version:  # or it is only written otherwise
+                number = start // width
                 file = File(self.root, path, int(pieces.size[number]), pieces.version[number])
                 problems += self._try_item(file, out[number : number + 1])
-            start += width
         require_none(problems)
 
     def _read_items(self, pieces: Pieces, out: Block) -> None:

@@ -59,8 +59,9 @@ class Pieces:
 
     def cut(self, start: int, stop: int) -> "Pieces":
         """Return rows ``start:stop`` of all pieces."""
-        starts = self.ends - self.rows
-        lo, hi = np.maximum(starts, start), np.minimum(self.ends, stop)
+        near = slice(np.searchsorted(self.ends, start, side="right"), np.searchsorted(self.ends, stop) + 1)
+        starts = self.ends[near] - self.rows[near]
+        lo, hi = np.maximum(starts, start), np.minimum(self.ends[near], stop)
         kept = lo < hi
-        first = (self.first + lo - starts)[kept]
-        return Pieces(self.path[kept], self.size[kept], self.version[kept], first, (hi - lo)[kept])
+        first = (self.first[near] + lo - starts)[kept]
+        return Pieces(self.path[near][kept], self.size[near][kept], self.version[near][kept], first, (hi - lo)[kept])

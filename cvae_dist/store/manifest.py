@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cvae_dist.errors import Corrupt
-from cvae_dist.store.columns import Columns, Integers, Texts, regrouped
-from cvae_dist.store.layout import STRING, Block
-from cvae_dist.store.lineage import digest_bytes
+from cvae_dist.store.columns import Columns, ColumnsDigest, Integers, Texts, regrouped
+from cvae_dist.store.layout import STRING
 from cvae_dist.store.publication import Publication
 from cvae_dist.store.urls import Location
 
@@ -134,11 +133,10 @@ def write_manifest(publication: Publication, batches: Iterable[Entries]) -> None
 
 def digest_of(batches: Iterable[Entries]) -> str:
     """Return a digest of entries, however they are cut into batches."""
-    total = ""
-    for entries in regrouped(batches, _CHUNK_ROWS):
-        parts = map(_digest, entries.columns().values())
-        total = digest_bytes(" ".join([total, *parts]).encode())
-    return total
+    digest = ColumnsDigest(*Entries.names())
+    for entries in batches:
+        digest.add(entries)
+    return digest.digest().hex()
 
 
 def as_spans(numbers: Integers) -> str:
@@ -171,8 +169,3 @@ def read_spans(text: str) -> Integers:
 def dropped_count(text: str) -> int:
     """Return how many numbers :func:`as_spans` wrote."""
     return int(np.diff(read_spans(text)).sum()) if text else 0
-
-
-def _digest(values: Block) -> str:
-    data = "\0".join(values.tolist()).encode() if values.dtype.kind == "O" else values.astype("<i8").tobytes()
-    return digest_bytes(data)
