@@ -135,12 +135,19 @@ def _scan(folder: str, way: "_Way") -> "tuple[list[str], dict[str, _Way]]":
             name = entry.name
             if name[0] == ".":
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 name += "/"
                 ways[name] = way.through(entry, folder)
             names.append(name)
     names.sort()
     return names, ways
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or where nobody may look
+        return False
 
 
 def _regular(root: str, paths: Iterable[str]) -> Files:

@@ -40,7 +40,7 @@ def test_any_part_is_read(publication: Publication, name: str) -> None:
             assert part.tolist() == values[start:stop].tolist()
             assert part.shape == values[start:stop].shape
     assert publication.read(name).tolist() == values.tolist()
-    again = Publication(publication._group, "0123", publication.arrays)
+    again = Publication(publication.store, "0123", publication.arrays)
     assert again.read(name).tolist() == values.tolist()
 
 
