@@ -57,8 +57,9 @@ def train_together(start: Start, on_event: OnEvent, max_restarts: int) -> dict[s
                 stack.callback(ranks.close)
                 generation = _Generation(ranks, on_event)
                 generation.watch(interruption)
-            if generation.result is not None:
-                return generation.result
+            interrupted = generation.result is not None and generation.result["stopped_because"] == "interrupted"
+            if generation.result is not None and (interruption.requested or not interrupted):
+                return generation.result  # else a machine was taken away, whose rank let all write a checkpoint
             generation.require_no_error()
             overwrite = overwrite and not generation.begun
             lost = generation.lost()
@@ -127,11 +128,12 @@ class _Generation:
         """Say which rank was lost, and how."""
         for rank, end in sorted(self.exits.items()):
             if end["code"] < 0:
-                return f"rank {rank} of {self.ranks.size} was killed ({signal.Signals(-end['code']).name})"
+                why = f" ({end['tail'][-1]})" if end["tail"] else ""
+                return f"rank {rank} of {self.ranks.size} was killed ({signal.Signals(-end['code']).name}){why}"
         silent = sorted({*range(self.ranks.size)} - {*self.exits})
         if silent:
             return f"rank {silent[0]} of {self.ranks.size} did not answer any more"
-        return next(iter(self.errors.values()), {"text": "a rank ended without a word"})["text"]
+        return next(iter(self.errors.values()), {"text": "ranks were told to end"})["text"]
 
 
 def _error_of(error: dict[str, str]) -> CvaeDistError:

@@ -9,6 +9,7 @@ from cvae_dist.events import OnEvent
 from cvae_dist.launch.gang import train_together
 from cvae_dist.launch.local import LocalRanks
 from cvae_dist.launch.rank import Task
+from cvae_dist.launch.workers import Cluster
 from cvae_dist.training.world import Membership
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ def launch(
     word, _, count = launcher.partition(":")
     if word in ("auto", "env") and not count:
         return None
+    if word == "dask" and not count:
+        cluster = Cluster(client, on_event)
+        with cluster.alone():
+            return train_together(lambda anew: cluster.start(_of(task, anew)), on_event, max_restarts)
     if word == "local" and count.isdecimal() and int(count) >= 1:
         size = int(count)
         return train_together(lambda anew: LocalRanks(_of(task, anew), size), on_event, max_restarts)

@@ -11,7 +11,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
 from cvae_dist.config import TrainConfig
@@ -49,7 +49,7 @@ class Task:
     model: str
     config: TrainConfig
     overwrite: bool
-    storage_options: StorageOptions | None
+    storage_options: StorageOptions | None = field(repr=False)
     timeout: float
 
     def run(
