@@ -1,7 +1,8 @@
 """Ranks on the workers of a Dask cluster: on each an agent, a task that starts a rank and stays with it.
 
-The future of an agent is its lease. Where the client cancels it, or is gone, the agent sees that its task is cancelled,
-and lets its rank write a checkpoint and end. Where the worker dies, Linux tells the rank (see ``rank.end_with_parent``).
+The future of an agent is its lease. Where the client cancels it, or is gone, the agent sees that its task is cancelled.
+Then it lets its rank write a checkpoint and end. Where the worker dies, Linux tells the rank, see
+:func:`~cvae_dist.launch.rank.end_with_parent`.
 """
 
 import queue
@@ -28,6 +29,7 @@ _ROLL_CALL = 1.0  # seconds between looks whether all workers are there
 _FIRST_WORKER = 60.0  # seconds to wait for a worker
 _MISSING_WORKERS = 5.0  # seconds to wait for those that an earlier generation had
 _GRACE = 30.0  # seconds that a rank has for its checkpoint
+_LEAVE = 5.0  # seconds more until an agent has killed it
 _KILLED = -9
 
 
@@ -51,9 +53,10 @@ class WorkerRanks:
         self.messages: queue.SimpleQueue[tuple[int, Message]] = queue.SimpleQueue()
         self._client, self._task, self._workers = client, task, workers
         self._topic = f"cvae-dist-{uuid.uuid4().hex}"
+        self._started: set[int] = set()
         self._ended: set[int] = set()
         self._address: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-        self._futures: dict[int, Future] = {}
+        self._futures: dict[int, Future[Any]] = {}
         self._closed = threading.Event()
         client.subscribe_topic(self._topic, self._hear)
         self._watches = threading.Thread(target=self._watch, name="roll call", daemon=True)
@@ -66,9 +69,12 @@ class WorkerRanks:
 
     def close(self) -> None:
         """End those that are still there, at once."""
+        self.stop()
+        until = time.monotonic() + _GRACE + _LEAVE
+        while self._started - self._ended and time.monotonic() < until:
+            time.sleep(_LOOK)
         self._closed.set()
         self._watches.join()
-        self.stop()
         self._client.unsubscribe_topic(self._topic)
 
     def _submit(self, rank: int, address: tuple[str, int] | None) -> None:
@@ -87,8 +93,10 @@ class WorkerRanks:
     def _hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
         """Take a message of an agent; called by the client's own thread."""
         rank, message = event[1]["rank"], event[1]["message"]
-        if "address" in message:
-            self._address.put(tuple(message["address"]))
+        if "started" in message:
+            self._started.add(rank)
+            if rank == 0:
+                self._address.put(tuple(message["started"]))
             return
         if "exit" in message:
             if rank in self._ended:
@@ -158,8 +166,8 @@ class Cluster:
                 return found
             if waited > _FIRST_WORKER:
                 raise RankLost(
-                    f"no worker came to {self._client.scheduler.address} within {_FIRST_WORKER:.0f} s. What the last "
-                    "checkpoint holds is kept; start workers and run the same command again"
+                    f"the cluster has no worker, and none came within {_FIRST_WORKER:.0f} s. What the last checkpoint "
+                    "holds is kept; start workers and run the same command again"
                 )
             time.sleep(_LOOK)
 
@@ -168,7 +176,8 @@ class Cluster:
         """Wait for other trainings of this cluster to end: two could each wait for workers that the other has."""
         from distributed import Lock
 
-        lock = Lock(_LOCK, client=self._client)
+        with self._client.as_current():
+            lock = Lock(_LOCK)
         if not lock.acquire(timeout=0.5):
             self._on_event(Event("train", "note", message="another training has this cluster; waiting for its end"))
             lock.acquire()
@@ -201,8 +210,7 @@ def _attend(
         store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
         address = host, store.port
     process = RankProcess(task, rank, {**environment, **_meeting(address, worker.state.nthreads)}, tell)
-    if store is not None:
-        tell(rank, {"address": list(address)})
+    tell(rank, {"started": list(address)})
     try:
         while not ended.wait(_LOOK):
             known = worker.state.tasks.get(key)

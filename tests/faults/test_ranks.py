@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from sklearn.datasets import load_digits
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, RankFailed, RankLost, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
-from cvae_dist.launch import local
 from cvae_dist.launch.gang import train_together
 from cvae_dist.launch.local import LocalRanks
 from cvae_dist.launch.rank import Task
@@ -289,7 +288,5 @@ def test_the_second_run_has_nothing_to_do(store: str, alone: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert local.LocalRanks is LocalRanks
-    yield
