@@ -57,9 +57,8 @@ def train_together(start: Start, on_event: OnEvent, max_restarts: int) -> dict[s
                 stack.callback(ranks.close)
                 generation = _Generation(ranks, on_event)
                 generation.watch(interruption)
-            interrupted = generation.result is not None and generation.result["stopped_because"] == "interrupted"
-            if generation.result is not None and (interruption.requested or not interrupted):
-                return generation.result  # else a machine was taken away, whose rank let all write a checkpoint
+            if generation.has_ended(interruption.requested):
+                return generation.end()
             generation.require_no_error()
             overwrite = overwrite and not generation.begun
             lost = generation.lost()
@@ -83,6 +82,7 @@ class _Generation:
     ranks: Ranks
     on_event: OnEvent
     result: dict[str, Any] | None = None
+    last: Event | None = None
     begun: bool = False
     errors: dict[int, dict[str, str]] = field(default_factory=dict)
     exits: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -109,7 +109,23 @@ class _Generation:
         elif rank == 0 and "event" in message:
             event = event_of(message["event"])
             self.begun = self.begun or event.kind == "start"
-            self.on_event(event)
+            if event.kind == "done":
+                self.last = event
+            else:
+                self.on_event(event)
+
+    def has_ended(self, asked: bool) -> bool:
+        """Whether the training has ended, or was interrupted as ``asked``.
+
+        Else a machine was taken away, and its rank let all others write a checkpoint.
+        """
+        return self.result is not None and (asked or self.result["stopped_because"] != "interrupted")
+
+    def end(self) -> dict[str, Any]:
+        """Tell the end, and return the result."""
+        if self.last is not None:
+            self.on_event(self.last)
+        return self.result or {}
 
     def require_no_error(self) -> None:
         """Raise what a rank refused, or failed with by itself, and not because others had ended."""

@@ -31,6 +31,7 @@ _MISSING_WORKERS = 5.0  # seconds to wait for those that an earlier generation h
 _GRACE = 30.0  # seconds that a rank has for its checkpoint
 _LEAVE = 5.0  # seconds more until an agent has killed it
 _KILLED = -9
+_CLOSING = ("closing", "closing_gracefully", "closed", "failed")
 
 
 class Worker(NamedTuple):
@@ -214,7 +215,7 @@ def _attend(
     try:
         while not ended.wait(_LOOK):
             known = worker.state.tasks.get(key)
-            if known is None or known.state == "cancelled":
+            if known is None or known.state == "cancelled" or worker.status.name in _CLOSING:
                 process.stop()
                 ended.wait(_GRACE)
                 break
