@@ -70,6 +70,7 @@ def workers_of(client: Client) -> list[int]:
     return list(client.run(os.getpid).values())
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_is_made_up_for(store: str, alone: Path, client: Client, tmp_path: Path) -> None:
     notes = []
     kill = at_step(40, lambda: os.kill(workers_of(client)[1], signal.SIGKILL))
