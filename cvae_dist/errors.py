@@ -65,5 +65,13 @@ class TrainingDiverged(CvaeDistError, ArithmeticError):
         self.trained = trained
 
 
+class RankLost(CvaeDistError, RuntimeError):
+    """Another rank of a training ended, or did not answer in time."""
+
+
+class RankFailed(CvaeDistError, RuntimeError):
+    """A rank of a training failed by itself; the text ends in its last lines."""
+
+
 class MissingExtra(CvaeDistError, ImportError):
     """An optional dependency is not installed; the text ends in the pip line."""

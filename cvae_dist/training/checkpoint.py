@@ -1,6 +1,5 @@
 """Checkpoints of a training: immutable files, and a small pointer that is moved last."""
 
-import io
 import json
 import logging
 import re
@@ -8,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from cvae_dist.errors import Corrupt
 from cvae_dist.store.lineage import digest_bytes
 from cvae_dist.store.urls import Location
+from cvae_dist.training.world import as_bytes, from_bytes
 
 _POINTER = "LATEST.json"
 _OURS = re.compile(r"step\d+-[0-9a-f]+\.pt|LATEST\.json")
@@ -45,9 +43,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Store ``state`` as the newest checkpoint, and delete all but the last two."""
-        file = io.BytesIO()
-        torch.save(dict(state), file)
-        data = file.getvalue()
+        data = as_bytes(state)
         entry = Entry(f"step{step:06d}-{digest_bytes(data)}.pt", digest_bytes(data), len(data))
         older = [known for known in self._entries() if known.file != entry.file]
         kept = [entry, *older][:_KEPT]
@@ -70,8 +66,7 @@ class Checkpoints:
         for entry in entries:
             data = self._read(entry)
             if data is not None:
-                state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
-                return state
+                return from_bytes(data)
             _LOGGER.warning("checkpoint %s is missing or damaged and is passed over", self._place / entry.file)
         if not entries:
             return None

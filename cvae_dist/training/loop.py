@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.errors import TrainingDiverged
+from cvae_dist.errors import RankLost, TrainingDiverged
 from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.model.directory import delete_model, save_model
 from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS
@@ -17,6 +17,7 @@ from cvae_dist.model.threads import torch_threads
 from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Lease
+from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import Figures, History, HistoryRecord, Scalars, StoppedBecause, finite
 from cvae_dist.training.interruption import Interruption
@@ -25,6 +26,8 @@ from cvae_dist.training.precision import multiply_adds
 from cvae_dist.training.prepare import Beginning, Training
 from cvae_dist.training.sampler import Share
 from cvae_dist.training.trainer import Trainer
+from cvae_dist.training.validation import Validation
+from cvae_dist.training.world import World, as_bytes, from_bytes
 
 _SECONDS_BETWEEN_EVENTS = 0.5
 _SHARED_WORK = 30_000_000  # multiply-adds of a step from which a second thread gains more than it waits
@@ -54,14 +57,19 @@ def run(
     lease: Lease | None = None,
     state: Mapping[str, Any] | None = None,
     earlier: Trained | None = None,
+    world: World | None = None,
 ) -> Trained:
     """Train to the end, or to an interruption, into the model directory whose ``lease`` is held.
 
     Without one nothing is written, and SIGTERM is left alone. The training goes on from ``state``, a checkpoint, or
     else from ``earlier``, a finished training. An interrupted one gives the best weights so far as its model.
 
+    Of several ranks rank 0 holds the lease and decides. The others follow its decisions.
+
     Raises
     ------
+    RankLost
+        Another rank has ended, or did not answer. All steps that were done are in a checkpoint.
     TrainingDiverged
         The loss ran away or was not finite, at a thousandth of the learning rate too. The last good weights are kept.
     OutputLocked
@@ -69,38 +77,45 @@ def run(
     Corrupt
         The rows were replaced while they were trained on. No model was written.
     """
-    config = training.config
+    config, world = training.config, world or World()
     place = lease.output if lease else None
-    validation, excluded = training.hold_out()
+    validation, excluded = training.hold_out(world)
     vae = VAE.of(config, training.data.moments, training.data.reader.dtype, config.seed)
     recorded: list[HistoryRecord] = state["history"] if state else earlier.history if earlier else []
     history = History(lease.output / HISTORY, recorded, lease.require) if lease else History(None, recorded)
     history.write()
     checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check) if lease else None
-    with torch_threads(_threads(vae, config)), Interruption(sigterm=lease is not None) as interruption:
-        end = earlier.figures if earlier else None
-        beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end)
+    with (
+        torch_threads(_threads(vae, config, world)),
+        Interruption(sigterm=lease is not None or not world.is_alone) as interruption,
+    ):
+        if not world.leads:
+            world.join()
+            state = from_bytes(world.broadcast())
+        beginning, trainer = _begin(training, vae, validation, excluded, state, earlier, world)
+        if world.leads and not world.is_alone:
+            world.tell({"rows": training.data.fingerprint})
+            world.join()
+            world.broadcast(as_bytes({**beginning.state(), "trainer": trainer.state()}))
         sampler = beginning.sampler
-        trainer = Trainer(vae, config, validation, sampler.steps_per_epoch, beginning.precision.compute_dtype)
-        if state:
-            trainer.restore(state["trainer"])
-        elif earlier:
-            trainer.go_on_from(earlier.figures, dict(earlier.vae.named_parameters()))
+        share = Share(sampler, excluded, world.rank, world.size)
         with (
-            Loader(training.data.reader, Share(sampler, excluded), buffer_bytes=config.buffer_bytes) as loader,
+            Loader(training.data.reader, share, buffer_bytes=config.buffer_bytes) as loader,
             Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
-            steps = _Run(trainer, history, scalars, lease, checkpoints, decided, interruption, on_event)
+            steps = _Run(trainer, history, scalars, lease, checkpoints, decided, interruption, on_event, world)
             steps.tell_start((*training.reasons, *beginning.notes, *scalars.notes), sampler.variance_inflation)
             if beginning.notes and not state:
                 steps.save()
             stopped = steps.until_stopped(loader)
     figures = steps.end(stopped)
+    world.close()
     trainer.use_best_weights()
-    training.measure(vae, validation)
-    if stopped != "interrupted":
-        training.data.require_unchanged()
+    if world.leads:
+        training.measure(vae, validation)
+        if stopped != "interrupted":
+            training.data.require_unchanged()
     if lease and checkpoints and stopped != "interrupted":
         if trainer.good_step is not None or not trainer.diverged:
             lease.check()
@@ -117,9 +132,31 @@ def run(
     return trained
 
 
-def _threads(vae: VAE, config: TrainConfig) -> int:
+def _begin(
+    training: Training,
+    vae: VAE,
+    validation: Validation,
+    excluded: RowNumbers,
+    state: Mapping[str, Any] | None,
+    earlier: Trained | None,
+    world: World,
+) -> tuple[Beginning, Trainer]:
+    """Return what was or is decided, and a trainer that stands where ``state`` or ``earlier`` ended."""
+    end = earlier.figures if earlier else None
+    beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end)
+    steps_per_epoch, compute_dtype = beginning.sampler.steps_per_epoch, beginning.precision.compute_dtype
+    trainer = Trainer(vae, training.config, validation, steps_per_epoch, compute_dtype, world)
+    if state:
+        trainer.restore(state["trainer"])
+    elif earlier:
+        trainer.go_on_from(earlier.figures, dict(earlier.vae.named_parameters()))
+    return beginning, trainer
+
+
+def _threads(vae: VAE, config: TrainConfig, world: World) -> int:
     """Return on how many threads to compute: one for small steps, as several would wait for each other."""
-    return torch.get_num_threads() if multiply_adds(vae, config.batch_size or 1) >= _SHARED_WORK else 1
+    shared = multiply_adds(vae, (config.batch_size or 1) // world.size) >= _SHARED_WORK
+    return max(1, torch.get_num_threads() // world.local_size) if shared else 1
 
 
 def diverged(config: TrainConfig, step: int, kept: str, trained: Trained | None = None) -> TrainingDiverged:
@@ -146,6 +183,7 @@ class _Run:
     decided: Mapping[str, Any]
     interruption: Interruption
     on_event: OnEvent
+    world: World
 
     def __post_init__(self) -> None:
         self._began = time.monotonic() - self.trainer.seconds
@@ -164,9 +202,13 @@ class _Run:
         """Train until there is a reason to stop, and return it."""
         reason = self._reason_to_stop()
         batches = loader.batches(*self.trainer.position)
-        while not reason:
-            self._step(next(batches))
-            reason = self._reason_to_stop()
+        try:
+            while not reason:
+                self._step(next(batches))
+                reason = self._reason_to_stop()
+        except RankLost:
+            self.save()  # no rank has done the step in which it was lost
+            raise
         return reason
 
     def end(self, stopped: StoppedBecause) -> Figures:
@@ -193,7 +235,7 @@ class _Run:
     def _step(self, batch: Batch) -> None:
         trainer = self.trainer
         retreats = trainer.retreats
-        trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global)
+        trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global, self.interruption.requested)
         if self.lease:
             self.lease.require()
         self._rows_since_told += batch.n_global
@@ -214,7 +256,9 @@ class _Run:
             return "finished"
         if self.trainer.hopeless:
             return "no improvement"
-        return "interrupted" if self.interruption.requested else None
+        # alone it may stop right away; several ranks stop after the step at which all of them know
+        alone = self.world.is_alone and self.interruption.requested
+        return "interrupted" if alone or self.trainer.stop_requested else None
 
     def _record(self) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw  # the function: the class imports torch's compiler first, which takes a second
 
 from cvae_dist.model.kernels import lerp
+from cvae_dist.training.world import World
 
 _BETAS = (0.9, 0.99)
 _EPS = 1e-8
@@ -19,6 +20,8 @@ _AVERAGE_START = 10  # the average forgets the initial weights within the first 
 class Optimizer:
     """AdamW on a module, with clipping at a multiple of the running gradient norm and averaged weights.
 
+    Gradients are added up over all ranks of ``world`` before they are clipped. So every rank makes the same update.
+
     Attributes
     ----------
     average : dict[str, Tensor]
@@ -27,7 +30,8 @@ class Optimizer:
         Updates made; updates left out because a gradient was not finite.
     """
 
-    def __init__(self, module: nn.Module, ema_decay: float, grad_clip: float) -> None:
+    def __init__(self, module: nn.Module, ema_decay: float, grad_clip: float, world: World | None = None) -> None:
+        self._world = world or World()
         self._parameters: list[Tensor] = list(module.parameters())
         self._means = [torch.zeros_like(value) for value in self._parameters]
         self._squares = [torch.zeros_like(value) for value in self._parameters]
@@ -39,10 +43,16 @@ class Optimizer:
         self.updates = 0
         self.skipped = 0
 
-    def step(self, loss: Tensor, learning_rate: float) -> bool:
-        """Follow the gradient of ``loss``; return False and change no weight when it is not finite."""
+    def step(self, loss: Tensor, learning_rate: float, figures: Tensor) -> tuple[bool, list[float]]:
+        """Follow the gradient of ``loss``, added up over all ranks; change no weight when it is not finite.
+
+        Return whether it was, and the ``figures``, shape (n,), added up likewise.
+        """
         loss.backward()  # type: ignore[no-untyped-call]
-        good = self._clip()
+        figures = self._add_up(figures)
+        total = nn.utils.get_total_norm([value.grad for value in self._parameters if value.grad is not None])
+        norm, *sums = torch.cat((total.reshape(1), figures)).tolist()  # the only wait for the device
+        good = self._clip(total, norm)
         if good:
             self.updates += 1
             decay = min(self._ema_decay, self.updates / (_AVERAGE_START + self.updates))
@@ -53,7 +63,19 @@ class Optimizer:
             self.skipped += 1
         for value in self._parameters:  # at once: the next step finds their memory in a cache
             value.grad = None
-        return good
+        return good, sums
+
+    def _add_up(self, figures: Tensor) -> Tensor:
+        """Add up gradients and figures over all ranks, in one message."""
+        if self._world.is_alone:
+            return figures
+        used = [value for value in self._parameters if value.grad is not None]
+        flat = torch.cat([*(value.grad.reshape(-1) for value in used if value.grad is not None), figures])
+        self._world.sum(flat)
+        *gradients, figures = flat.split([*(value.numel() for value in used), len(figures)])  # type: ignore[no-untyped-call]
+        for value, gradient in zip(used, gradients, strict=True):
+            value.grad = gradient.view_as(value)
+        return figures
 
     def _update(self, learning_rate: float) -> None:
         """Do one step of AdamW (Loshchilov and Hutter 2019) on every parameter that has a gradient."""
@@ -78,11 +100,8 @@ class Optimizer:
             maximize=False,
         )
 
-    def _clip(self) -> bool:
-        """Scale the gradients down to the running norm's multiple; return whether they are finite."""
-        gradients = [value.grad for value in self._parameters if value.grad is not None]
-        total = nn.utils.get_total_norm(gradients)
-        norm = float(total)
+    def _clip(self, total: Tensor, norm: float) -> bool:
+        """Scale gradients of norm ``norm`` down to the running norm's multiple; return whether they are finite."""
         if not norm < float("inf"):
             return False
         limit = self._grad_clip * (self._running_norm or norm)

@@ -22,6 +22,7 @@ from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.precision import Decision, choose_precision
 from cvae_dist.training.sampler import NO_ROWS, Sampler
 from cvae_dist.training.validation import Validation, choose_rows
+from cvae_dist.training.world import World
 
 _FEW_ROWS = 10
 
@@ -122,14 +123,14 @@ class Training:
         same = all(there.get(name) == asked[name] for name in asked.keys() - follows)
         return same and asked["num_steps"] > there["num_steps"]
 
-    def hold_out(self) -> tuple[Validation, RowNumbers]:
+    def hold_out(self, world: World) -> tuple[Validation, RowNumbers]:
         """Return what validates, and which of the rows it takes away from training."""
         config, reader, own = self.config, self.data.reader, self.data.validation
         if own is not None:
             chosen = choose_rows(own, MAX_VALIDATION_ROWS, config.seed)
-            return Validation.read(own, chosen, config.dim_latent, config.seed), NO_ROWS
+            return Validation.read(own, chosen, config.dim_latent, config.seed, world), NO_ROWS
         chosen = choose_rows(reader, config.validation_count(reader.n_rows), config.seed)
-        return Validation.read(reader, chosen, config.dim_latent, config.seed), chosen
+        return Validation.read(reader, chosen, config.dim_latent, config.seed, world), chosen
 
     def begin(self, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Figures | None) -> "Beginning":
         """Decide what only trying can decide; the best of several starts is put into ``vae``, which is untrained.

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cvae_dist.config import WITHOUT_EFFECT_ON_WEIGHTS
-from cvae_dist.errors import InvalidInput, SettingsChanged
-from cvae_dist.events import Event, OnEvent
+from cvae_dist.errors import InvalidInput, RankLost, SettingsChanged
+from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, load_model
 from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS, WEIGHTS, is_finished, read_description
 from cvae_dist.store import Lease, Location
@@ -14,13 +14,44 @@ from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import Figures, History, finite
 from cvae_dist.training.loop import Trained, diverged, run
 from cvae_dist.training.prepare import MEMORY, Training, TrainingData
+from cvae_dist.training.world import World
 
 
-def train_in(place: Location, training: Training, overwrite: bool, on_event: OnEvent) -> tuple[Trained, bool]:
+def train_in(
+    place: Location, training: Training, overwrite: bool, on_event: OnEvent, world: World | None = None
+) -> tuple[Trained, bool]:
     """Train into a model directory, under its lease, from where an earlier run stopped.
 
-    Return the training, and whether it had ended before, so that there was nothing to do.
+    Return the training, and whether it had ended before, so that there was nothing to do. All ranks of ``world`` call
+    this, with the same arguments.
     """
+    world = world or World()
+    if not world.leads:
+        return _follow(place, training, world)
+    with world.informed():
+        return _lead(place, training, overwrite, on_event, world)
+
+
+def _follow(place: Location, training: Training, world: World) -> tuple[Trained, bool]:
+    """Do what rank 0 decides."""
+    decision = world.hear()
+    if "rows" not in decision:
+        world.close()
+        if decision["error"]:
+            raise RankLost(f"rank 0 has ended, and rank {world.rank} with it: {decision['error']}")
+        return finished(place), True
+    if decision["rows"] != training.data.fingerprint:
+        raise RankLost(
+            f"rank {world.rank} found other rows in {training.data.url} than rank 0, as the store was written to "
+            "meanwhile. Nothing was trained; run the same command again"
+        )
+    return run(training, ignore, world=world), False
+
+
+def _lead(
+    place: Location, training: Training, overwrite: bool, on_event: OnEvent, world: World
+) -> tuple[Trained, bool]:
+    """Decide, and train with all ranks, if there is something to do."""
     _require_apart(place, training.data)
     with Lease.held(place, on_wait=lambda message: on_event(Event("train", "note", message=message))) as lease:
         _require_ours(place)
@@ -32,7 +63,7 @@ def train_in(place: Location, training: Training, overwrite: bool, on_event: OnE
                 return _nothing_to_do(place, training, on_event), True
             earlier = finished(place)
         state = _last_state(lease, training, earlier)
-        return run(training, on_event, lease, state, earlier), False
+        return run(training, on_event, lease, state, earlier, world), False
 
 
 def finished(place: Location) -> Trained:

@@ -18,6 +18,7 @@ from cvae_dist.training import schedule
 from cvae_dist.training.history import Figures, HistoryRecord
 from cvae_dist.training.optimizer import Optimizer, assign, clone
 from cvae_dist.training.validation import Validation
+from cvae_dist.training.world import World
 
 _MAX_SKIPPED = 50
 _MAX_RETREATS = 3
@@ -69,6 +70,8 @@ class Trainer:
         How often the training diverged and went back to them, each time with a tenth of the learning rate.
     diverged : bool
         Whether it diverged once more after the last of three retreats; then it must stop.
+    stop_requested : bool
+        Whether a rank asked, at the last step, to stop.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class Trainer:
         validation: Validation,
         steps_per_epoch: int,
         compute_dtype: torch.dtype = torch.float32,
+        world: World | None = None,
     ) -> None:
         keep_freed_memory()
+        self._world = world or World()
         self.vae = vae
         self.config = config
         self.validation = validation
@@ -90,7 +95,7 @@ class Trainer:
         self.seconds = 0.0
         self._batch_size = cast(int, config.batch_size)
         self._peak_rate = cast(float, config.learning_rate)
-        self._optimizer = Optimizer(vae, cast(float, config.ema_decay), config.grad_clip)
+        self._optimizer = self._new_optimizer()
         self._generator = torch.Generator()
         self._next_test = self._test_after(0)
         self._sums = _LossSums()
@@ -104,6 +109,7 @@ class Trainer:
         self.good_step: int | None = None
         self.retreats = 0
         self.diverged = False
+        self.stop_requested = False
 
     @property
     def position(self) -> tuple[int, int]:
@@ -122,21 +128,31 @@ class Trainer:
         since = max(self._best_step, warm)
         return schedule.is_hopeless(self.step, since, self._tests_since_best, self.steps_per_epoch)
 
-    def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int) -> None:
-        """Do one step on this process's share of a global batch of ``n_global`` rows.
+    def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int, stop: bool = False) -> None:
+        """Do one step on this rank's share of a global batch of ``n_global`` rows, together with all other ranks.
 
         The gradient is that of their mean. ``rows``, (n, n_features), are in data units and of any real dtype.
-        ``positions``, (n,) int64, are their places in the global batch, which decide their noise.
+        ``positions``, (n,) int64, are their places in the global batch, which decide their noise. Where any rank asks
+        to ``stop``, all ranks know it after the step.
+
+        Raises
+        ------
+        RankLost
+            Another rank ended; the step was not done.
         """
         noise = self._noise(n_global)[torch.from_numpy(positions)]
         with computing_in(self._compute_dtype):
             terms: Terms = self.vae(rows, noise)
         weight = self.config.kl_weight * schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup)
         reconstruction, kl = terms.reconstruction.sum(), terms.kl.sum()
-        if self._optimizer.step((reconstruction + weight * kl) / n_global, self.learning_rate):
-            self._sums.add(reconstruction.item(), kl.item(), len(rows))
+        figures = torch.stack((reconstruction.detach(), kl.detach(), reconstruction.new_tensor(float(stop))))
+        loss = (reconstruction + weight * kl) / n_global
+        good, sums = self._optimizer.step(loss, self.learning_rate, figures)
+        if good:
+            self._sums.add(sums[0], sums[1], n_global)
         if not math.isfinite(self._first_loss):
-            self._first_loss = (reconstruction.item() + kl.item()) / len(rows)
+            self._first_loss = (sums[0] + sums[1]) / n_global
+        self.stop_requested = sums[2] > 0
         self.step += 1
         if self._optimizer.skipped >= _MAX_SKIPPED:
             self._retreat()
@@ -192,12 +208,15 @@ class Trainer:
         self.retreats += 1
         self._skipped_before += self._optimizer.skipped
         assign(dict(self.vae.named_parameters()), self._best_weights)
-        self._optimizer = Optimizer(self.vae, cast(float, self.config.ema_decay), self.config.grad_clip)
+        self._optimizer = self._new_optimizer()
         self._optimizer_begun, self._sums = self.step, _LossSums()
         self._best_step, self._tests_since_best = self.step, 0
 
+    def _new_optimizer(self) -> Optimizer:
+        return Optimizer(self.vae, cast(float, self.config.ema_decay), self.config.grad_clip, self._world)
+
     def _validate(self) -> HistoryRecord:
-        reconstruction, kl = self.validation.terms(self.vae, self._optimizer.average)
+        reconstruction, kl = self.validation.terms(self.vae, self._optimizer.average, self._world)
         loss = reconstruction + self.config.kl_weight * kl
         self._tests_since_best += 1
         if loss < self.best_loss:

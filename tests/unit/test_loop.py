@@ -422,8 +422,8 @@ def test_training_stops_when_validation_no_longer_improves(monkeypatch: pytest.M
 def test_a_few_broken_steps_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     step = Optimizer.step
 
-    def broken_step(self: Optimizer, loss: torch.Tensor, rate: float) -> bool:
-        return step(self, loss * (math.nan if self.skipped < 7 else 1), rate)
+    def broken_step(self: Optimizer, loss: torch.Tensor, *arguments: Any) -> tuple[bool, list[float]]:
+        return step(self, loss * (math.nan if self.skipped < 7 else 1), *arguments)
 
     monkeypatch.setattr(Optimizer, "step", broken_step)
     vae, history, *_ = fit_digits()
@@ -545,7 +545,7 @@ def test_an_outlying_gradient_is_clipped_to_the_running_norm() -> None:
     layer = torch.nn.Linear(3, 1, bias=False)
     optimizer = Optimizer(layer, ema_decay=0.9, grad_clip=3.0)
     for scale in (1.0, 1.0, 1e6):
-        assert optimizer.step(scale * layer(torch.ones(1, 3)).sum(), 0.0)
+        assert optimizer.step(scale * layer(torch.ones(1, 3)).sum(), 0.0, torch.ones(2)) == (True, [1, 1])
     (mean,) = optimizer.state()["adam"]["means"]  # of gradients of ones, twice, and threes
     assert mean.tolist() == [pytest.approx([0.9 * 0.9 * 0.1 + 0.9 * 0.1 + 0.1 * 3] * 3, rel=1e-4)]
 

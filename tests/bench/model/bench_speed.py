@@ -74,7 +74,7 @@ def _config(**settings: object) -> TrainConfig:
 
 def _step(x: np.ndarray, precision: ComputePrecision, **settings: object) -> Callable[[], None]:
     config = _config(batch_size=len(x), **settings)
-    nothing = Validation(x[:0], np.zeros((0, _DIM_LATENT), np.float32))
+    nothing = Validation(x[:0], np.zeros((0, _DIM_LATENT), np.float32), 0)
     trainer = Trainer(_model(x, **settings), config, nothing, 10**6, compute_dtype(precision))
     return partial(trainer.advance, torch.from_numpy(x), np.arange(len(x)), len(x))
 

@@ -1,0 +1,300 @@
+"""Several ranks train one model: it is the model of one process, whatever happens to them on the way."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
+
+from cvae_dist.config import TrainConfig
+from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, RankFailed, RankLost, SettingsChanged
+from cvae_dist.events import Event, OnEvent, ignore
+from cvae_dist.launch.gang import train_together
+from cvae_dist.launch.local import LocalRanks
+from cvae_dist.launch.rank import Task
+from cvae_dist.store import RowStore
+from cvae_dist.training.history import Figures
+from cvae_dist.training.optimizer import Optimizer
+from cvae_dist.training.trainer import Trainer
+from cvae_dist.training.world import Membership
+from cvae_dist.verbs.ingest import ingest
+from cvae_dist.verbs.train import train
+
+STEPS = 120
+SETTINGS: dict[str, Any] = {
+    "num_steps": STEPS, "dim_latent": 4, "cells_encoder": (32, 16), "batch_size": 50, "test_every": 40,
+    "checkpoint_every": 30, "tb_logging": False, "precision": "float32", "buffer_bytes": 40_000,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("ranks")
+    (root / "tree").mkdir()
+    np.save(root / "tree" / "digits.npy", load_digits().data.astype(np.float32).reshape(-1, 8, 8)[:1203])
+    ingest(root / "tree", root / "rows.zarr")
+    return str(root / "rows.zarr")
+
+
+@dataclass(frozen=True)
+class Recording(Task):
+    """A training whose ranks keep their first gradient and their last weights beside the model, and fail as asked."""
+
+    fault: str = ""
+
+    def run(
+        self, membership: Membership | None, on_event: OnEvent, store: RowStore | None = None
+    ) -> tuple[Figures, bool]:
+        rank = membership.rank if membership else 0
+        real_clip, real_use, real_advance = Optimizer._clip, Trainer.use_best_weights, Trainer.advance
+
+        def clip(optimizer: Optimizer, *arguments: Any) -> bool:
+            if optimizer.updates == optimizer.skipped == 0:
+                if self.fault == "wrong factor":
+                    for value in optimizer._parameters:
+                        value.grad = value.grad / optimizer._world.size
+                _save(f"{self.model}-gradient-{rank}", [value.grad for value in optimizer._parameters])
+            return real_clip(optimizer, *arguments)
+
+        def use_best_weights(trainer: Trainer) -> None:
+            _save(f"{self.model}-weights-{rank}", list(trainer.vae.parameters()))
+            real_use(trainer)
+
+        def advance(trainer: Trainer, *arguments: Any) -> None:
+            if trainer.step == 45 and rank == 1 and self.fault:
+                _fail(self.fault)
+            real_advance(trainer, *arguments)
+
+        Optimizer._clip, Trainer.use_best_weights, Trainer.advance = clip, use_best_weights, advance  # type: ignore[method-assign]
+        return super().run(membership, on_event, store)
+
+
+def _save(path: str, values: Sequence[torch.Tensor]) -> None:
+    np.save(path, np.concatenate([value.detach().numpy().ravel() for value in values]))
+
+
+def _fail(fault: str) -> None:
+    if fault == "raises":
+        raise ZeroDivisionError("of the rank itself")
+    if fault == "hangs":
+        time.sleep(1000)
+    if fault == "refuses":
+        raise Corrupt("a shard is torn")
+
+
+def task(store: str, model: Path, fault: str = "", timeout: float = 60, **settings: Any) -> Recording:
+    config = TrainConfig(**{**SETTINGS, **settings})
+    return Recording(store, str(model), config, False, None, timeout, fault)
+
+
+class Started:
+    """Starts ranks, and remembers them."""
+
+    def __init__(self, task: Task, sizes: Sequence[int]) -> None:
+        self.task, self.sizes = task, list(sizes)
+        self.generations: list[LocalRanks] = []
+
+    def __call__(self, anew: bool) -> LocalRanks:
+        size = self.sizes.pop(0) if len(self.sizes) > 1 else self.sizes[0]
+        self.generations.append(LocalRanks(replace(self.task, overwrite=self.task.overwrite and anew), size))
+        return self.generations[-1]
+
+    @property
+    def pids(self) -> list[int]:
+        return self.generations[-1].pids
+
+    def require_nobody_left(self) -> None:
+        for pid in (pid for generation in self.generations for pid in generation.pids):
+            assert not Path(f"/proc/{pid}").exists()
+
+
+def run(
+    store: str, model: Path, sizes: Sequence[int] = (2,), on_event: OnEvent = ignore, fault: str = "",
+    max_restarts: int = 5, **settings: Any,
+) -> tuple[dict[str, Any], Started]:  # fmt: skip
+    started = Started(task(store, model, fault, **settings), sizes)
+    try:
+        return train_together(started, on_event, max_restarts), started
+    finally:
+        started.require_nobody_left()
+
+
+def weights(model: Path) -> np.ndarray:
+    found = load_file(model / "model.safetensors")
+    return np.concatenate([found[name].ravel().astype(float) for name in sorted(found) if "stretch" not in name])
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one.astype(float) - other) / np.linalg.norm(other))
+
+
+@pytest.fixture(scope="module")
+def alone(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of one process, and its first gradient beside it."""
+    model = tmp_path_factory.mktemp("alone") / "model"
+    run(store, model, [1])
+    return model
+
+
+def killing(started: Callable[[], Started], kills: dict[int, int]) -> Callable[[Event], None]:
+    """Return a listener that kills a rank when so many steps are done: {steps: rank}."""
+
+    def listen(event: Event) -> None:
+        if event.kind == "test" and kills and event.done >= min(kills):
+            os.kill(started().pids[kills.pop(min(kills))], signal.SIGKILL)
+
+    return listen
+
+
+@pytest.mark.parametrize("sizes", [[2], pytest.param([3], marks=pytest.mark.heavy)])
+def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path, sizes: list[int]) -> None:
+    result, _ = run(store, tmp_path / "model", sizes)
+    assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
+    gradients = [np.load(f"{tmp_path}/model-gradient-{rank}.npy") for rank in range(sizes[0])]
+    ends = [np.load(f"{tmp_path}/model-weights-{rank}.npy") for rank in range(sizes[0])]
+    for rank in range(1, sizes[0]):
+        np.testing.assert_array_equal(gradients[rank], gradients[0])
+        np.testing.assert_array_equal(ends[rank], ends[0])
+    assert distance(gradients[0], np.load(f"{alone}-gradient-0.npy")) <= 1e-6
+    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+@pytest.mark.heavy
+def test_a_wrong_factor_shows_in_the_gradient(store: str, alone: Path, tmp_path: Path) -> None:
+    run(store, tmp_path / "model", fault="wrong factor")
+    gradient = np.load(f"{tmp_path}/model-gradient-0.npy")
+    assert distance(gradient, np.load(f"{alone}-gradient-0.npy")) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kills"),
+    [([2], {40: 1}), pytest.param([2, 1, 2], {40: 0, 80: 0}, marks=pytest.mark.heavy)],
+)
+def test_killed_ranks_start_again(
+    store: str, alone: Path, tmp_path: Path, sizes: list[int], kills: dict[int, int]
+) -> None:
+    """Each time with another number of them, as a cluster is scaled."""
+    notes: list[str] = []
+    box: list[Started] = []
+    kill = killing(lambda: box[0], dict(kills))
+
+    def listen(event: Event) -> None:
+        notes.extend([event.message] if event.kind == "note" else [])
+        kill(event)
+
+    box.append(Started(task(store, tmp_path / "model"), sizes))
+    result = train_together(box[0], listen, 5)
+    box[0].require_nobody_left()
+    assert result["steps"] == STEPS
+    assert sum("was killed (SIGKILL); all ranks start again" in note for note in notes) == len(kills)
+    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+@pytest.mark.heavy
+def test_ranks_that_are_lost_too_often_end_it(store: str, tmp_path: Path) -> None:
+    box: list[Started] = []
+    box.append(Started(task(store, tmp_path / "model"), [2]))
+    with pytest.raises(RankLost, match=r"lost 1 times, the last time as rank 1 of 2 was killed \(SIGKILL\)"):
+        train_together(box[0], killing(lambda: box[0], {40: 1}), 0)
+    box[0].require_nobody_left()
+    result, _ = run(store, tmp_path / "model", [1])
+    assert result["steps"] == STEPS, "the next command goes on"
+
+
+@pytest.mark.heavy
+def test_an_overwritten_model_is_made_anew_only_once(store: str, alone: Path, tmp_path: Path) -> None:
+    box: list[Started] = []
+    box.append(Started(replace(task(store, alone), model=str(tmp_path / "model")), [2]))
+    train(store, tmp_path / "model", **{**SETTINGS, "num_steps": 5, "seed": 1})
+    with pytest.raises(SettingsChanged):
+        train_together(box[0], ignore, 0)
+    box[0].task = replace(box[0].task, overwrite=True)
+    starts: list[int] = []
+    kill = killing(lambda: box[0], {40: 1})
+
+    def listen(event: Event) -> None:
+        starts.extend([event.done] if event.kind == "start" else [])
+        kill(event)
+
+    train_together(box[0], listen, 1)
+    assert starts[0] == 0
+    assert starts[1] >= 30, "the second generation went on"
+    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+@pytest.mark.heavy
+def test_an_interrupt_leaves_a_checkpoint(store: str, alone: Path, tmp_path: Path) -> None:
+    def listen(event: Event) -> None:
+        if event.kind == "test" and event.done == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result, _ = run(store, tmp_path / "model", on_event=listen)
+    assert result["stopped_because"] == "interrupted"
+    assert 40 <= result["steps"] < STEPS
+    result, _ = run(store, tmp_path / "model", [1])
+    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+@pytest.mark.heavy
+def test_a_rank_that_raises_is_shown(store: str, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"(?s)rank 1 of 2 failed.*ZeroDivisionError: of the rank itself"):
+        run(store, tmp_path / "model", fault="raises")
+
+
+@pytest.mark.heavy
+def test_a_rank_that_refuses_is_heard_in_its_own_words(store: str, tmp_path: Path) -> None:
+    with pytest.raises(Corrupt, match="a shard is torn"):
+        run(store, tmp_path / "model", fault="refuses")
+
+
+@pytest.mark.heavy
+def test_a_rank_that_hangs_is_given_up_after_the_timeout(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvae_dist.launch.gang._GRACE", 3.0)
+    with pytest.raises(RankLost, match=r"rank 1 of 2 did not answer|did not answer for .* s \(timeout=5\)"):
+        run(store, tmp_path / "model", fault="hangs", timeout=5, max_restarts=0)
+
+
+@pytest.mark.heavy
+def test_only_one_driver_trains_a_model(store: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    errors: list[BaseException] = []
+
+    def listen(event: Event) -> None:
+        if event.kind == "start":
+            try:
+                train(store, model, launcher="local:1", **SETTINGS)
+            except OutputLocked as error:
+                errors.append(error)
+
+    run(store, model, [1], on_event=listen)
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words"),
+    [("local:0", "known: auto"), ("local", "known"), ("slurm", "known"), ("env", "no ranks in the environment")],
+)
+def test_launchers_that_are_none(store: str, tmp_path: Path, launcher: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        train(store, tmp_path / "model", launcher=launcher, **SETTINGS)
+
+
+def test_the_second_run_has_nothing_to_do(store: str, alone: Path) -> None:
+    result = train(store, alone, launcher="local:2", **SETTINGS)
+    assert result.nothing_to_do
+    assert result.steps == STEPS
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
