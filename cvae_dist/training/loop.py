@@ -87,7 +87,7 @@ def run(
     checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check) if lease else None
     with (
         torch_threads(_threads(vae, config, world)),
-        Interruption(sigterm=lease is not None or not world.is_alone) as interruption,
+        Interruption(sigterm=lease is not None or not world.is_alone, lasting=not world.is_alone) as interruption,
     ):
         if not world.leads:
             world.join()

@@ -1,5 +1,7 @@
 """Which rank a process is, and what becomes of ranks that do not meet."""
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -8,6 +10,7 @@ import torch
 
 from cvae_dist.errors import InvalidInput, RankLost
 from cvae_dist.training import world
+from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.world import Membership, World, as_bytes, from_bytes, interface_to
 
 TORCHRUN = {
@@ -101,3 +104,14 @@ def test_a_state_travels_as_bytes() -> None:
     found = from_bytes(as_bytes(state))
     assert found.pop("weights").tolist() == [0, 1, 2]
     assert found == {"step": 3, "loss": float("inf"), "names": ["a"]}
+
+
+def test_a_rank_that_was_told_to_end_is_not_ended_again() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with Interruption(sigterm=True, lasting=True):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
