@@ -9,8 +9,8 @@ from typing import Any, Self
 class Interruption:
     """While entered, SIGINT sets :attr:`requested`, and so does SIGTERM if asked; a second SIGINT interrupts at once.
 
-    Afterwards SIGTERM does what it did before. With ``lasting`` it does nothing any more: of several ranks that are told
-    to end, one may hear of it from another before its own signal comes, and has a checkpoint to write.
+    Afterwards SIGTERM does what it did before. With ``lasting`` it does nothing any more: of several ranks that are to
+    end, one may hear of it from another before its own signal comes, and has a checkpoint to write.
 
     Handlers can only be set in the main thread; elsewhere signals are left to whoever handles them.
     """
