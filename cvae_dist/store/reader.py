@@ -1,9 +1,9 @@
 """Rows of one array, fast: any row ranges straight into the caller's memory.
 
 A read through Zarr costs about a millisecond whatever its size: too much for a shuffled read of thousands of small
-blocks. Plain shards on a mounted file system are therefore read with ``preadv`` into the caller's rows, past the
-checksums between the chunks: a block of a few rows costs one system call. Compressed shards and object stores are
-read by whole inner chunks.
+blocks. Plain shards are therefore read by ranges of bytes, past the checksums between the chunks: on a mounted file
+system with ``preadv`` into the caller's rows, so that a block of a few rows costs one system call. Compressed shards
+are read by whole inner chunks.
 """
 
 import contextlib
@@ -11,8 +11,9 @@ import math
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -21,17 +22,21 @@ import numpy as np
 
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
 from cvae_dist.store.layout import Block, decompress_into, shard_key
-from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
+from cvae_dist.store.ranges import RowNumbers, cut_ranges, expand_ranges
 from cvae_dist.store.urls import Buffer, Location
 
 if TYPE_CHECKING:
     from cvae_dist.store.row_store import RowStore
 
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 _OPEN_SHARDS = 128  # file descriptors kept per reader
+_REMOTE_SHARDS = 16_384  # indices kept per reader, of about a kilobyte each
 _SHARDS_AT_ONCE = 64
 _FETCHED_BYTES = 32_000_000  # encoded chunks in flight
 _REQUEST_BYTES = 8_000_000  # of neighbouring chunks in an object store: a request more costs as much as some megabytes
+_WORTH_A_GAP = 12  # what lies between two ranges is read with them where it is not a larger part of both
+_THREADS = 32  # requests of ranges in flight
+_IN_FLIGHT = 64  # requests that are under way or wait to be copied
 _DECODED_BYTES = 8_000_000  # chunks of which a part is still to be asked for, as at the edge of a window
 _CHUNKS_PER_CALL = os.sysconf("SC_IOV_MAX") // 2
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
@@ -120,7 +125,7 @@ class ShardedArray:
     @property
     def index_bytes(self) -> int:
         """Bytes of the index at the end of a shard, with its checksum."""
-        return self.rows_per_shard // self.rows_per_chunk * 16 + _CHECKSUM_BYTES
+        return self.rows_per_shard // self.rows_per_chunk * 16 + CHECKSUM_BYTES
 
     def shard(self, number: int) -> Location:
         """Return where a shard lies."""
@@ -138,17 +143,22 @@ class RowReader:
         self.n_rows, self.n_features = array.rows, array.n_features
         self.dtype = np.dtype(array.dtype)
         direct = array.location.is_local and not array.compressed
-        self.block_rows_hint = 1 if direct else array.rows_per_chunk
-        self._array = array
-        self._shards = _LocalShards(array) if array.location.is_local else _RemoteShards(array)
-        self._fill = _DirectRows(array, self._shards).fill if direct else _ChunkRows(array, self._shards).fill
+        self.block_rows_hint = array.rows_per_chunk if array.compressed else 1
+        self.stored = self._array = array
+        self._shards: _OpenShards
+        if array.location.is_local:
+            self._shards = LocalShards(array)
+            self._fill = _DirectRows(array, self._shards).fill if direct else _ChunkRows(array, self._shards).fill
+        else:
+            self._shards = remote = _RemoteShards(array)
+            self._fill = (_ChunkRows if array.compressed else _RangedRows)(array, remote).fill
 
     def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``, one after the other, in the given order.
 
         ``out`` has shape (sum(counts), n_features), or (sum(counts),) for one feature; it is C-contiguous and of the
-        reader's dtype. ``verify`` checks the CRC32C of plain local chunks too, for which they are read whole. Chunks
-        that are compressed or remote are always checked.
+        reader's dtype. ``verify`` checks the CRC32C of plain chunks too, for which they are read whole. Chunks that are
+        compressed are always checked.
 
         Raises
         ------
@@ -185,12 +195,7 @@ class _Extents:
 
     @classmethod
     def of(cls, starts: RowNumbers, counts: RowNumbers, rows_per_chunk: int) -> Self:
-        ends = starts + counts
-        chunks = np.where(counts > 0, (ends - 1) // rows_per_chunk - starts // rows_per_chunk + 1, 0)
-        source, number = enumerate_runs(chunks)
-        edge = (starts[source] // rows_per_chunk + number) * rows_per_chunk
-        row = np.maximum(edge, starts[source])
-        count = np.minimum(edge + rows_per_chunk, ends[source]) - row
+        row, count = cut_ranges(starts, counts, rows_per_chunk)
         target = np.cumsum(count) - count
         order = np.argsort(row, kind="stable")
         return cls(row[order], count[order], target[order])
@@ -211,9 +216,9 @@ class _OpenShard:
 
     def __init__(self, location: Location, index: bytes, array: ShardedArray, descriptor: int = -1) -> None:
         self.location, self.descriptor = location, descriptor
-        table, checksum = index[:-_CHECKSUM_BYTES], index[-_CHECKSUM_BYTES:]
+        table, checksum = index[:-CHECKSUM_BYTES], index[-CHECKSUM_BYTES:]
         if len(index) != array.index_bytes or not _matches(checksum, table):
-            raise Corrupt(_corrupt(location, "its index is torn or changed"))
+            raise Corrupt(corrupt(location, "its index is torn or changed"))
         # -1 where a chunk was never written
         self.offset, self.size = np.frombuffer(table, "<i8").reshape(-1, 2).T
 
@@ -227,6 +232,7 @@ class _OpenShards(ABC):
 
     def __init__(self, array: ShardedArray) -> None:
         self.array = array
+        self._most = _OPEN_SHARDS if array.location.is_local else _REMOTE_SHARDS
         self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -239,7 +245,7 @@ class _OpenShards(ABC):
             for number, shard in zip(numbers, found, strict=True):
                 self._shards[number] = shard
                 self._shards.move_to_end(number)
-            while len(self._shards) > _OPEN_SHARDS:
+            while len(self._shards) > self._most:
                 self._shards.popitem(last=False)
         return found
 
@@ -257,7 +263,9 @@ class _OpenShards(ABC):
         """Return bytes of shards: (shard, offset, size) each."""
 
 
-class _LocalShards(_OpenShards):
+class LocalShards(_OpenShards):
+    """Shards on a mounted file system, whose files are kept open."""
+
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         return [self._open_one(self.array.shard(number)) for number in numbers]
 
@@ -265,7 +273,7 @@ class _LocalShards(_OpenShards):
         try:
             descriptor = os.open(location.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise Corrupt(_corrupt(location, "the file is missing")) from error
+            raise Corrupt(corrupt(location, "the file is missing")) from error
         except OSError as error:
             raise _storage_failed(location, error) from error
         try:
@@ -277,6 +285,7 @@ class _LocalShards(_OpenShards):
         return _OpenShard(location, index, self.array, descriptor)
 
     def fetch(self, ranges: Sequence[tuple[_OpenShard, int, int]]) -> list[bytes]:
+        """Return bytes of shards, after the kernel was told of all of them."""
         for shard, offset, size in ranges:
             _advise(shard, offset, size)
         return [os.pread(shard.descriptor, size, offset) for shard, offset, size in ranges]
@@ -297,11 +306,25 @@ class _RemoteShards(_OpenShards):
             found += [view[offset - begin : offset - begin + size] for _, offset, size in ranges[first:end]]
         return found
 
+    def stream(self, ranges: Sequence[tuple[Location, int, int]]) -> Iterator[Buffer]:
+        """Yield ranges of bytes in order, while those behind them are on their way."""
+        pool = ThreadPoolExecutor(_THREADS)
+        try:
+            waiting: deque[Future[Sequence[Buffer]]] = deque()
+            for one in ranges:
+                waiting.append(pool.submit(self._read, [one]))
+                if len(waiting) == _IN_FLIGHT:
+                    yield waiting.popleft().result()[0]
+            while waiting:
+                yield waiting.popleft().result()[0]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def _read(self, ranges: Sequence[tuple[Location, int, int | None]]) -> Sequence[Buffer]:
         try:
             return Location.read_many(ranges)
         except FileNotFoundError as error:
-            raise Corrupt(_corrupt(error.filename or str(self.array.location), "the object is missing")) from error
+            raise Corrupt(corrupt(error.filename or str(self.array.location), "the object is missing")) from error
 
 
 class _DirectRows:
@@ -347,8 +370,8 @@ class _Reads:
     @classmethod
     def of(cls, array: ShardedArray, shard: _OpenShard, extents: _Extents) -> Self:
         chunk = extents.row % array.rows_per_shard // array.rows_per_chunk
-        if (shard.size[chunk] != array.chunk_bytes + _CHECKSUM_BYTES).any():
-            raise Corrupt(_corrupt(shard.location, "chunks are missing or of the wrong size"))
+        if (shard.size[chunk] != array.chunk_bytes + CHECKSUM_BYTES).any():
+            raise Corrupt(corrupt(shard.location, "chunks are missing or of the wrong size"))
         offset = shard.offset[chunk] + extents.row % array.rows_per_chunk * array.row_bytes
         begin = extents.target * array.row_bytes
         return cls(array, shard, chunk, offset, begin, begin + extents.count * array.row_bytes)
@@ -358,10 +381,33 @@ class _Reads:
         if done == len(self.begin):
             return []
         low, high, offset = self.begin[done:], self.end[done:], self.offset[done:]
-        follows = offset[1:] == offset[:-1] + (high - low)[:-1] + _CHECKSUM_BYTES
+        follows = offset[1:] == offset[:-1] + (high - low)[:-1] + CHECKSUM_BYTES
         follows &= low[1:] == high[:-1]
         first = (np.append(0, np.flatnonzero(~follows) + 1) + done).tolist()
         return list(zip(first, [*first[1:], len(self.begin)], strict=True))
+
+    def neighbours(self) -> list[tuple[int, int]]:
+        """Return [first, end) of extents that lie side by side, but for a little, and are soon read together."""
+        size = self.end - self.begin
+        gap = self.offset[1:] - self.offset[:-1] - size[:-1]
+        joins = (gap >= 0) & (gap * _WORTH_A_GAP <= size[1:] + size[:-1])
+        joins &= self.offset[1:] // _REQUEST_BYTES == self.offset[:-1] // _REQUEST_BYTES
+        first = np.append(0, np.flatnonzero(~joins) + 1).tolist()
+        return list(zip(first, [*first[1:], len(self.begin)], strict=True))
+
+    def span(self, first: int, end: int) -> tuple[int, int]:
+        """Return the first and the end byte of neighbouring extents."""
+        return int(self.offset[first]), int(self.offset[end - 1] + self.end[end - 1] - self.begin[end - 1])
+
+    def scatter(self, data: Buffer, first: int, end: int, view: memoryview) -> None:
+        """Copy neighbouring extents from the bytes of their span."""
+        start, stop = self.span(first, end)
+        if len(data) != stop - start:
+            raise Corrupt(corrupt(self.shard.location, f"it ends before byte {stop}"))
+        source, part = memoryview(data).cast("B"), slice(first, end)
+        offsets, targets = (self.offset[part] - start).tolist(), self.begin[part].tolist()
+        for offset, begin, stop in zip(offsets, targets, self.end[part].tolist(), strict=True):
+            view[begin:stop] = source[offset : offset + stop - begin]
 
     def advise(self) -> None:
         """Let the kernel read ahead, so that small random blocks come at the speed of a sequential read."""
@@ -388,7 +434,7 @@ class _Reads:
                 self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end))
 
     def _fill_run(self, view: memoryview, first: int, end: int) -> None:
-        checksum = memoryview(bytearray(_CHECKSUM_BYTES))
+        checksum = memoryview(bytearray(CHECKSUM_BYTES))
         buffers = []
         for low, high in zip(self.begin[first:end].tolist(), self.end[first:end].tolist(), strict=True):
             buffers += [view[low:high], checksum]
@@ -401,14 +447,37 @@ class _Reads:
             start = int(self.shard.offset[chunk])
             before = memoryview(bytearray(offset - start))
             after = memoryview(bytearray(self.array.chunk_bytes - len(before) - (end - begin)))
-            checksum = memoryview(bytearray(_CHECKSUM_BYTES))
+            checksum = memoryview(bytearray(CHECKSUM_BYTES))
             _read_fully(self.shard, [before, view[begin:end], after, checksum], start)
             if not _matches(checksum, before, view[begin:end], after):
-                raise Corrupt(_corrupt(self.shard.location, f"chunk {chunk} has changed"))
+                raise Corrupt(corrupt(self.shard.location, f"chunk {chunk} has changed"))
+
+
+class _RangedRows:
+    """Plain chunks in an object store: ranges of bytes inside them, many requests in flight.
+
+    They are past the checksums, which only whole chunks have.
+    """
+
+    def __init__(self, array: ShardedArray, shards: "_RemoteShards") -> None:
+        self._array, self._shards = array, shards
+        self._whole = _ChunkRows(array, shards)
+
+    def fill(self, extents: _Extents, view: memoryview, verify: bool) -> None:
+        if verify:
+            self._whole.fill(extents, view, verify)
+            return
+        groups = list(extents.by(self._array.rows_per_shard))
+        shards = self._shards.get([number for number, _ in groups])
+        plans = [_Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, groups, strict=True)]
+        runs = [(plan, first, end) for plan in plans for first, end in plan.neighbours()]
+        ranges = [(plan.shard.location, *plan.span(first, end)) for plan, first, end in runs]
+        for (plan, first, end), data in zip(runs, self._shards.stream(ranges), strict=True):
+            plan.scatter(data, first, end, view)
 
 
 class _ChunkRows:
-    """Chunks that can only be read whole: compressed, or in an object store."""
+    """Chunks that can only be read whole, as they are compressed."""
 
     def __init__(self, array: ShardedArray, shards: _OpenShards) -> None:
         self._array, self._shards = array, shards
@@ -442,7 +511,7 @@ class _ChunkRows:
 
     def _range(self, shard: _OpenShard, chunk: int) -> tuple[_OpenShard, int, int]:
         if shard.offset[chunk] < 0:
-            raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is missing"))
+            raise Corrupt(corrupt(shard.location, f"chunk {chunk} is missing"))
         return shard, int(shard.offset[chunk]), int(shard.size[chunk])
 
     def _fetch(self, ranges: list[tuple[_OpenShard, int, int]]) -> Sequence[bytes | memoryview]:
@@ -461,17 +530,17 @@ class _ChunkRows:
         return block
 
     def _decode(self, shard: _OpenShard, number: int, data: bytes | memoryview, out: memoryview) -> None:
-        payload, checksum = memoryview(data)[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+        payload, checksum = memoryview(data)[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
         if not _matches(checksum, payload):
             chunk = number % (self._array.rows_per_shard // self._array.rows_per_chunk)
-            raise Corrupt(_corrupt(shard.location, f"chunk {chunk} is torn or has changed"))
+            raise Corrupt(corrupt(shard.location, f"chunk {chunk} is torn or has changed"))
         try:
             if self._array.compressed:
                 decompress_into(payload, out)
             else:
                 out[:] = payload
         except (ValueError, RuntimeError) as error:
-            raise Corrupt(_corrupt(shard.location, f"chunk {number} cannot be trusted ({error})")) from error
+            raise Corrupt(corrupt(shard.location, f"chunk {number} cannot be trusted ({error})")) from error
 
     def _copy(self, block: Block, extents: _Extents, view: memoryview) -> None:
         row_bytes = self._array.row_bytes
@@ -520,7 +589,7 @@ def _read_fully(shard: _OpenShard, buffers: list[memoryview], offset: int) -> No
         except OSError as error:
             raise _storage_failed(shard.location, error) from error
         if done == 0:
-            raise Corrupt(_corrupt(shard.location, f"it ends at byte {offset}"))
+            raise Corrupt(corrupt(shard.location, f"it ends at byte {offset}"))
         offset += done
         while buffers and done >= len(buffers[0]):
             done -= len(buffers[0])
@@ -536,7 +605,8 @@ def _matches(checksum: bytes | memoryview, *parts: bytes | memoryview) -> bool:
     return value == int.from_bytes(checksum, "little")
 
 
-def _corrupt(location: Location | str, what: str) -> str:
+def corrupt(location: Location | str, what: str) -> str:
+    """Return the text of an error about a shard."""
     return (
         f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify STORE` names every bad shard. "
         "Put them back from a copy, or make the store anew with --overwrite"
