@@ -88,15 +88,44 @@ def test_any_ranges_are_read_in_the_given_order(
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_object_stores_are_read_by_chunks(compressed: bool) -> None:
+def test_object_stores_are_read_by_ranges_or_chunks(compressed: bool) -> None:
     rows = values("|u1", 7)
     reader = RowReader(write(f"memory://reader-{compressed}/x", rows, compressed))
-    assert reader.block_rows_hint == CHUNK
-    starts, counts = ranges(5, 70)
-    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    assert reader.block_rows_hint == (CHUNK if compressed else 1)
+    for verify, longest in ((False, 70), (True, 70), (False, 2)):
+        starts, counts = ranges(5, longest)
+        assert np.array_equal(read(reader, starts, counts, verify), expected(rows, starts, counts))
     fsspec.filesystem("memory").rm(f"/reader-{compressed}/x/c/3/0")
     with pytest.raises(Corrupt, match=r"x/c/3/0: the object is missing"):
         RowReader(reader._array).read(190, 200)
+
+
+def test_ranges_in_an_object_store_are_joined_only_where_little_lies_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = values("<f4", 5)
+    reader = RowReader(write("memory://reader-ranges/x", rows))
+    reader.read(0, ROWS)  # the indices
+    asked: list[int] = []
+    read_many = Location.read_many
+
+    def counted(wanted: Any) -> Any:
+        asked.extend(stop - start for _, start, stop in wanted)
+        return read_many(wanted)
+
+    monkeypatch.setattr(Location, "read_many", staticmethod(counted))
+    starts, counts = np.array([300, 0, 16, 40, 128]), np.array([3, 16, 16, 2, 64])
+    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    assert sorted(asked) == [40, 60, 2 * 320 + 4, 4 * 320 + 3 * 4]
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_cut_object_is_named(size: int) -> None:
+    array = write(f"memory://reader-cut-{size}/x", values("<f4", 5))
+    reader = RowReader(array)
+    reader.read(0, ROWS)
+    files = fsspec.filesystem("memory")
+    files.pipe(f"/reader-cut-{size}/x/c/3/0", files.cat(f"/reader-cut-{size}/x/c/3/0")[:size])
+    with pytest.raises(Corrupt, match=r"x/c/3/0"):
+        read(reader, np.array([230]), np.array([9]))
 
 
 def test_one_dimensional_arrays_are_one_feature_wide(tmp_path: Path) -> None:
