@@ -7,6 +7,7 @@ are read by whole inner chunks.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import threading
@@ -32,7 +33,7 @@ CHECKSUM_BYTES = 4
 _OPEN_SHARDS = 128  # file descriptors kept per reader
 _REMOTE_SHARDS = 16_384  # indices kept per reader, of about a kilobyte each
 _SHARDS_AT_ONCE = 64
-_FETCHED_BYTES = 32_000_000  # encoded chunks in flight
+_FETCHED_BYTES = 16_000_000  # chunks of a round, before compression; two rounds are in flight
 _REQUEST_BYTES = 8_000_000  # of neighbouring chunks in an object store: a request more costs as much as some megabytes
 _WORTH_A_GAP = 12  # what lies between two ranges is read with them where it is not a larger part of both
 _THREADS = 32  # requests of ranges in flight
@@ -476,6 +477,11 @@ class _RangedRows:
             plan.scatter(data, first, end, view)
 
 
+_Chunks = list[tuple[int, _Extents]]
+_Kept = dict[int, Block]
+_Encoded = dict[int, tuple[tuple[_OpenShard, int, int], bytes | memoryview]]
+
+
 class _ChunkRows:
     """Chunks that can only be read whole, as they are compressed."""
 
@@ -487,10 +493,21 @@ class _ChunkRows:
     def fill(self, extents: _Extents, view: memoryview, verify: bool) -> None:
         chunks = list(extents.by(self._array.rows_per_chunk))
         at_once = max(1, _FETCHED_BYTES // self._array.chunk_bytes)
-        for first in range(0, len(chunks), at_once):
-            self._fill_chunks(chunks[first : first + at_once], view)
+        rounds = [chunks[first : first + at_once] for first in range(0, len(chunks), at_once)]
+        if len(rounds) < 2:
+            for one in rounds:
+                self._unpack(one, *self._fetch_round(one), view)
+            return
+        with ThreadPoolExecutor(1) as ahead:  # the next round is on its way while this one is decoded
+            coming = ahead.submit(self._fetch_round, rounds[0])
+            for one, after in itertools.zip_longest(rounds, rounds[1:]):
+                kept, encoded = coming.result()
+                if after:
+                    coming = ahead.submit(self._fetch_round, after)
+                self._unpack(one, kept, encoded, view)
 
-    def _fill_chunks(self, chunks: list[tuple[int, _Extents]], view: memoryview) -> None:
+    def _fetch_round(self, chunks: _Chunks) -> tuple[_Kept, _Encoded]:
+        """Return chunks that are decoded already, and the bytes of the others, with where they come from."""
         per_shard = self._array.rows_per_shard // self._array.rows_per_chunk
         with self._lock:
             kept = {number: self._decoded[number] for number, _ in chunks if number in self._decoded}
@@ -498,7 +515,9 @@ class _ChunkRows:
         numbers = sorted({number // per_shard for number in wanted})
         shards = dict(zip(numbers, self._shards.get(numbers), strict=True))
         ranges = [self._range(shards[number // per_shard], number % per_shard) for number in wanted]
-        encoded = dict(zip(wanted, zip(ranges, self._fetch(ranges), strict=True), strict=True))
+        return kept, dict(zip(wanted, zip(ranges, self._fetch(ranges), strict=True), strict=True))
+
+    def _unpack(self, chunks: _Chunks, kept: _Kept, encoded: _Encoded, view: memoryview) -> None:
         for number, extents in chunks:
             if number in encoded and int(extents.count[0]) == self._array.rows_per_chunk:
                 (shard, _, _), data = encoded[number]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cvae_dist.errors import InvalidInput
-from cvae_dist.store.permutation import Permutation, derive_key, pick_rows
+from cvae_dist.store.permutation import Permutation, derive_key, hold_out, pick_rows
 from cvae_dist.store.ranges import RowNumbers, expand_ranges, split_ranges
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.sampler import NO_ROWS, EpochOrder, Sampler, Share, bit_reversed, skip
@@ -146,6 +146,32 @@ def test_picked_rows_are_nested_as_a_store_grows() -> None:
 def test_picked_rows_are_those_with_the_smallest_hashes() -> None:
     hashes = [mix(row * GOLDEN + derive(3, 3) & MASK) for row in range(2000)]
     assert pick_rows(2000, 20, 3).tolist() == sorted(np.argsort(np.array(hashes, np.uint64))[:20].tolist())
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.1, 10_000), (0.1, 50), (0.37, 20), (0.99, 7), (1.0, 3), (0.001, 5)])
+def test_a_row_that_validated_never_trains_as_a_store_grows(share: float, most: int) -> None:
+    before = np.empty(0, np.int64)
+    for rows in [*range(1, 60), 99, 100, 101, 333, 1000, 5000, 40_000, 41_000, 10**6]:
+        validating, excluded = hold_out(rows, share, most, 3)
+        assert np.isin(before, excluded).all()
+        assert np.isin(validating, excluded).all()
+        assert (np.diff(validating) > 0).all()
+        assert (np.diff(excluded) > 0).all()
+        assert len(excluded) < rows
+        assert len(validating) <= min(most, np.ceil(rows * share))
+        assert len(validating) >= min(most, np.floor(rows * share) - 1, rows - 1) * (0.5 if share > 0.3 else 1)
+        before = validating
+
+
+def test_held_out_rows_are_spread_evenly_and_few_where_there_are_many_rows() -> None:
+    assert len(hold_out(300, 1 - 0.9, 10_000, 0)[0]) == 30
+    assert hold_out(1000, 0.0, 10_000, 0)[0].size == 0
+    validating, excluded = hold_out(10**9, 0.1, 10_000, 0)
+    assert len(validating) == 10_000
+    assert len(excluded) < 160_000
+    counts = np.histogram(validating, 10, (0, 10**9))[0]
+    assert np.abs(counts - 1000).max() < 150
+    assert not np.array_equal(validating, hold_out(10**9, 0.1, 10_000, 1)[0])
 
 
 def test_picked_rows_at_the_limits() -> None:
