@@ -138,10 +138,20 @@ class MappedRows:
         begin = self._offset(starts)
         end = self._offset(starts + counts - 1) + self._row_bytes
         begin -= begin % mmap.PAGESIZE
-        extents = list(zip(begin.tolist(), (end - begin).tolist(), strict=True))
+        apart = (begin[1:] < begin[:-1]) | (begin[1:] > end[:-1] + mmap.PAGESIZE)  # not only by a row that is left out
+        first = np.flatnonzero(np.append(True, apart))
+        last = np.append(first[1:], len(begin)) - 1
+        extents = list(zip(begin[first].tolist(), (end[last] - begin[first]).tolist(), strict=True))
         for advice in (_WILLNEED, _POPULATE_READ):
             for offset, size in extents:
                 self._advise(offset, size, advice)
+
+    def expect(self, first: int, end: int) -> None:
+        """Let the system begin to read chunks ``first:end``."""
+        rows = np.arange(first, end) * self._array.rows_per_chunk
+        for offset in self._offset(rows).tolist():
+            begin = offset - offset % mmap.PAGESIZE
+            self._advise(begin, offset + self._chunk_bytes - begin, _WILLNEED)
 
     def check(self, first: int, end: int) -> None:
         """Compare chunks ``first:end`` with their checksums.

@@ -208,27 +208,30 @@ class _Mapped:
         self._mapped, self._share = rows, share
         self._next = share.rank * rows.chunks // share.world
         self._due = 0.0
+        self._coming = (0, 0)  # chunks that are checked next
         self._left = rows.chunks if rows.stays else 0  # chunks that this process has not looked at
 
     def find(self, request: Request, stopped: threading.Event) -> RowNumbers:
+        part, self._coming = self._coming, self._part(len(request.take) / self._share.sampler.rows)
         if self._left or not self._mapped.stays:
             self._mapped.bring(request.starts, request.counts)
-        if self._mapped.stays:
-            self._check(len(request.take) / self._share.sampler.rows)
+            self._mapped.expect(*self._coming)  # the disk reads it while the part before is checked
+        self._mapped.check(*part)
+        self._left = max(0, self._left - (part[1] - part[0]))
         return self._mapped.locate(request.starts, request.counts)[request.take]
 
     def take(self, places: RowNumbers) -> Block:
         return self._mapped.gather(places)
 
-    def _check(self, share_of_epoch: float) -> None:
-        """Check a part of the chunks, behind those that were checked before."""
-        chunks = self._mapped.chunks
-        self._due += share_of_epoch * chunks
-        end = min(self._next + int(self._due), chunks)
-        self._mapped.check(self._next, end)
-        self._due -= end - self._next
-        self._left = max(0, self._left - (end - self._next))
-        self._next = end % chunks
+    def _part(self, share_of_epoch: float) -> tuple[int, int]:
+        """Return the chunks to check beside a part of an epoch: twice as many while the rows are not in memory yet."""
+        if not self._mapped.stays:
+            return 0, 0
+        self._due += share_of_epoch * self._mapped.chunks * (2 if self._left else 1)
+        first, end = self._next, min(self._next + int(self._due), self._mapped.chunks)
+        self._due -= end - first
+        self._next = end % self._mapped.chunks
+        return first, end
 
 
 def _taken(rows: Block, places: RowNumbers) -> Block:
