@@ -153,14 +153,14 @@ class Sampler:
     def positions(self, step: int, rank: int = 0, world: int = 1) -> RowNumbers:
         """Return where the rows of a rank stand inside the global batch of a step (ascending int64)."""
         first, end = self.step(step)
+        if world == 1:
+            return np.arange(end - first, dtype=np.int64)
         return self.served(first, end, rank, world) - first
 
     def served(self, first: int, end: int, rank: int, world: int) -> RowNumbers:
         """Return the positions of the epoch in [first, end) that a rank serves."""
         begin, stop = self.lanes_of(rank, world)
         positions = np.arange(first, end, dtype=np.int64)
-        if world == 1:
-            return positions
         lane = bit_reversed(self.lanes)[positions % self.window_rows % self.lanes]
         return positions[(begin <= lane) & (lane < stop)]
 

@@ -167,7 +167,7 @@ def against_peers(
     import zarr
     from torch.utils.data import DataLoader, Dataset
 
-    random = np.random.default_rng(0)
+    random, batch_size = np.random.default_rng(0), 1024
     with tempfile.TemporaryDirectory() as folder:
         data = random.standard_normal((count, features), np.float32)
         np.save(f"{folder}/rows.npy", data)
