@@ -20,6 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 INDEX_BYTES = 20  # of a row of a request, beside its own: its place, and what it takes to find it
 _RANGES_AT_ONCE = 16_384  # bounds the lists of a read, however small the ranges are
+_AHEAD = 4  # times the pace of the first epoch at which a store that stays in memory is read in order
 _ALIVE_SECONDS = 1.0  # between looks whether the other side still lives
 
 
@@ -224,10 +225,10 @@ class _Mapped:
         return self._mapped.gather(places)
 
     def _part(self, share_of_epoch: float) -> tuple[int, int]:
-        """Return the chunks to check beside a part of an epoch: twice as many while the rows are not in memory yet."""
+        """Return the chunks to check beside a part of an epoch; more while they are read, as they lie in order."""
         if not self._mapped.stays:
             return 0, 0
-        self._due += share_of_epoch * self._mapped.chunks * (2 if self._left else 1)
+        self._due += share_of_epoch * self._mapped.chunks * (_AHEAD if self._left else 1)
         first, end = self._next, min(self._next + int(self._due), self._mapped.chunks)
         self._due -= end - first
         self._next = end % self._mapped.chunks
