@@ -1,9 +1,9 @@
 """Rows of one array, fast: any row ranges straight into the caller's memory.
 
 A read through Zarr costs about a millisecond whatever its size: too much for a shuffled read of thousands of small
-blocks. Plain shards are therefore read by ranges of bytes, past the checksums between the chunks: on a mounted file
-system with ``preadv`` into the caller's rows, so that a block of a few rows costs one system call. Compressed shards
-are read by whole inner chunks.
+blocks. Plain shards are therefore read by ranges of bytes, past the checksums between the chunks, right into the
+caller's rows. On a mounted file system a block of a few rows costs one system call, in an object store one request.
+Compressed shards are read by whole inner chunks, and so are plain ones in an object store that are to be checked.
 """
 
 import contextlib
