@@ -16,7 +16,7 @@ from cvae_dist.verbs.verify import verify
 from tests.servers import Served, serve
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.partition("## Your data\n")[2].partition("\n## The stages")[0]
+SECTION = README.partition("## Your data\n")[2].partition("\n## Train on a cluster")[0]
 COMMANDS = [line.partition("#")[0].strip() for line in re.findall(r"^    cvae-dist .*$", SECTION, flags=re.MULTILINE)]
 ROWS = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
 NAMES = [f"row {number}" for number in range(12)]
