@@ -275,8 +275,10 @@ def test_only_one_driver_trains_a_model(store: str, tmp_path: Path) -> None:
                 train(store, model, launcher="local:1", **SETTINGS)
             except OutputLocked as error:
                 errors.append(error)
+            os.kill(os.getpid(), signal.SIGINT)
 
-    run(store, model, [1], on_event=listen)
+    result, _ = run(store, model, [1], on_event=listen, num_steps=10**6)  # it does not end before the other began
+    assert result["stopped_because"] == "interrupted"
     assert len(errors) == 1
 
 
