@@ -86,7 +86,9 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         Peak of the learning rate, gradient steps. Default: from the data.
     lr_scheduling : bool
         False: the learning rate stays constant after its warm-up, instead of falling along a cosine.
-    kl_warmup, ema_decay, grad_clip, multi_start, precision, test_every, checkpoint_every, buffer_bytes : optional
+    kl_warmup, ema_decay, encoder_decay, grad_clip, multi_start, precision : optional
+        See :class:`~cvae_dist.config.TrainConfig`.
+    test_every, checkpoint_every, buffer_bytes : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     random_state : int, RandomState, Generator or None
         The same int gives the same model, bit for bit; None gives a different one each time.
@@ -144,6 +146,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     lr_scheduling: bool = True
     kl_warmup: float = 0.2
     ema_decay: float | None = None
+    encoder_decay: float | None = None
     grad_clip: float = 3.0
     multi_start: bool | Literal["auto"] = "auto"
     precision: Precision = "auto"

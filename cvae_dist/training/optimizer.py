@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw  # the function: the class imports torch's compiler first, which takes a second
 
+from cvae_dist.config import WEIGHT_DECAY
 from cvae_dist.model.kernels import lerp
 from cvae_dist.training.world import World
 
 _BETAS = (0.9, 0.99)
 _EPS = 1e-8
-_WEIGHT_DECAY = 1e-4
 _NORM_DECAY = 0.99
 _AVERAGE_START = 10  # the average forgets the initial weights within the first tens of steps
 
@@ -30,12 +30,22 @@ class Optimizer:
         Updates made; updates left out because a gradient was not finite.
     """
 
-    def __init__(self, module: nn.Module, ema_decay: float, grad_clip: float, world: World | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        ema_decay: float,
+        grad_clip: float,
+        world: World | None = None,
+        encoder_decay: float = WEIGHT_DECAY,
+    ) -> None:
         self._world = world or World()
         self._parameters: list[Tensor] = list(module.parameters())
         self._means = [torch.zeros_like(value) for value in self._parameters]
         self._squares = [torch.zeros_like(value) for value in self._parameters]
         self._steps = [torch.zeros((), device=value.device) for value in self._parameters]
+        self._decays = [
+            encoder_decay if name.startswith("encoder.") else WEIGHT_DECAY for name, _ in module.named_parameters()
+        ]
         self._ema_decay = ema_decay
         self._grad_clip = grad_clip
         self._running_norm = 0.0
@@ -79,7 +89,16 @@ class Optimizer:
 
     def _update(self, learning_rate: float) -> None:
         """Do one step of AdamW (Loshchilov and Hutter 2019) on every parameter that has a gradient."""
-        used = [index for index, value in enumerate(self._parameters) if value.grad is not None]
+        for decay in dict.fromkeys(self._decays):
+            self._update_those(learning_rate, decay)
+
+    def _update_those(self, learning_rate: float, decay: float) -> None:
+        """Update the parameters of one weight decay."""
+        used = [
+            index
+            for index, value in enumerate(self._parameters)
+            if value.grad is not None and self._decays[index] == decay
+        ]
         values, means, squares, steps = (
             [each[index] for index in used] for each in (self._parameters, self._means, self._squares, self._steps)
         )
@@ -95,7 +114,7 @@ class Optimizer:
             beta1=_BETAS[0],
             beta2=_BETAS[1],
             lr=learning_rate,
-            weight_decay=_WEIGHT_DECAY,
+            weight_decay=decay,
             eps=_EPS,
             maximize=False,
         )

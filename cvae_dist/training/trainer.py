@@ -213,7 +213,9 @@ class Trainer:
         self._best_step, self._tests_since_best = self.step, 0
 
     def _new_optimizer(self) -> Optimizer:
-        return Optimizer(self.vae, cast(float, self.config.ema_decay), self.config.grad_clip, self._world)
+        config = self.config
+        ema_decay, encoder_decay = cast(float, config.ema_decay), cast(float, config.encoder_decay)
+        return Optimizer(self.vae, ema_decay, config.grad_clip, self._world, encoder_decay)
 
     def _validate(self) -> HistoryRecord:
         reconstruction, kl = self.validation.terms(self.vae, self._optimizer.average, self._world)

@@ -94,7 +94,18 @@ def test_automatic_training_settings() -> None:
 def test_given_values_are_kept() -> None:
     given = TrainConfig(cells_encoder=(7,), batch_size=9, num_steps=11, learning_rate=0.1, ema_decay=0.0)
     given = given.model_copy(update={"train_valid_split": 0.8})
-    assert given.resolve(1000, 10) == given.model_copy(update={"residual_blocks": 0})
+    assert given.resolve(1000, 10) == given.model_copy(update={"residual_blocks": 0, "encoder_decay": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("dim_latent", "rows", "vectors", "decay"),
+    [(64, 40_000, True, 3.0), (16, 40_000, True, 1e-4), (64, 40_000, False, 1e-4), (64, 5_000, True, 1e-4)],
+)
+def test_only_many_vectors_in_many_dimensions_lie_flat(dim_latent: int, rows: int, vectors: bool, decay: float) -> None:
+    assert TrainConfig(dim_latent=dim_latent).resolve(rows, 384, vectors=vectors).encoder_decay == decay
+    assert (
+        TrainConfig(dim_latent=dim_latent, encoder_decay=0.5).resolve(rows, 384, vectors=vectors).encoder_decay == 0.5
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 10, 100])

@@ -541,6 +541,17 @@ def test_nothing_is_kept_of_a_training_that_was_never_good(tmp_path: Path) -> No
     fit_digits(tmp_path)
 
 
+def test_only_the_encoder_decays_by_its_own_rate() -> None:
+    parts = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 1), "decoder": torch.nn.Linear(1, 2)})
+    before = {name: value.detach().clone() for name, value in parts.named_parameters()}
+    optimizer = Optimizer(parts, ema_decay=0.9, grad_clip=3.0, encoder_decay=5.0)
+    loss = sum(value.sum() for value in parts.parameters()) * 0.0
+    assert optimizer.step(loss, 0.1, torch.ones(1))[0]  # type: ignore[arg-type]
+    for name, value in parts.named_parameters():
+        decay = 5.0 if name.startswith("encoder") else 1e-4
+        torch.testing.assert_close(value.detach(), before[name] * (1 - 0.1 * decay))
+
+
 def test_an_outlying_gradient_is_clipped_to_the_running_norm() -> None:
     layer = torch.nn.Linear(3, 1, bias=False)
     optimizer = Optimizer(layer, ema_decay=0.9, grad_clip=3.0)
