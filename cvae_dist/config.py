@@ -137,7 +137,7 @@ class TrainConfig(ModelConfig):
         None, ge=1, description="Steps between validations. Default: grows with the steps done so far."
     )
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
-    buffer_bytes: int = Field(96_000_000, ge=1, description="Memory of the shuffling loader, in bytes.")
+    buffer_bytes: int = Field(256_000_000, ge=1, description="Memory of the shuffling loader, in bytes.")
     tb_logging: bool = Field(True, description="Write TensorBoard scalars to MODEL/logs.")
 
     def resolve(self, n_rows: int, n_features: int, *, vectors: bool = False) -> "TrainConfig":

@@ -152,7 +152,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     precision: Precision = "auto"
     test_every: int | None = None
     checkpoint_every: int = 500
-    buffer_bytes: int = 96_000_000
+    buffer_bytes: int = 256_000_000
     random_state: int | np.random.RandomState | np.random.Generator | None = 0
     verbose: bool = True
     storage_options: Mapping[str, Any] | None = None

@@ -1,17 +1,19 @@
 """Chance that is a pure function of keys: a permutation of any size, and rows picked by their hashes."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
 
 import numpy as np
+import numpy.typing as npt
 
 from cvae_dist.store.hashing import GOLDEN, MIX_1, MIX_2, Words, mix
 from cvae_dist.store.ranges import RowNumbers
 
 _ROUNDS = 6
 _MASK = 2**64 - 1
-BLOCK_ORDER, ROW_ORDER, PICKED, STORED_ORDER = 1, 2, 3, 4  # what a derived key is for
+BLOCK_ORDER, ROW_ORDER, PICKED, STORED_ORDER, HELD_OUT, VALIDATES = 1, 2, 3, 4, 5, 6  # what a derived key is for
 _HASHED_ROWS = 2**16  # rows hashed at once: the temporaries stay in the second level cache
 
 
@@ -85,9 +87,8 @@ def shuffled(size: int, key: int) -> RowNumbers:
 def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
     """Pick ``count`` of ``rows`` rows, or all: those with the smallest keyed hashes; return them in ascending order.
 
-    They are held out for validation; priors are fitted and models diagnosed on rows picked so, too. Whether a row is
-    picked depends on its number and the seed. So a store that grows keeps its choice, but for the rows that new ones
-    displace.
+    Priors are fitted and models diagnosed on rows picked so. Whether a row is picked depends on its number and the
+    seed. So a store that grows keeps its choice, but for the rows that new ones displace.
     """
     key = np.uint64(derive_key(seed, PICKED))
     hashes, picked = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
@@ -103,6 +104,38 @@ def pick_rows(rows: int, count: int, seed: int) -> RowNumbers:
             hashes, picked = hashes[smallest], picked[smallest]
             limit = hashes.max()
     return np.sort(picked)
+
+
+def hold_out(rows: int, share: float, most: int, seed: int) -> tuple[RowNumbers, RowNumbers]:
+    """Return which of ``rows`` rows validate, and which are not trained on, both ascending.
+
+    A row that validates is never trained on, however many rows come after it. One row of every ``1 / share`` neighbours
+    is chosen, by a hash, until there are ``most``; then ``most`` more for every doubling of the rows. None of these is
+    trained on. ``most`` of them validate, spread evenly. At least one row is left to train on.
+    """
+    if share <= 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    doublings = max(0, math.ceil(math.log2(max(1.0, rows * share / most)))) + 1
+    number = np.arange(min(most * (1 + doublings), rows + 1))
+    doubling, place = np.divmod(number, most)
+    length = np.ldexp(1 / share, np.maximum(doubling - 1, 0))  # neighbours of which one is chosen
+    start = np.where(doubling > 0, most * length, 0.0)
+    chosen = np.floor(start + (place + _uniform(number, seed, HELD_OUT)) * length).astype(np.int64)
+    there = chosen < _not_all(chosen, rows)
+    chosen, rank = chosen[there], (_uniform(number, seed, VALIDATES) / length)[there]
+    validating = chosen[np.argsort(rank, kind="stable")[:most]]
+    return np.unique(validating), np.unique(chosen)
+
+
+def _not_all(chosen: RowNumbers, rows: int) -> int:
+    """Return ``rows``, or one less where all rows are chosen."""
+    return rows - (len(np.unique(chosen[chosen < rows])) == rows)
+
+
+def _uniform(numbers: RowNumbers, seed: int, purpose: int) -> npt.NDArray[np.float64]:
+    """Return a keyed hash of every number as a float in [0, 1)."""
+    words = mix(numbers.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(derive_key(seed, purpose)))
+    return np.asarray(words >> np.uint64(11)) * 2.0**-53
 
 
 def derive_key(*parts: int) -> int:

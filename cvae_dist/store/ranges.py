@@ -18,6 +18,16 @@ def expand_ranges(starts: RowNumbers, counts: RowNumbers) -> RowNumbers:
     return starts[source] + number
 
 
+def cut_ranges(starts: RowNumbers, counts: RowNumbers, size: int) -> tuple[RowNumbers, RowNumbers]:
+    """Cut ranges at the multiples of ``size``, keeping their order; empty ones go."""
+    ends = starts + counts
+    pieces = np.where(counts > 0, (ends - 1) // size - starts // size + 1, 0)
+    source, number = enumerate_runs(pieces)
+    edge = (starts[source] // size + number) * size
+    begin = np.maximum(edge, starts[source])
+    return begin, np.minimum(edge + size, ends[source]) - begin
+
+
 def split_ranges(starts: RowNumbers, counts: RowNumbers, excluded: RowNumbers) -> tuple[RowNumbers, RowNumbers]:
     """Cut ``excluded`` rows (sorted) out of the ranges, keeping their order."""
     first = np.searchsorted(excluded, starts)

@@ -1,18 +1,20 @@
 """Rows of one array, fast: any row ranges straight into the caller's memory.
 
 A read through Zarr costs about a millisecond whatever its size: too much for a shuffled read of thousands of small
-blocks. Plain shards on a mounted file system are therefore read with ``preadv`` into the caller's rows, past the
-checksums between the chunks: a block of a few rows costs one system call. Compressed shards and object stores are
-read by whole inner chunks.
+blocks. Plain shards are therefore read by ranges of bytes, past the checksums between the chunks, right into the
+caller's rows. On a mounted file system a block of a few rows costs one system call, in an object store one request.
+Compressed shards are read by whole inner chunks, and so are plain ones in an object store that are to be checked.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -21,17 +23,20 @@ import numpy as np
 
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
 from cvae_dist.store.layout import Block, decompress_into, shard_key
-from cvae_dist.store.ranges import RowNumbers, enumerate_runs, expand_ranges
+from cvae_dist.store.ranges import RowNumbers, cut_ranges, expand_ranges
 from cvae_dist.store.urls import Location
 
 if TYPE_CHECKING:
     from cvae_dist.store.row_store import RowStore
 
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 _OPEN_SHARDS = 128  # file descriptors kept per reader
+_REMOTE_SHARDS = 16_384  # indices kept per reader, of about a kilobyte each
 _SHARDS_AT_ONCE = 64
-_FETCHED_BYTES = 64_000_000  # encoded chunks in flight
+_PLAIN_BYTES = 64_000_000  # plain chunks of a round: they arrive in the caller's memory
+_COMPRESSED_BYTES = 16_000_000  # chunks of a round, before compression; two rounds are in memory
 _REQUEST_BYTES = 16_000_000  # of neighbouring chunks in an object store: a request more costs as much as some megabytes
+_WORTH_A_GAP = 12  # what lies between two ranges is read with them where it is not a larger part of both
 _DECODED_BYTES = 8_000_000  # chunks of which a part is still to be asked for, as at the edge of a window
 _CHUNKS_PER_CALL = os.sysconf("SC_IOV_MAX") // 2
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
@@ -120,7 +125,7 @@ class ShardedArray:
     @property
     def index_bytes(self) -> int:
         """Bytes of the index at the end of a shard, with its checksum."""
-        return self.rows_per_shard // self.rows_per_chunk * 16 + _CHECKSUM_BYTES
+        return self.rows_per_shard // self.rows_per_chunk * 16 + CHECKSUM_BYTES
 
     def shard(self, number: int) -> Location:
         """Return where a shard lies."""
@@ -138,17 +143,22 @@ class RowReader:
         self.n_rows, self.n_features = array.rows, array.n_features
         self.dtype = np.dtype(array.dtype)
         direct = array.location.is_local and not array.compressed
-        self.block_rows_hint = 1 if direct else array.rows_per_chunk
-        self._array = array
-        self._shards = _LocalShards(array) if array.location.is_local else _RemoteShards(array)
-        self._fill = _DirectRows(array, self._shards).fill if direct else _ChunkRows(array, self._shards).fill
+        self.block_rows_hint = array.rows_per_chunk if array.compressed else 1
+        self.stored = self._array = array
+        self._shards: _OpenShards
+        if array.location.is_local:
+            self._shards = LocalShards(array)
+            self._fill = _DirectRows(array, self._shards).fill if direct else _ChunkRows(array, self._shards).fill
+        else:
+            self._shards = remote = _RemoteShards(array)
+            self._fill = (_ChunkRows if array.compressed else _RangedRows)(array, remote).fill
 
     def read_into(self, out: Block, starts: RowNumbers, counts: RowNumbers, verify: bool = False) -> None:
         """Read row ranges into ``out``, one after the other, in the given order.
 
         ``out`` has shape (sum(counts), n_features), or (sum(counts),) for one feature; it is C-contiguous and of the
-        reader's dtype. ``verify`` checks the CRC32C of plain local chunks too, for which they are read whole. Chunks
-        that are compressed or remote are always checked.
+        reader's dtype. ``verify`` checks the CRC32C of plain chunks too, for which they are read whole. Chunks that are
+        compressed are always checked.
 
         Raises
         ------
@@ -185,12 +195,7 @@ class _Extents:
 
     @classmethod
     def of(cls, starts: RowNumbers, counts: RowNumbers, rows_per_chunk: int) -> Self:
-        ends = starts + counts
-        chunks = np.where(counts > 0, (ends - 1) // rows_per_chunk - starts // rows_per_chunk + 1, 0)
-        source, number = enumerate_runs(chunks)
-        edge = (starts[source] // rows_per_chunk + number) * rows_per_chunk
-        row = np.maximum(edge, starts[source])
-        count = np.minimum(edge + rows_per_chunk, ends[source]) - row
+        row, count = cut_ranges(starts, counts, rows_per_chunk)
         target = np.cumsum(count) - count
         order = np.argsort(row, kind="stable")
         return cls(row[order], count[order], target[order])
@@ -211,9 +216,9 @@ class _OpenShard:
 
     def __init__(self, location: Location, index: bytes, array: ShardedArray, descriptor: int = -1) -> None:
         self.location, self.descriptor = location, descriptor
-        table, checksum = index[:-_CHECKSUM_BYTES], index[-_CHECKSUM_BYTES:]
+        table, checksum = index[:-CHECKSUM_BYTES], index[-CHECKSUM_BYTES:]
         if len(index) != array.index_bytes or not _matches(checksum, table):
-            raise Corrupt(_corrupt(location, "its index is torn or changed"))
+            raise Corrupt(corrupt(location, "its index is torn or changed"))
         # -1 where a chunk was never written
         self.offset, self.size = np.frombuffer(table, "<i8").reshape(-1, 2).T
 
@@ -224,10 +229,14 @@ class _OpenShard:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A chunk as it lies in its shard, and the memory that it is read into."""
+    """A chunk as it lies in its shard, and the memory that it is read into.
+
+    ``target`` is the caller's memory for a chunk that is wanted whole. A plain one is read right into it.
+    """
 
     shard: _OpenShard
     number: int  # in the shard
+    target: memoryview | None
     payload: memoryview
     checksum: memoryview
 
@@ -244,7 +253,7 @@ class _Encoded:
     def require_whole(self) -> None:
         """Refuse what does not match the checksum."""
         if not _matches(self.checksum, self.payload):
-            raise Corrupt(_corrupt(self.shard.location, f"chunk {self.number} is torn or has changed"))
+            raise Corrupt(corrupt(self.shard.location, f"chunk {self.number} is torn or has changed"))
 
 
 class _OpenShards(ABC):
@@ -252,6 +261,7 @@ class _OpenShards(ABC):
 
     def __init__(self, array: ShardedArray) -> None:
         self.array = array
+        self._most = _OPEN_SHARDS if array.location.is_local else _REMOTE_SHARDS
         self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -264,7 +274,7 @@ class _OpenShards(ABC):
             for number, shard in zip(numbers, found, strict=True):
                 self._shards[number] = shard
                 self._shards.move_to_end(number)
-            while len(self._shards) > _OPEN_SHARDS:
+            while len(self._shards) > self._most:
                 self._shards.popitem(last=False)
         return found
 
@@ -278,11 +288,13 @@ class _OpenShards(ABC):
         """Open shards and read their indices."""
 
     @abstractmethod
-    def fetch(self, chunks: Sequence["_Encoded"]) -> None:
+    def fetch(self, chunks: Sequence[_Encoded]) -> None:
         """Fill the memory of chunks with what the shards hold of them."""
 
 
-class _LocalShards(_OpenShards):
+class LocalShards(_OpenShards):
+    """Shards on a mounted file system, whose files are kept open."""
+
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         return [self._open_one(self.array.shard(number)) for number in numbers]
 
@@ -290,7 +302,7 @@ class _LocalShards(_OpenShards):
         try:
             descriptor = os.open(location.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise Corrupt(_corrupt(location, "the file is missing")) from error
+            raise Corrupt(corrupt(location, "the file is missing")) from error
         except OSError as error:
             raise _storage_failed(location, error) from error
         try:
@@ -301,7 +313,8 @@ class _LocalShards(_OpenShards):
             raise _storage_failed(location, error) from error
         return _OpenShard(location, index, self.array, descriptor)
 
-    def fetch(self, chunks: Sequence["_Encoded"]) -> None:
+    def fetch(self, chunks: Sequence[_Encoded]) -> None:
+        """Fill the memory of chunks, after the kernel was told of all of them."""
         for chunk in chunks:
             _advise(chunk.shard, chunk.offset, chunk.end - chunk.offset)
         for chunk in chunks:
@@ -315,23 +328,25 @@ class _RemoteShards(_OpenShards):
             indices = Location.read_many([(location, -self.array.index_bytes, None) for location in locations])
         return [_OpenShard(at, bytes(index), self.array) for at, index in zip(locations, indices, strict=True)]
 
-    def fetch(self, chunks: Sequence["_Encoded"]) -> None:
+    def fetch(self, chunks: Sequence[_Encoded]) -> None:
         runs = [chunks[first:end] for first, end in _neighbours(chunks)]
         buffers = [[part for chunk in run for part in (chunk.payload, chunk.checksum)] for run in runs]
+        self.fill([(run[0].shard, run[0].offset, parts) for run, parts in zip(runs, buffers, strict=True)])
+
+    def fill(self, ranges: Sequence[tuple[_OpenShard, int, list[memoryview]]]) -> None:
+        """Fill memory with ranges of shards, (shard, offset, buffers) each, with many requests in flight."""
         with self._missing_is_corrupt():
-            filled = Location.fill_many(
-                [(run[0].shard.location, run[0].offset, parts) for run, parts in zip(runs, buffers, strict=True)]
-            )
-        for run, size in zip(runs, filled, strict=True):
-            if run[0].offset + size < run[-1].end:
-                raise Corrupt(_corrupt(run[0].shard.location, f"it ends at byte {run[0].offset + size}"))
+            filled = Location.fill_many([(shard.location, offset, buffers) for shard, offset, buffers in ranges])
+        for (shard, offset, buffers), size in zip(ranges, filled, strict=True):
+            if size < sum(map(len, buffers)):
+                raise Corrupt(corrupt(shard.location, f"it ends at byte {offset + size}"))
 
     @contextlib.contextmanager
     def _missing_is_corrupt(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
-            raise Corrupt(_corrupt(error.filename or str(self.array.location), "the object is missing")) from error
+            raise Corrupt(corrupt(error.filename or str(self.array.location), "the object is missing")) from error
 
 
 class _DirectRows:
@@ -377,8 +392,8 @@ class _Reads:
     @classmethod
     def of(cls, array: ShardedArray, shard: _OpenShard, extents: _Extents) -> Self:
         chunk = extents.row % array.rows_per_shard // array.rows_per_chunk
-        if (shard.size[chunk] != array.chunk_bytes + _CHECKSUM_BYTES).any():
-            raise Corrupt(_corrupt(shard.location, "chunks are missing or of the wrong size"))
+        if (shard.size[chunk] != array.chunk_bytes + CHECKSUM_BYTES).any():
+            raise Corrupt(corrupt(shard.location, "chunks are missing or of the wrong size"))
         offset = shard.offset[chunk] + extents.row % array.rows_per_chunk * array.row_bytes
         begin = extents.target * array.row_bytes
         return cls(array, shard, chunk, offset, begin, begin + extents.count * array.row_bytes)
@@ -388,10 +403,28 @@ class _Reads:
         if done == len(self.begin):
             return []
         low, high, offset = self.begin[done:], self.end[done:], self.offset[done:]
-        follows = offset[1:] == offset[:-1] + (high - low)[:-1] + _CHECKSUM_BYTES
+        follows = offset[1:] == offset[:-1] + (high - low)[:-1] + CHECKSUM_BYTES
         follows &= low[1:] == high[:-1]
         first = (np.append(0, np.flatnonzero(~follows) + 1) + done).tolist()
         return list(zip(first, [*first[1:], len(self.begin)], strict=True))
+
+    def neighbours(self) -> list[tuple[int, int]]:
+        """Return [first, end) of extents that lie side by side, but for a little, and are soon read together."""
+        size = self.end - self.begin
+        gap = self.offset[1:] - self.offset[:-1] - size[:-1]
+        joins = (gap >= 0) & (gap * _WORTH_A_GAP <= size[1:] + size[:-1])
+        joins &= self.offset[1:] // _REQUEST_BYTES == self.offset[:-1] // _REQUEST_BYTES
+        first = np.append(0, np.flatnonzero(~joins) + 1).tolist()
+        return list(zip(first, [*first[1:], len(self.begin)], strict=True))
+
+    def buffers(self, first: int, end: int, view: memoryview) -> list[memoryview]:
+        """Return the memory for neighbouring extents, and for what lies between them."""
+        begin, stop, offset = self.begin[first:end], self.end[first:end], self.offset[first:end]
+        gaps = (offset[1:] - offset[:-1] - (stop - begin)[:-1]).tolist()
+        found = []
+        for low, high, gap in zip(begin.tolist(), stop.tolist(), [*gaps, 0], strict=True):
+            found += [view[low:high], memoryview(bytearray(gap))]
+        return found
 
     def advise(self) -> None:
         """Let the kernel read ahead, so that small random blocks come at the speed of a sequential read."""
@@ -418,7 +451,7 @@ class _Reads:
                 self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end))
 
     def _fill_run(self, view: memoryview, first: int, end: int) -> None:
-        checksum = memoryview(bytearray(_CHECKSUM_BYTES))
+        checksum = memoryview(bytearray(CHECKSUM_BYTES))
         buffers = []
         for low, high in zip(self.begin[first:end].tolist(), self.end[first:end].tolist(), strict=True):
             buffers += [view[low:high], checksum]
@@ -431,14 +464,44 @@ class _Reads:
             start = int(self.shard.offset[chunk])
             before = memoryview(bytearray(offset - start))
             after = memoryview(bytearray(self.array.chunk_bytes - len(before) - (end - begin)))
-            checksum = memoryview(bytearray(_CHECKSUM_BYTES))
+            checksum = memoryview(bytearray(CHECKSUM_BYTES))
             _read_fully(self.shard, [before, view[begin:end], after, checksum], start)
             if not _matches(checksum, before, view[begin:end], after):
-                raise Corrupt(_corrupt(self.shard.location, f"chunk {chunk} has changed"))
+                raise Corrupt(corrupt(self.shard.location, f"chunk {chunk} has changed"))
+
+
+class _RangedRows:
+    """Plain chunks in an object store: ranges of bytes inside them, many requests in flight.
+
+    They are past the checksums, which only whole chunks have.
+    """
+
+    def __init__(self, array: ShardedArray, shards: "_RemoteShards") -> None:
+        self._array, self._shards = array, shards
+        self._whole = _ChunkRows(array, shards)
+
+    def fill(self, extents: _Extents, view: memoryview, verify: bool) -> None:
+        if verify:
+            self._whole.fill(extents, view, verify)
+            return
+        groups = list(extents.by(self._array.rows_per_shard))
+        shards = self._shards.get([number for number, _ in groups])
+        plans = [_Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, groups, strict=True)]
+        self._shards.fill(
+            [
+                (plan.shard, int(plan.offset[first]), plan.buffers(first, end, view))
+                for plan in plans
+                for first, end in plan.neighbours()
+            ]
+        )
+
+
+_Chunks = list[tuple[int, _Extents]]
+_Kept = dict[int, Block]
 
 
 class _ChunkRows:
-    """Chunks that can only be read whole: compressed, or in an object store."""
+    """Chunks that are read whole, as they are compressed, or checked in an object store."""
 
     def __init__(self, array: ShardedArray, shards: _OpenShards) -> None:
         self._array, self._shards = array, shards
@@ -447,28 +510,43 @@ class _ChunkRows:
 
     def fill(self, extents: _Extents, view: memoryview, verify: bool) -> None:
         chunks = list(extents.by(self._array.rows_per_chunk))
-        at_once = max(1, _FETCHED_BYTES // self._array.chunk_bytes)
-        for first in range(0, len(chunks), at_once):
-            self._fill_chunks(chunks[first : first + at_once], view)
+        at_once = max(1, (_COMPRESSED_BYTES if self._array.compressed else _PLAIN_BYTES) // self._array.chunk_bytes)
+        rounds = [chunks[first : first + at_once] for first in range(0, len(chunks), at_once)]
+        if len(rounds) < 2:
+            for one in rounds:
+                self._unpack(one, *self._fetch_round(one, view), view)
+            return
+        with ThreadPoolExecutor(1) as ahead:  # the next round is on its way while this one is decoded
+            coming = ahead.submit(self._fetch_round, rounds[0], view)
+            for one, after in itertools.zip_longest(rounds, rounds[1:]):
+                kept, encoded = coming.result()
+                if after:
+                    coming = ahead.submit(self._fetch_round, after, view)
+                self._unpack(one, kept, encoded, view)
 
-    def _fill_chunks(self, chunks: list[tuple[int, _Extents]], view: memoryview) -> None:
+    def _fetch_round(self, chunks: _Chunks, view: memoryview) -> tuple[_Kept, dict[int, _Encoded]]:
+        """Return chunks that are decoded already, and the others as they lie in their shards."""
         per_shard = self._array.rows_per_shard // self._array.rows_per_chunk
         with self._lock:
             kept = {number: self._decoded[number] for number, _ in chunks if number in self._decoded}
-        wanted = [(number, self._target(extents, view)) for number, extents in chunks if number not in kept]
-        numbers = sorted({number // per_shard for number, _ in wanted})
+        wanted = {number: self._target(extents, view) for number, extents in chunks if number not in kept}
+        numbers = sorted({number // per_shard for number in wanted})
         shards = dict(zip(numbers, self._shards.get(numbers), strict=True))
-        encoded = {n: self._encoded(shards[n // per_shard], n % per_shard, target) for n, target in wanted}
-        targets = dict(wanted)
-        self._fetch([*encoded.values()])
+        encoded = {n: self._encoded(shards[n // per_shard], n % per_shard, target) for n, target in wanted.items()}
+        try:
+            self._shards.fetch([*encoded.values()])
+        except OSError as error:
+            raise _storage_failed(self._array.location, error) from error
+        return kept, encoded
+
+    def _unpack(self, chunks: _Chunks, kept: _Kept, encoded: dict[int, _Encoded], view: memoryview) -> None:
         for number, extents in chunks:
-            target = targets.get(number)
-            if target is not None:
-                self._decode(encoded[number], target)
+            chunk = encoded.get(number)
+            if chunk and chunk.target is not None:
+                self._decode(chunk, chunk.target)
                 extents = extents[1:]
             if len(extents.row):
-                block = kept[number] if number in kept else self._keep(number, encoded[number])
-                self._copy(block, extents, view)
+                self._copy(self._keep(number, chunk) if chunk else kept[number], extents, view)
 
     def _target(self, extents: _Extents, view: memoryview) -> memoryview | None:
         """Return the caller's memory for a chunk that is wanted whole."""
@@ -480,19 +558,13 @@ class _ChunkRows:
     def _encoded(self, shard: _OpenShard, number: int, target: memoryview | None) -> _Encoded:
         """Choose the memory of a chunk: the caller's own, where it needs no decoding."""
         if shard.offset[number] < 0:
-            raise Corrupt(_corrupt(shard.location, f"chunk {number} is missing"))
-        size, plain = int(shard.size[number]) - _CHECKSUM_BYTES, self._array.chunk_bytes
+            raise Corrupt(corrupt(shard.location, f"chunk {number} is missing"))
+        size, plain = int(shard.size[number]) - CHECKSUM_BYTES, self._array.chunk_bytes
         largest = plain + plain // 256 + 64 if self._array.compressed else plain  # of what zstd cannot compress
         if not (0 if self._array.compressed else plain) <= size <= largest:
-            raise Corrupt(_corrupt(shard.location, f"chunk {number} is of the wrong size"))
+            raise Corrupt(corrupt(shard.location, f"chunk {number} is of the wrong size"))
         payload = np.empty(size, np.uint8).data if self._array.compressed or target is None else target
-        return _Encoded(shard, number, payload, memoryview(bytearray(_CHECKSUM_BYTES)))
-
-    def _fetch(self, chunks: list[_Encoded]) -> None:
-        try:
-            self._shards.fetch(chunks)
-        except OSError as error:
-            raise _storage_failed(self._array.location, error) from error
+        return _Encoded(shard, number, target, payload, memoryview(bytearray(CHECKSUM_BYTES)))
 
     def _keep(self, number: int, chunk: _Encoded) -> Block:
         block = np.empty(self._array.chunk_bytes, np.uint8)
@@ -511,9 +583,7 @@ class _ChunkRows:
             elif chunk.payload is not out:
                 out[:] = chunk.payload
         except (ValueError, RuntimeError) as error:
-            raise Corrupt(
-                _corrupt(chunk.shard.location, f"chunk {chunk.number} cannot be trusted ({error})")
-            ) from error
+            raise Corrupt(corrupt(chunk.shard.location, f"chunk {chunk.number} cannot be trusted ({error})")) from error
 
     def _copy(self, block: Block, extents: _Extents, view: memoryview) -> None:
         row_bytes = self._array.row_bytes
@@ -562,7 +632,7 @@ def _read_fully(shard: _OpenShard, buffers: list[memoryview], offset: int) -> No
         except OSError as error:
             raise _storage_failed(shard.location, error) from error
         if done == 0:
-            raise Corrupt(_corrupt(shard.location, f"it ends at byte {offset}"))
+            raise Corrupt(corrupt(shard.location, f"it ends at byte {offset}"))
         offset += done
         while buffers and done >= len(buffers[0]):
             done -= len(buffers[0])
@@ -578,7 +648,8 @@ def _matches(checksum: bytes | memoryview, *parts: bytes | memoryview) -> bool:
     return value == int.from_bytes(checksum, "little")
 
 
-def _corrupt(location: Location | str, what: str) -> str:
+def corrupt(location: Location | str, what: str) -> str:
+    """Return the text of an error about a shard."""
     return (
         f"shard {location}: {what}. Its rows cannot be trusted; `cvae-dist verify STORE` names every bad shard. "
         "Put them back from a copy, or make the store anew with --overwrite"

@@ -1,43 +1,43 @@
-"""How rows arrive: a thread reads the next request of the order while the rows of the last one are consumed."""
+"""How rows arrive: a thread finds or reads the next rows of the order while those before are consumed."""
 
 import logging
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from cvae_dist.errors import InvalidInput
 from cvae_dist.store.layout import Block
+from cvae_dist.store.mapped import MappedRows
 from cvae_dist.store.ranges import RowNumbers, expand_ranges
-from cvae_dist.store.reader import ArrayRows, Reader
+from cvae_dist.store.reader import ArrayRows, Reader, RowReader
 from cvae_dist.training.sampler import Part, Request, Share
 
 _LOGGER = logging.getLogger(__name__)
 
-INDEX_BYTES = 8  # of a row that waits in memory, beside its own
+INDEX_BYTES = 20  # of a row of a request, beside its own: its place, and what it takes to find it
 _RANGES_AT_ONCE = 16_384  # bounds the lists of a read, however small the ranges are
+_AHEAD = 4  # times the pace of the first epoch at which a store that stays in memory is read in order
 _ALIVE_SECONDS = 1.0  # between looks whether the other side still lives
 
 
 @dataclass(frozen=True, eq=False)
 class Batch(Part):
-    """A rank's part of one step, and its rows ``x`` as stored, (n, n_features).
-
-    ``x`` is a view of a reused buffer, valid until the next batch is asked for.
-    """
+    """A rank's part of one step, and its rows ``x`` as stored, (n, n_features), in memory of their own."""
 
     x: Block
 
 
 class Loader:
-    """The batches of a share of the order, read one request ahead by one thread into memory allocated once.
+    """The batches of a share of the order, found one request ahead by one thread.
 
     Where the whole store fits into ``buffer_bytes`` it is read once, in order, and kept: the loader is ``resident``.
-    Else it stays within ``buffer_bytes`` if the requests allow that (see ``plan_sampler``). The attribute
-    ``buffer_bytes`` is the memory that is allocated.
+    Plain shards on a disk are mapped: their rows lie in the kernel's cache, and go from there into a batch. All others
+    are read into two buffers, within ``buffer_bytes`` but for a batch or a row that is larger. The attribute
+    ``buffer_bytes`` is the memory that all this takes.
     """
 
     def __init__(self, reader: Reader, share: Share, *, buffer_bytes: int) -> None:
@@ -47,17 +47,22 @@ class Loader:
                 "make the order anew for this store"
             )
         self._reader, self._share = reader, share
-        self._array = reader.array if isinstance(reader, ArrayRows) else None
         row_bytes = reader.dtype.itemsize * reader.n_features
-        self.resident = self._array is not None or fits(reader.n_rows, row_bytes, buffer_bytes)
-        held = 0 if self._array is not None else reader.n_rows if self.resident else 2 * share.request_rows
-        self.buffer_bytes = (held + share.part_rows) * row_bytes + 2 * share.request_rows * INDEX_BYTES
+        held = isinstance(reader, ArrayRows)
+        self.resident = held or fits(reader.n_rows, row_bytes, buffer_bytes)
+        self._request_rows = share.window_rows
+        rows = 0 if held else reader.n_rows
+        if not self.resident:
+            affordable = slot_rows(share.sampler.batch_size, row_bytes, buffer_bytes)
+            self._request_rows = max(1, min(share.window_rows, affordable))
+            rows = 2 * self._request_rows
+        self.buffer_bytes = rows * row_bytes + 2 * self._request_rows * INDEX_BYTES
         self._slots: list[_Slot] = []
         self._prefetcher: _Prefetcher | None = None
         _LOGGER.debug("%s", self)
 
     def __repr__(self) -> str:
-        how = "held in memory" if self.resident else f"streamed by {self._share.request_rows}"
+        how = "held in memory" if self.resident else f"in requests of {self._request_rows}"
         return f"Loader({self._reader.n_rows} rows {how}, {self.buffer_bytes / 1e6:.0f} MB)"
 
     def batches(self, epoch: int = 0, first_step: int = 0) -> Iterator[Batch]:
@@ -81,34 +86,48 @@ class Loader:
         self.close()
 
     def _iterate(self, parts: Iterator[Part], epoch: int, first_step: int) -> Iterator[Batch]:
-        prefetcher = self._prefetch(self._share.requests(epoch, first_step))
+        prefetcher = self._prefetch(epoch, first_step)
         slot: _Slot | None = None
         try:
-            out = np.empty((self._share.part_rows, self._reader.n_features), self._reader.dtype)
             while not prefetcher.stopped.is_set():
                 part = next(parts)
-                count, filled = len(part.positions), 0
-                while filled < count:
+                count = len(part.positions)
+                found: list[Block] = []
+                while count or not found:
                     slot = slot or prefetcher.next()
                     if slot is None:
                         return
-                    filled += slot.take(out[filled:count])
+                    found.append(slot.take(count))
+                    count -= len(found[-1])
                     if slot.is_used:
                         prefetcher.release(slot)  # now the thread's
                         slot = None
-                yield Batch(part.epoch, part.step, part.positions, part.n_global, out[:count])
+                x = found[0] if len(found) == 1 else np.concatenate(found)
+                yield Batch(part.epoch, part.step, part.positions, part.n_global, x)
         finally:
             prefetcher.stop()
 
-    def _prefetch(self, requests: Iterator[Request]) -> "_Prefetcher":
-        """Start to read requests, into memory that all iterators share."""
+    def _prefetch(self, epoch: int, first_step: int) -> "_Prefetcher":
+        """Start to find rows, in memory that all iterators share."""
         self.close()
         if not self._slots:
-            held = _Held(self._reader, self._array) if self.resident else None
-            self._slots = [_Slot(self._reader, self._share.request_rows, held) for _ in range(2)]
+            self._slots = self._open_slots()
+        requests = self._share.requests(epoch, first_step, self._request_rows)
         self._prefetcher = _Prefetcher(requests, self._slots)
         self._prefetcher.thread.start()
         return self._prefetcher
+
+    def _open_slots(self) -> "list[_Slot]":
+        reader, share, rows = self._reader, self._share, self._request_rows
+        if self.resident:
+            held = _Held(reader)
+            return [_Slot(held), _Slot(held)]
+        mapped = MappedRows.of(reader.stored) if isinstance(reader, RowReader) else None
+        if mapped:
+            source = _Mapped(mapped, share)
+            self.buffer_bytes = 2 * rows * INDEX_BYTES
+            return [_Slot(source), _Slot(source)]
+        return [_Slot(_Streamed(reader, rows)) for _ in range(2)]
 
 
 def read_rows(reader: Reader, rows: RowNumbers) -> Block:
@@ -124,47 +143,48 @@ def fits(rows: int, row_bytes: int, buffer_bytes: int) -> bool:
     return rows * row_bytes <= buffer_bytes
 
 
+def slot_rows(batch_size: int, row_bytes: int, buffer_bytes: int) -> int:
+    """Return how many rows each of two buffers may have, beside a batch."""
+    return max(1, (buffer_bytes - batch_size * row_bytes) // (2 * (row_bytes + INDEX_BYTES)))
+
+
+class _Rows(Protocol):
+    """Where the rows of a request are once they were found."""
+
+    def find(self, request: Request, stopped: threading.Event) -> RowNumbers:
+        """Make the rows of a request ready, and return where they are, in the order in which they come."""
+
+    def take(self, places: RowNumbers) -> Block:
+        """Return a copy of rows."""
+
+
 class _Held:
-    """All rows in memory: ``array``, or else what is read with the first request."""
+    """All rows in memory: those of an array, or else what is read with the first request."""
 
-    def __init__(self, reader: Reader, array: Block | None) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._is_read = array is not None
-        self.rows = np.empty((reader.n_rows, reader.n_features), reader.dtype) if array is None else array
+        self._is_read = isinstance(reader, ArrayRows)
+        shape = reader.n_rows, reader.n_features
+        self._rows = reader.array if isinstance(reader, ArrayRows) else np.empty(shape, reader.dtype)
 
-    def find(self, request: Request) -> RowNumbers:
-        """Return which of the rows come, one after the other."""
+    def find(self, request: Request, stopped: threading.Event) -> RowNumbers:
         if not self._is_read:
-            self._reader.read_into(self.rows, np.array([0]), np.array([len(self.rows)]), verify=True)
+            self._reader.read_into(self._rows, np.array([0]), np.array([len(self._rows)]), verify=True)
             self._is_read = True
         return expand_ranges(request.starts, request.counts)[request.take]
 
+    def take(self, places: RowNumbers) -> Block:
+        return _taken(self._rows, places)
 
-class _Slot:
-    """The rows of one request, or all rows where they fit in memory, and the order in which they are handed out."""
 
-    def __init__(self, reader: Reader, count: int, held: _Held | None) -> None:
-        self._reader, self._held = reader, held
-        self._rows = held.rows if held else np.empty((count, reader.n_features), reader.dtype)
-        self._index = np.empty(count, np.intp)
-        self._count = self._used = 0
+class _Streamed:
+    """The rows of one request, read into a buffer."""
 
-    @property
-    def is_used(self) -> bool:
-        """Whether every row was taken."""
-        return self._used == self._count
+    def __init__(self, reader: Reader, count: int) -> None:
+        self._reader = reader
+        self._rows = np.empty((count, reader.n_features), reader.dtype)
 
-    def fill(self, request: Request, stopped: threading.Event) -> None:
-        """Hold a request in place of the one before."""
-        if self._held:
-            take = self._held.find(request)
-        else:
-            self._read(request, stopped)
-            take = request.take
-        self._index[: len(take)] = take
-        self._count, self._used = len(take), 0
-
-    def _read(self, request: Request, stopped: threading.Event) -> None:
+    def find(self, request: Request, stopped: threading.Event) -> RowNumbers:
         done = 0
         for first in range(0, len(request.starts), _RANGES_AT_ONCE):
             if stopped.is_set():
@@ -173,15 +193,75 @@ class _Slot:
             end = done + int(request.counts[part].sum())
             self._reader.read_into(self._rows[done:end], request.starts[part], request.counts[part])
             done = end
+        return request.take
 
-    def take(self, out: Block) -> int:
-        """Copy the next rows, as many as there are and fit; return how many."""
-        count = min(len(out), self._count - self._used)
-        index = self._index[self._used : self._used + count]
-        # "clip" spares NumPy a second buffer; every index is inside
-        np.take(self._rows, index, axis=0, out=out[:count], mode="clip")
-        self._used += count
-        return count
+    def take(self, places: RowNumbers) -> Block:
+        return _taken(self._rows, places)
+
+
+class _Mapped:
+    """Rows in the kernel's cache. Every chunk is compared with its checksum once an epoch, by one of the ranks.
+
+    That is where the rows stay in memory. Else it would read the store twice, and is left to ``cvae-dist verify``.
+    """
+
+    def __init__(self, rows: MappedRows, share: Share) -> None:
+        self._mapped, self._share = rows, share
+        self._next = share.rank * rows.chunks // share.world
+        self._due = 0.0
+        self._coming = (0, 0)  # chunks that are checked next
+        self._left = rows.chunks if rows.stays else 0  # chunks that this process has not looked at
+
+    def find(self, request: Request, stopped: threading.Event) -> RowNumbers:
+        part, self._coming = self._coming, self._part(len(request.take) / self._share.sampler.rows)
+        if self._left or not self._mapped.stays:
+            self._mapped.bring(request.starts, request.counts)
+            self._mapped.expect(*self._coming)  # the disk reads it while the part before is checked
+        self._mapped.check(*part)
+        self._left = max(0, self._left - (part[1] - part[0]))
+        return self._mapped.locate(request.starts, request.counts)[request.take]
+
+    def take(self, places: RowNumbers) -> Block:
+        return self._mapped.gather(places)
+
+    def _part(self, share_of_epoch: float) -> tuple[int, int]:
+        """Return the chunks to check beside a part of an epoch; more while they are read, as they lie in order."""
+        if not self._mapped.stays:
+            return 0, 0
+        self._due += share_of_epoch * self._mapped.chunks * (_AHEAD if self._left else 1)
+        first, end = self._next, min(self._next + int(self._due), self._mapped.chunks)
+        self._due -= end - first
+        self._next = end % self._mapped.chunks
+        return first, end
+
+
+def _taken(rows: Block, places: RowNumbers) -> Block:
+    # "clip" spares NumPy a second look; every place is inside
+    return np.take(rows, places, axis=0, mode="clip")
+
+
+class _Slot:
+    """One request, and how many of its rows were handed out."""
+
+    def __init__(self, rows: _Rows) -> None:
+        self._rows = rows
+        self._places = np.empty(0, np.int64)
+        self._used = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether every row was taken."""
+        return self._used == len(self._places)
+
+    def fill(self, request: Request, stopped: threading.Event) -> None:
+        """Hold a request in place of the one before."""
+        self._places = self._rows.find(request, stopped)
+        self._used = 0
+
+    def take(self, count: int) -> Block:
+        """Return the next ``count`` rows, or those that are left."""
+        first, self._used = self._used, min(self._used + count, len(self._places))
+        return self._rows.take(self._places[first : self._used])
 
 
 class _Prefetcher:

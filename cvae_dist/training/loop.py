@@ -105,7 +105,8 @@ def run(
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
             steps = _Run(trainer, history, scalars, lease, checkpoints, decided, interruption, on_event, world)
-            steps.tell_start((*training.reasons, *beginning.notes, *scalars.notes), sampler.variance_inflation)
+            told = (*training.reasons, training.note(sampler), *beginning.notes, *scalars.notes)
+            steps.tell_start(tuple(filter(None, told)), sampler.variance_inflation)
             if beginning.notes and not state:
                 steps.save()
             stopped = steps.until_stopped(loader)
@@ -121,7 +122,7 @@ def run(
             lease.check()
             delete_model(lease.output)  # first: a run killed before the new one is whole goes on from its checkpoints
             lease.check()
-            save_model(lease.output, vae, training.lineage(len(excluded), trainer.begun, figures))
+            save_model(lease.output, vae, training.lineage(trainer.begun, figures))
         checkpoints.clear()
     trained = Trained(vae.requires_grad_(False).eval(), history.records, figures, training.made_with)
     if trainer.diverged and trainer.good_step is None:

@@ -7,12 +7,13 @@ from typing import Any, Self
 import numpy as np
 
 from cvae_dist.config import MAX_VALIDATION_ROWS, WITHOUT_EFFECT_ON_WEIGHTS, TrainConfig
+from cvae_dist.errors import SettingsChanged
 from cvae_dist.model.metric import rows_to_look_at
 from cvae_dist.model.scaling import are_vectors
 from cvae_dist.model.vae import VAE, decide
 from cvae_dist.store import Moments, RowStore
 from cvae_dist.store.lineage import digest_bytes, versions, without_credentials
-from cvae_dist.store.permutation import pick_rows
+from cvae_dist.store.permutation import hold_out, pick_rows
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import Reader, RowReader
 from cvae_dist.training.history import Figures
@@ -20,11 +21,12 @@ from cvae_dist.training.loader import read_rows
 from cvae_dist.training.multistart import MAX_LANDMARKS, choose_start, is_worthwhile
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.precision import Decision, choose_precision
-from cvae_dist.training.sampler import NO_ROWS, Sampler
-from cvae_dist.training.validation import Validation, choose_rows
+from cvae_dist.training.sampler import NO_ROWS, ORDER, Sampler
+from cvae_dist.training.validation import Validation, affordable_rows, choose_rows
 from cvae_dist.training.world import World
 
 _FEW_ROWS = 10
+_INFLATION_TOLD = 1.1  # of the variance of batches
 
 MEMORY = "memory"  # the url of rows that are in no store
 
@@ -129,8 +131,15 @@ class Training:
         if own is not None:
             chosen = choose_rows(own, MAX_VALIDATION_ROWS, config.seed)
             return Validation.read(own, chosen, config.dim_latent, config.seed, world), NO_ROWS
-        chosen = choose_rows(reader, config.validation_count(reader.n_rows), config.seed)
-        return Validation.read(reader, chosen, config.dim_latent, config.seed, world), chosen
+        chosen, excluded = hold_out(**self._held_out)
+        return Validation.read(reader, chosen, config.dim_latent, config.seed, world), excluded
+
+    @property
+    def _held_out(self) -> dict[str, Any]:
+        """What says which rows validate, for :func:`hold_out`."""
+        reader, split = self.data.reader, self.config.train_valid_split
+        share = 0.0 if self.data.validation is not None or split is None else 1 - split
+        return {"rows": reader.n_rows, "share": share, "most": affordable_rows(reader), "seed": self.config.seed}
 
     def begin(self, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Figures | None) -> "Beginning":
         """Decide what only trying can decide; the best of several starts is put into ``vae``, which is untrained.
@@ -153,6 +162,18 @@ class Training:
         )
         return Beginning(sampler, start, choose_precision(config.precision, vae, sampler.batch_size))
 
+    def note(self, sampler: Sampler) -> str:
+        """Say what the order lacks, and the remedy; empty where it lacks nothing."""
+        inflation, store = sampler.variance_inflation, self.data.store
+        shuffled = store is not None and store.document["settings"].get("shuffle") is not None
+        if inflation <= _INFLATION_TOLD or shuffled:
+            return ""
+        return (
+            f"batches vary {inflation:.2f} times as much as those of independent rows where neighbouring rows are "
+            f"alike: {sampler.block_rows} rows are read together, of {sampler.buffer_rows:,} that are shuffled. "
+            "Shuffle them once, `cvae-dist ingest SOURCE OTHER_STORE --shuffle 0`, or give more --buffer-bytes"
+        )
+
     def _improve_start(self, vae: VAE, validation: Validation, excluded: RowNumbers) -> str:
         """Give ``vae`` a better start than random weights where that pays, and say which; empty where it does not."""
         reader = self.data.reader
@@ -170,11 +191,10 @@ class Training:
             rows = read_rows(reader, pick_rows(reader.n_rows, rows_to_look_at(vae.dim_latent), seed))
         vae.measure_stretch(rows[pick_rows(len(rows), rows_to_look_at(vae.dim_latent), seed)])
 
-    def lineage(self, held_out: int, begun: int, figures: Figures) -> dict[str, Any]:
+    def lineage(self, begun: int, figures: Figures) -> dict[str, Any]:
         """Return where the model came from, for ``config.json``.
 
-        ``held_out`` rows were not trained on. ``begun`` is the last step of the finished training that was gone on
-        with, or 0.
+        ``begun`` is the last step of the finished training that was gone on with, or 0.
         """
         reader = self.data.reader
         return {
@@ -182,7 +202,7 @@ class Training:
             "made_with": self.made_with,
             "item_shape": list(self.data.item_shape),
             "dtype": reader.dtype.str,
-            "held_out": {"rows": reader.n_rows, "count": held_out, "seed": self.config.seed},
+            "held_out": self._held_out,
             "continued_from_step": begun,
             "figures": asdict(figures),
             "versions": versions(),
@@ -203,11 +223,16 @@ class Beginning:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
         """Return what a checkpoint kept."""
+        if state.get("order") != ORDER:
+            raise SettingsChanged(
+                f"the checkpoint is of a training whose rows came in order {state.get('order', 1)}, and this version "
+                f"has order {ORDER}: it cannot go on. Nothing changed; use --overwrite to train anew"
+            )
         return cls(Sampler(**state["sampler"]), state["start"], Decision(state["precision"]))
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`of` reads."""
-        return {"sampler": asdict(self.sampler), "start": self.start, "precision": self.precision.value}
+        return {"order": ORDER, "sampler": asdict(self.sampler), "start": self.start, "precision": self.precision.value}
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cvae_dist.config import MAX_VALIDATION_ROWS
 from cvae_dist.model.kernels import inference
 from cvae_dist.model.tiling import tiles
 from cvae_dist.model.vae import VAE, Terms
@@ -25,8 +26,12 @@ _BATCH_SIZE = 1024
 
 def choose_rows(reader: Reader, count: int, seed: int) -> RowNumbers:
     """Choose ``count`` rows, or as many as there are and as may be held in memory during the whole training."""
-    affordable = max(1, _MAX_BYTES // (reader.n_features * reader.dtype.itemsize))
-    return pick_rows(reader.n_rows, min(count, affordable), seed)
+    return pick_rows(reader.n_rows, min(count, affordable_rows(reader)), seed)
+
+
+def affordable_rows(reader: Reader) -> int:
+    """Return how many rows may be held in memory during the whole training, and are not too many to validate on."""
+    return min(MAX_VALIDATION_ROWS, max(1, _MAX_BYTES // (reader.n_features * reader.dtype.itemsize)))
 
 
 @dataclass(frozen=True, eq=False)

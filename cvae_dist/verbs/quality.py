@@ -115,10 +115,10 @@ def measure(
         Options of the file system, for fsspec.
     """
     from cvae_dist.model.files import read_description
-    from cvae_dist.store.permutation import pick_rows
+    from cvae_dist.store.permutation import hold_out
 
     lineage = read_description(Location.of(model, storage_options))["lineage"]
-    held_out = pick_rows(**lineage["held_out"])
+    held_out, _ = hold_out(**lineage["held_out"])
     if not len(held_out):
         return Quality(0)
     accuracy = mse = fraction = None

@@ -117,7 +117,9 @@ def test_onnx_equals_the_model(model: CompressionVAE, direction: Any, tmp_path: 
         name, given, expected = both_ways(model, rows)[direction]
         (result,) = session.run(None, {name: given})
         assert result.dtype == expected.dtype
-        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+        # a value near zero is as exact as the largest of its feature lets float32 be
+        scale = np.abs(expected).max(axis=0, initial=1)
+        np.testing.assert_allclose(result / scale, expected / scale, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

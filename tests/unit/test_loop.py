@@ -23,7 +23,7 @@ from cvae_dist.model.directory import load_model
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Lease, Location, Moments, RowStore
 from cvae_dist.store import lease as lease_module
-from cvae_dist.store.permutation import pick_rows
+from cvae_dist.store.permutation import hold_out
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.store.urls import Changed
 from cvae_dist.training import schedule
@@ -95,7 +95,7 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: int = s
 def test_latents_of_digits_tell_the_classes_apart() -> None:
     vae, history = fit_digits(rows=1797, num_steps=1200, test_every=None)
     held_out = np.zeros(1797, bool)
-    held_out[pick_rows(1797, 180, 0)] = True
+    held_out[hold_out(1797, 0.1, 10_000, 0)[0]] = True
     latents = vae.embed_rows(DIGITS)
     neighbours = KNeighborsClassifier(5).fit(latents[~held_out], CLASSES[~held_out])
     assert neighbours.score(latents[held_out], CLASSES[held_out]) > 0.8
@@ -160,7 +160,7 @@ def test_without_a_directory_ctrl_c_leaves_the_best_weights(monkeypatch: pytest.
     interrupt_after(33, monkeypatch, signal.SIGINT)
     trained = fit(in_memory(DIGITS[:300]), TrainConfig(**QUICK))
     assert (trained.figures.steps, trained.figures.stopped_because) == (33, "interrupted")
-    held_out = Validation.read(ArrayRows(DIGITS[:300]), pick_rows(300, 30, 0), 2, 0)
+    held_out = Validation.read(ArrayRows(DIGITS[:300]), hold_out(300, 0.1, 10_000, 0)[0], 2, 0)
     (record,) = trained.history
     terms = held_out.terms(trained.vae, dict(trained.vae.named_parameters()))
     assert terms == (record["validation_reconstruction"], record["validation_kl"])
@@ -216,7 +216,7 @@ def test_train_from_a_store_resumes_finishes_and_then_has_nothing_to_do(
     description = json.loads((tmp_path / "model" / "config.json").read_text())
     assert description["lineage"]["store"] == store
     assert description["lineage"]["item_shape"] == [8, 8]
-    assert description["lineage"]["held_out"] == {"rows": 300, "count": 30, "seed": 0}
+    assert description["lineage"]["held_out"] == {"rows": 300, "share": 1 - 0.9, "most": 10_000, "seed": 0}
     figures = description["lineage"]["figures"]
     assert list(figures) == ["steps", "epochs", "loss", "validation_loss", "stopped_because", "seconds"]
     assert (figures["steps"], figures["stopped_because"]) == (60, "finished")
@@ -504,7 +504,7 @@ def test_a_diverged_training_has_not_finished_where_its_store_has_grown(
 def fit_spoilt_digits(directory: Path | None, on_event: Any = ignore) -> Any:
     """Train on rows of which some, that do not validate, are no numbers; their statistics do not show it."""
     rows = DIGITS[:300].copy()
-    rows[np.setdiff1d(np.arange(300), pick_rows(300, 30, 0))[::30]] = np.nan
+    rows[np.setdiff1d(np.arange(300), hold_out(300, 0.1, 10_000, 0)[0])[::30]] = np.nan
     config = TrainConfig(**QUICK | {"num_steps": 2000})
     data = TrainingData.in_memory(ArrayRows(rows), Moments.of(DIGITS[:300]), (8, 8))
     return fit(data, config, str(directory) if directory else None, on_event)

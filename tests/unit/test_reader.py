@@ -88,12 +88,13 @@ def test_any_ranges_are_read_in_the_given_order(
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_object_stores_are_read_by_chunks(compressed: bool) -> None:
+def test_object_stores_are_read_by_ranges_or_chunks(compressed: bool) -> None:
     rows = values("|u1", 7)
     reader = RowReader(write(f"memory://reader-{compressed}/x", rows, compressed))
-    assert reader.block_rows_hint == CHUNK
-    starts, counts = ranges(5, 70)
-    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    assert reader.block_rows_hint == (CHUNK if compressed else 1)
+    for verify, longest in ((False, 70), (True, 70), (False, 2)):
+        starts, counts = ranges(5, longest)
+        assert np.array_equal(read(reader, starts, counts, verify), expected(rows, starts, counts))
     fsspec.filesystem("memory").rm(f"/reader-{compressed}/x/c/3/0")
     with pytest.raises(Corrupt, match=r"x/c/3/0: the object is missing"):
         RowReader(reader._array).read(190, 200)
@@ -118,6 +119,64 @@ def test_an_index_that_claims_too_much_is_refused(
     for start in (SHARD, SHARD + CHUNK + 1):
         with pytest.raises(Corrupt, match=f"x/c/1/0: {said}"):
             RowReader(array).read(start, start + 40)
+
+
+def test_ranges_in_an_object_store_are_joined_only_where_little_lies_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = values("<f4", 5)
+    reader = RowReader(write("memory://reader-ranges/x", rows))
+    reader.read(0, ROWS)  # the indices
+    asked: list[int] = []
+    fill_many = Location.fill_many
+
+    def counted(wanted: Any) -> Any:
+        asked.extend(sum(map(len, buffers)) for _, _, buffers in wanted)
+        return fill_many(wanted)
+
+    monkeypatch.setattr(Location, "fill_many", staticmethod(counted))
+    starts, counts = np.array([300, 0, 16, 40, 128]), np.array([3, 16, 16, 2, 64])
+    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    assert sorted(asked) == [40, 60, 2 * 320 + 4, 4 * 320 + 3 * 4]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_many_rounds_of_chunks_are_read(monkeypatch: pytest.MonkeyPatch, compressed: bool) -> None:
+    monkeypatch.setattr(reader_module, "_COMPRESSED_BYTES" if compressed else "_PLAIN_BYTES", 3 * 16 * 20)
+    rows = values("<f4", 5)
+    reader = RowReader(write(f"memory://reader-rounds-{compressed}/x", rows, compressed))
+    starts, counts = np.array([500, 7, 0]), np.array([ROWS - 500, 300, 0])
+    assert np.array_equal(read(reader, starts, counts, verify=True), expected(rows, starts, counts))
+    fsspec.filesystem("memory").rm(f"/reader-rounds-{compressed}/x/c/3/0")
+    with pytest.raises(Corrupt, match=r"x/c/3/0: the object is missing"):
+        RowReader(reader._array).read(0, ROWS)
+
+
+def test_whole_chunks_of_an_object_store_arrive_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = values("<f4", 5)
+    reader = RowReader(write("memory://reader-in-place/x", rows))
+    out = np.empty((ROWS - ROWS % CHUNK, 5), "<f4")
+    filled = []
+    fill_many = Location.fill_many
+
+    def noted(wanted: Any) -> Any:
+        filled.extend(np.frombuffer(part, np.uint8) for _, _, parts in wanted for part in parts if len(part) > 4)
+        return fill_many(wanted)
+
+    monkeypatch.setattr(Location, "fill_many", staticmethod(noted))
+    reader.read_into(out, np.array([0]), np.array([len(out)]), verify=True)
+    assert np.array_equal(out, rows[: len(out)])
+    assert sum(map(len, filled)) == out.nbytes
+    assert all(np.shares_memory(part, out) for part in filled)
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_cut_object_is_named(size: int) -> None:
+    array = write(f"memory://reader-cut-{size}/x", values("<f4", 5))
+    reader = RowReader(array)
+    reader.read(0, ROWS)
+    files = fsspec.filesystem("memory")
+    files.pipe(f"/reader-cut-{size}/x/c/3/0", files.cat(f"/reader-cut-{size}/x/c/3/0")[:size])
+    with pytest.raises(Corrupt, match=r"x/c/3/0"):
+        read(reader, np.array([230]), np.array([9]))
 
 
 def test_one_dimensional_arrays_are_one_feature_wide(tmp_path: Path) -> None:
