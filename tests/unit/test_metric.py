@@ -145,7 +145,7 @@ def test_distances_are_more_like_those_of_the_rows() -> None:
     """Three directions of unlike weight: one latent each, all of unit spread."""
     factors = np.random.default_rng(0).normal(size=(300, 3))
     rows = (factors * [10, 3, 1]) @ np.linalg.qr(np.random.default_rng(1).normal(size=(9, 3)))[0].T
-    quick = {"num_steps": 100, "learning_rate": 0.03, "cells_encoder": (32,), "feature_normalization": False}
+    quick = {"num_steps": 600, "learning_rate": 0.03, "cells_encoder": (32,), "feature_normalization": False}
     model = CompressionVAE(dim_latent=3, random_state=0, **quick).fit(rows)
 
     def agreement(latents: np.ndarray) -> float:
@@ -153,7 +153,7 @@ def test_distances_are_more_like_those_of_the_rows() -> None:
         apart = [np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1) for x in (rows, latents)]
         return float(np.corrcoef(*apart)[0, 1])
 
-    assert agreement(model.embed(rows, metric="data")) > agreement(model.embed(rows)) + 0.05
+    assert agreement(model.embed(rows, metric="data")) > agreement(model.embed(rows)) + 0.1
 
 
 def test_the_estimator_stretches_and_undoes_it(estimator: CompressionVAE) -> None:
