@@ -75,17 +75,22 @@ class Batch:
         for part in self._told():
             ends = before + np.cumsum(part.rows)
             starts = ends - part.rows
+            digested = 0, 0  # files of this part, without those before; often the same ones make many intervals
+            found = b""
             while len(intervals) < len(edges) - 1 and edges[len(intervals)] < ends[-1]:
                 start, stop = edges[len(intervals)], edges[len(intervals) + 1]
-                lo, hi = np.searchsorted(ends, start, side="right"), np.searchsorted(starts, stop, side="left")
+                files = int(ends.searchsorted(start, side="right")), int(starts.searchsorted(stop, side="left"))
                 if start >= before:
-                    file, skip = base + int(lo), int(start - starts[lo])
-                    digest = ColumnsDigest(*_Told.names())
-                inside = part[lo:hi]
-                digest.add(inside if inside.rows.all() else inside[inside.rows > 0])
+                    file, skip = base + files[0], int(start - starts[files[0]])
+                    if files != digested:
+                        digest = ColumnsDigest(*_Told.names())
+                if start < before or files != digested:
+                    inside = part[slice(*files)]
+                    digest.add(inside if inside.rows.all() else inside[inside.rows > 0])
+                    digested, found = files if start >= before else (0, 0), digest.digest()
                 if stop > ends[-1]:
                     break
-                intervals.append(Interval(file, skip, int(stop - start), digest.digest()))
+                intervals.append(Interval(file, skip, int(stop - start), found))
             before, base = int(ends[-1]), base + len(part)
         return intervals
 
@@ -98,7 +103,7 @@ class Batch:
         return (part.as_kind(_Told) for part in self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Interval:
     """Neighbouring rows of a batch.
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -23,9 +24,10 @@ class Columns:
         return type(self)(*(values[index] for values in self.columns().values()))
 
     @classmethod
-    def names(cls) -> list[str]:
+    @cache
+    def names(cls) -> tuple[str, ...]:
         """Return the names of the columns, in order."""
-        return [field.name for field in fields(cls)]  # type: ignore[arg-type] # every subclass is a dataclass
+        return tuple(field.name for field in fields(cls))  # type: ignore[arg-type] # every subclass is a dataclass
 
     @classmethod
     def none(cls) -> Self:

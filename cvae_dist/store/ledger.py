@@ -145,7 +145,10 @@ class Journal:
         (self._place / str(number)).write(*parts, checksum.to_bytes(4, "little"))
 
     def read(self, number: int) -> Pack | None:
-        """Return a pack, or None when there is none that is whole."""
+        """Return a pack, or None when there is none that is whole.
+
+        The records and the sample, which are kept, do not hold the moments of wide rows in memory.
+        """
         try:
             data = (self._place / str(number)).read()
         except (FileNotFoundError, NotADirectoryError):
@@ -160,10 +163,10 @@ class Journal:
         values_wide = (sampled, sample_width(self._layout))
         if len(body) != sum(sizes) + math.prod(values_wide) * self._dtype.itemsize:
             return None
-        table = np.frombuffer(parts[1], "<u8").reshape(shards, width)
+        table = np.frombuffer(parts[1], "<u8").reshape(shards, width).copy()
         statistics = np.frombuffer(parts[3], "<f8").reshape(len(STATISTICS), features)
         values = np.frombuffer(body[sum(sizes) :], self._dtype).reshape(values_wide)
-        sample = Sample(np.frombuffer(parts[2], "<i8"), values)
+        sample = Sample(np.frombuffer(parts[2], "<i8").copy(), values.copy())
         return Pack(Records(table), Moments(count, *statistics), sample)
 
     def numbers(self) -> list[int]:
