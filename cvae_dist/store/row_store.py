@@ -90,10 +90,18 @@ class RowStore:
     @classmethod
     def claims(cls, location: Location) -> bool:
         """Whether what lies at a location says that it is a store made by cvae-dist."""
+        return cls.publication_at(location) is not None
+
+    @staticmethod
+    def publication_at(location: Location) -> str | None:
+        """Return the name of what a store has published, by one request.
+
+        It is empty where nothing was, and None where nothing says that it is a store made by cvae-dist.
+        """
         try:
-            return _KEY in json.loads((location / METADATA).read())["attributes"]
-        except (OSError, KeyError, TypeError, ValueError, RecursionError):
-            return False
+            return str(json.loads((location / METADATA).read())["attributes"][_KEY].get("publication", ""))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            return None
 
     @classmethod
     def open(cls, url: "str | Location", storage_options: StorageOptions | None = None) -> Self:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from cvae_dist.cluster import Asked, Job, Output, ShuffledMap, SourcePlan, StoreResult, without_nonfinite
@@ -16,6 +17,7 @@ from cvae_dist.sources import (
     Intake,
     RowsPerFile,
     Source,
+    Spool,
     TableOptions,
     compare,
     is_news,
@@ -24,7 +26,7 @@ from cvae_dist.sources import (
 )
 from cvae_dist.store import Drift, Location, RowStore
 from cvae_dist.store.lineage import without_credentials
-from cvae_dist.store.manifest import Batches
+from cvae_dist.store.manifest import Batches, Entries
 from cvae_dist.store.urls import StorageOptions
 
 if TYPE_CHECKING:
@@ -178,26 +180,18 @@ def ingest(
         source_storage_options = storage_options
     if (
         not isinstance(source, Source)
-        and RowStore.claims(place)
         and Location.of(source, source_storage_options).lies_in(place)
+        and RowStore.claims(place)
     ):
         raise InvalidInput(f"the source {source} lies in the store {place}, or is it. Nothing was changed")
 
     def listed() -> Source:
         return open_source(source, options, source_storage_options)
 
-    before, opened = _publication(place), listed()
+    before, opened = RowStore.publication_at(place), listed()
     asked = Asked(options.given, label, nonfinite, shuffle)
     run = _Run(place, asked, bad == "skip", max_bad, changed == "rewrite", max_drift, client, on_event)
-    return run.write(overwrite, lambda: opened if _publication(place) == before else listed())
-
-
-def _publication(place: Location) -> str:
-    """Return the name of what is published at a location; empty where nothing is, or nothing of ours."""
-    if not RowStore.claims(place):
-        return ""
-    store = RowStore.find(place)
-    return str(store.document.get("publication", "")) if store is not None else ""
+    return run.write(overwrite, lambda: opened if RowStore.publication_at(place) == before else listed())
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -322,6 +316,18 @@ class _Counts(NamedTuple):
 
 
 def _known(store: RowStore | None) -> Batches:
-    """Return what yields the files that a published store was made from."""
+    """Return what yields the files that a published store was made from. A distant manifest is read once."""
     manifest = store.manifest() if store is not None and store.published else None
-    return manifest.batches if manifest is not None else lambda: ()
+    if store is None or manifest is None:
+        return lambda: ()
+    if store.location.is_local:
+        return manifest.batches
+
+    @cache
+    def read() -> Spool[Entries]:
+        spool = Spool(Entries)
+        for entries in manifest.batches():
+            spool.append(entries)
+        return spool
+
+    return lambda: iter(read())
