@@ -12,6 +12,7 @@ from cvae_dist.errors import InvalidInput, suggestion
 Width = Annotated[int, Field(ge=1, le=65_536)]
 ComputePrecision = Literal["float32", "bf16"]
 Precision = Literal["auto", "float32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
 LikelihoodName = Literal[
     "auto",
     "gaussian",
@@ -133,6 +134,12 @@ class TrainConfig(ModelConfig):
         "auto",
         description="Matrix products of training in float32 or bf16. Default: bf16 where a short timing shows a gain.",
     )
+    device: Device = Field(
+        "auto", description="Where training computes; cuda: a card of NVIDIA. Default: a card where torch sees one."
+    )
+    compile: bool = Field(
+        False, description="Let torch compile the training step first, which takes a minute and needs a C++ compiler."
+    )
     test_every: int | None = Field(
         None, ge=1, description="Steps between validations. Default: grows with the steps done so far."
     )
@@ -205,8 +212,8 @@ _MANY_ROWS = 10_000  # from which residual blocks gain more than they cost
 _FEW_DIMENSIONS = 2  # of latents, which the networks must bend the rows to fit
 _MANY_DIMENSIONS = 32  # in which hardly anything is left to bend: with 64 one layer is better, with 16 two
 
-# These may differ between two runs on one model directory: they leave every weight as it is.
-WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"checkpoint_every", "tb_logging"})
+# These may differ between two runs on one model directory: they leave every weight as it is, but for rounding.
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"checkpoint_every", "tb_logging", "device", "compile"})
 
 
 def _train_valid_split(n_rows: int, n_features: int, dim_latent: int) -> float:

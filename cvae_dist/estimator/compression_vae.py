@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from cvae_dist.config import LikelihoodName, Precision, TrainConfig, make_config
+from cvae_dist.config import Device, LikelihoodName, Precision, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, TrainingDiverged
 from cvae_dist.estimator import lazy, reference
 from cvae_dist.estimator.arrays import checked_rows, random_state_of
@@ -88,10 +88,14 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         False: the learning rate stays constant after its warm-up, instead of falling along a cosine.
     kl_warmup, ema_decay, encoder_decay, grad_clip, multi_start, precision : optional
         See :class:`~cvae_dist.config.TrainConfig`.
+    device : {"auto", "cpu", "cuda"}
+        Where training computes. Default: a card where torch sees one. The trained model is on the CPU.
+    compile : bool
+        Let torch compile the training step first.
     test_every, checkpoint_every, buffer_bytes : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     random_state : int, RandomState, Generator or None
-        The same int gives the same model, bit for bit; None gives a different one each time.
+        The same int gives the same model, on the CPU bit for bit; None gives a different one each time.
     verbose : bool
         Show the progress of trainings: a bar on a terminal or in a notebook; elsewhere log records of level INFO, one
         for each validation.
@@ -150,6 +154,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     grad_clip: float = 3.0
     multi_start: bool | Literal["auto"] = "auto"
     precision: Precision = "auto"
+    device: Device = "auto"
+    compile: bool = False
     test_every: int | None = None
     checkpoint_every: int = 500
     buffer_bytes: int = 256_000_000

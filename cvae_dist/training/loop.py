@@ -14,10 +14,10 @@ from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.model.directory import delete_model, save_model
 from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS
 from cvae_dist.model.threads import torch_threads
-from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Lease
 from cvae_dist.store.ranges import RowNumbers
+from cvae_dist.training import device
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import Figures, History, HistoryRecord, Scalars, StoppedBecause, finite
 from cvae_dist.training.interruption import Interruption
@@ -100,12 +100,13 @@ def run(
         sampler = beginning.sampler
         share = Share(sampler, excluded, world.rank, world.size)
         with (
-            Loader(training.data.reader, share, buffer_bytes=config.buffer_bytes) as loader,
+            Loader(training.data.reader, share, buffer_bytes=config.buffer_bytes, device=world.device) as loader,
             Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
             steps = _Run(trainer, history, scalars, lease, checkpoints, decided, interruption, on_event, world)
-            told = (*training.reasons, training.note(sampler), *beginning.notes, *scalars.notes)
+            told = (*training.reasons, device.note(world.device, config.device), training.note(sampler))
+            told += (*beginning.notes, *scalars.notes)
             steps.tell_start(tuple(filter(None, told)), sampler.variance_inflation)
             if beginning.notes and not state:
                 steps.save()
@@ -113,6 +114,7 @@ def run(
     figures = steps.end(stopped)
     world.close()
     trainer.use_best_weights()
+    vae.cpu()
     if world.leads:
         training.measure(vae, validation)
         if stopped != "interrupted":
@@ -144,9 +146,9 @@ def _begin(
 ) -> tuple[Beginning, Trainer]:
     """Return what was or is decided, and a trainer that stands where ``state`` or ``earlier`` ended."""
     end = earlier.figures if earlier else None
-    beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end)
+    beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end, world)
     steps_per_epoch, compute_dtype = beginning.sampler.steps_per_epoch, beginning.precision.compute_dtype
-    trainer = Trainer(vae, training.config, validation, steps_per_epoch, compute_dtype, world)
+    trainer = Trainer(vae.to(world.device), training.config, validation, steps_per_epoch, compute_dtype, world)
     if state:
         trainer.restore(state["trainer"])
     elif earlier:
@@ -236,7 +238,7 @@ class _Run:
     def _step(self, batch: Batch) -> None:
         trainer = self.trainer
         retreats = trainer.retreats
-        trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global, self.interruption.requested)
+        trainer.advance(batch.x, batch.positions, batch.n_global, self.interruption.requested)
         if self.lease:
             self.lease.require()
         self._rows_since_told += batch.n_global
