@@ -3,7 +3,8 @@
 All that the package uses of torch's private operators is here, each with what is done where it is missing.
 
 Hidden state: what :func:`computing_in` asks for is a context variable, which every thread has of its own. The
-weights prepared for it last as long as the context does.
+weights prepared for it last as long as the context does. :func:`compiled` uses a global variable, but only while it is
+traced: torch does not understand context variables.
 """
 
 import contextlib
@@ -61,7 +62,7 @@ class _Computing:
 
 
 _computing: ContextVar[_Computing | None] = ContextVar("computing", default=None)
-_compiled_in: torch.dtype | None = None  # the same while torch compiles, which does not understand context variables
+_compiled_in: torch.dtype | None = None
 
 
 def compute_dtype(precision: str) -> torch.dtype:

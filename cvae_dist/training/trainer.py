@@ -134,10 +134,10 @@ class Trainer:
     def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int, stop: bool = False) -> None:
         """Do one step on this rank's share of a global batch of ``n_global`` rows, together with all other ranks.
 
-        The gradient is that of their mean. ``rows``, (n, n_features), are in data units and of any real dtype.
-        ``positions``, (n,) int64, are their places in the global batch, which decide their noise: the CPU draws it,
-        so that it is the same on any device. Where any rank asks
-        to ``stop``, all ranks know it after the step.
+        The gradient is that of their mean. ``rows``, (n, n_features), are in data units and of any real dtype, and on
+        the world's device. ``positions``, (n,) int64, are their places in the global batch, which decide their noise;
+        the CPU draws it, so that it is the same on any device. Where any rank asks to ``stop``, all ranks know it after
+        the step.
 
         Raises
         ------
