@@ -502,8 +502,14 @@ class TestSaving:
             fit_digits(tmp_path / "whole", num_steps=80)
         monkeypatch.undo()
         starts: list[int] = []
+
+        def until_begun(event: Event) -> None:
+            if event.kind == "start":
+                starts.append(event.done)
+                raise Killed
+
         for number in count(1):
-            model, events = tmp_path / str(number), list[Event]()
+            model = tmp_path / str(number)
             shutil.copytree(tmp_path / "whole", model)
             with Lease.held(Location.of(model)) as lease, monkeypatch.context() as patch:
                 let_it_end_at(number, patch)
@@ -512,8 +518,8 @@ class TestSaving:
                     break
                 except Killed:
                     pass
-            fit_digits(model, events.append, num_steps=80)
-            starts += [event.done for event in events if event.kind == "start"]
+            with pytest.raises(Killed):
+                fit_digits(model, until_begun, num_steps=80)
         assert starts == [70, *[60] * 5, *[0] * 4], "as it was, as before it, and as if nothing had been there"
 
     @pytest.mark.parametrize("given", [4_000, 30_000])
