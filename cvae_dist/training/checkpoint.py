@@ -35,9 +35,9 @@ class Checkpoints:
     tell which of them are whole. A pointer that names nothing says that the training is over or discarded, whatever
     files are still there.
 
-    States hold only tensors, numbers, strings, lists and dicts, and are read without unpickling anything else. That of
-    a trainer has the best weights so far beside the last ones, so the last checkpoint is enough. ``check`` is called
-    before anything is written or deleted; where it raises, nothing is.
+    States hold only tensors, numbers, strings, lists and dicts, and are read without unpickling anything else. The
+    state of a trainer holds the best weights so far beside the last ones. So the last checkpoint is enough, and none is
+    kept for the best. ``check`` is called before anything is written or deleted; where it raises, nothing is.
     """
 
     def __init__(self, place: Location, check: Callable[[], None] = lambda: None, keep: int = 2) -> None:
@@ -46,7 +46,7 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Store ``state`` as the newest checkpoint, and delete all but the last ones."""
+        """Store ``state`` as the newest checkpoint, and delete those that are not kept any more."""
         data = as_bytes(state)
         digest = digest_bytes(data)
         entry = Entry(f"step{step:06d}-{digest}.pt", digest, len(data))
@@ -103,7 +103,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Delete every checkpoint, and the directory when that leaves it empty.
 
-        Killed at any time, nothing that is still there is gone on with once the pointer names nothing.
+        First the pointer is made to name nothing. Killed after that, no training goes on from what is still there.
         """
         if self.exist:
             self._point_to([])

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import pickle
 from collections.abc import Callable
@@ -153,6 +154,31 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             monkeypatch.setattr(Location, name, patched(name))
 
     return arm
+
+
+@pytest.mark.parametrize("pointer", ["whole", "lost"])
+def test_a_save_that_is_killed_leaves_the_new_state_or_the_one_before(
+    place: Path, kill_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, pointer: str
+) -> None:
+    """Killed at the file, at the pointer, at the deletion of the oldest, or not at all."""
+    checkpoints, found = Checkpoints(Location.of(str(place))), []
+    for number in range(1, 5):
+        for step in (1, 2):
+            checkpoints.save(step, state(step))
+        kill_at(number)
+        with contextlib.suppress(Killed):
+            checkpoints.save(3, state(3))
+        monkeypatch.undo()
+        if pointer == "lost":
+            (place / "LATEST.json").unlink()
+        loaded = checkpoints.load()
+        assert loaded is not None
+        found.append(loaded["step"])
+        checkpoints.sweep()
+        if pointer == "whole":
+            assert len(steps_on_disk(place)) == 2
+        checkpoints.clear()
+    assert found == ([2, 2, 3, 3] if pointer == "whole" else [2, 3, 3, 3])
 
 
 @pytest.mark.parametrize("pointer", ["whole", "lost"])

@@ -487,10 +487,12 @@ class TestSaving:
         monkeypatch.undo()
         pointer = tmp_path / "checkpoints" / "LATEST.json"
         pointer.unlink() if loss == "lost" else pointer.write_bytes(b"")
+        (tmp_path / "checkpoints" / "notes").write_text("of somebody else")
         events: list[Event] = []
         assert_same_weights(fit_digits(tmp_path, events.append)[0], undisturbed[0])
         assert "LATEST.json names no whole checkpoint; the training goes on from step000033-" in events[0].message
         assert events[1].done == 33
+        assert names_of(tmp_path / "checkpoints") == ["notes"]
 
     def test_a_discarded_training_does_not_go_on_wherever_that_was_killed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
