@@ -345,13 +345,13 @@ def as_bytes(state: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def to_cpu(state: Any) -> Any:
-    """Return a state with the same tensors on the CPU: those that are there already are not copied."""
+def to_cpu(state: Any, *, copy: bool = False) -> Any:
+    """Return a state with its tensors on the CPU. Those that are there already are shared, unless ``copy`` is true."""
     if isinstance(state, Tensor):
-        return state.detach().cpu()
+        return state.detach().to("cpu", copy=copy)
     if isinstance(state, Mapping):
-        return {name: to_cpu(value) for name, value in state.items()}
-    return [to_cpu(value) for value in state] if isinstance(state, list) else state
+        return {name: to_cpu(value, copy=copy) for name, value in state.items()}
+    return [to_cpu(value, copy=copy) for value in state] if isinstance(state, list) else state
 
 
 def from_bytes(data: bytes) -> dict[str, Any]:
