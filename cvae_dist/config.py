@@ -138,7 +138,10 @@ class TrainConfig(ModelConfig):
     )
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
     buffer_bytes: int = Field(256_000_000, ge=1, description="Memory of the shuffling loader, in bytes.")
-    tb_logging: bool = Field(True, description="Write TensorBoard scalars to MODEL/logs.")
+    tb_logging: bool = Field(True, description="Write TensorBoard scalars to MODEL/logs, on a local disk.")
+    mlflow_logging: bool = Field(
+        False, description="Record the training in MLflow, where its own variables say (MLFLOW_TRACKING_URI)."
+    )
 
     def resolve(self, n_rows: int, n_features: int, *, vectors: bool = False) -> "TrainConfig":
         """Return the settings with every value that follows from the shape of the data filled in.
@@ -206,7 +209,7 @@ _FEW_DIMENSIONS = 2  # of latents, which the networks must bend the rows to fit
 _MANY_DIMENSIONS = 32  # in which hardly anything is left to bend: with 64 one layer is better, with 16 two
 
 # These may differ between two runs on one model directory: they leave every weight as it is.
-WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"checkpoint_every", "tb_logging"})
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"checkpoint_every", "tb_logging", "mlflow_logging"})
 
 
 def _train_valid_split(n_rows: int, n_features: int, dim_latent: int) -> float:

@@ -25,6 +25,7 @@ from cvae_dist.training.loader import Batch, Loader
 from cvae_dist.training.precision import multiply_adds
 from cvae_dist.training.prepare import Beginning, Training
 from cvae_dist.training.sampler import Share
+from cvae_dist.training.tracking import Tracking
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.training.world import World, as_bytes, from_bytes
@@ -77,13 +78,30 @@ def run(
     Corrupt
         The rows were replaced while they were trained on. No model was written.
     """
-    config, world = training.config, world or World()
+    world = world or World()
+    with Tracking(training if world.leads else None, lease, on_event) as tracking:
+        trained = _train(training, on_event, lease, state, earlier, world, tracking)
+        tracking.end(trained.figures.stopped_because)
+    return trained
+
+
+def _train(
+    training: Training,
+    on_event: OnEvent,
+    lease: Lease | None,
+    state: Mapping[str, Any] | None,
+    earlier: Trained | None,
+    world: World,
+    tracking: Tracking,
+) -> Trained:
+    config = training.config
     place = lease.output if lease else None
     validation, excluded = training.hold_out(world)
     vae = VAE.of(config, training.data.moments, training.data.reader.dtype, config.seed)
     recorded: list[HistoryRecord] = state["history"] if state else earlier.history if earlier else []
     history = History(lease.output / HISTORY, recorded, lease.require) if lease else History(None, recorded)
     history.write()
+    tracking.add(*recorded)
     checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check) if lease else None
     with (
         torch_threads(_threads(vae, config, world)),
@@ -104,7 +122,7 @@ def run(
             Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
-            steps = _Run(trainer, history, scalars, lease, checkpoints, decided, interruption, on_event, world)
+            steps = _Run(trainer, history, scalars, tracking, lease, checkpoints, decided, interruption, on_event, world)
             told = (*training.reasons, training.note(sampler), *beginning.notes, *scalars.notes)
             steps.tell_start(tuple(filter(None, told)), sampler.variance_inflation)
             if beginning.notes and not state:
@@ -179,6 +197,7 @@ class _Run:
     trainer: Trainer
     history: History
     scalars: Scalars
+    tracking: Tracking
     lease: Lease | None
     checkpoints: Checkpoints | None
     decided: Mapping[str, Any]
@@ -190,6 +209,7 @@ class _Run:
         self._began = time.monotonic() - self.trainer.seconds
         self._told_at = self._recorded_at = time.monotonic()
         self._rows_since_told = self._rows_since_record = 0
+        self._waited = 0.0
 
     def tell_start(self, notes: tuple[str, ...], variance_inflation: float) -> None:
         """Tell what is about to happen."""
@@ -205,7 +225,10 @@ class _Run:
         batches = loader.batches(*self.trainer.position)
         try:
             while not reason:
-                self._step(next(batches))
+                asked = time.monotonic()
+                batch = next(batches)
+                self._waited += time.monotonic() - asked
+                self._step(batch)
                 reason = self._reason_to_stop()
         except RankLost:
             self.save()  # no rank has done the step in which it was lost
@@ -263,12 +286,15 @@ class _Run:
 
     def _record(self) -> None:
         now = time.monotonic()
+        seconds = max(now - self._recorded_at, 1e-9)
         record = self.trainer.test()
-        record["rows_per_second"] = self._rows_since_record / max(now - self._recorded_at, 1e-9)
+        record["rows_per_second"] = self._rows_since_record / seconds
+        record["waiting_share"] = self._waited / seconds
         record["time"] = now - self._began
-        self._recorded_at, self._rows_since_record = time.monotonic(), 0
+        self._recorded_at, self._rows_since_record, self._waited = time.monotonic(), 0, 0.0
         self.history.append(record)
         self.scalars.add(record)
+        self.tracking.add(record)
         self._tell("test", values=finite(record))
 
     def _progress(self) -> None:

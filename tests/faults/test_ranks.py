@@ -1,10 +1,12 @@
 """Several ranks train one model: it is the model of one process, whatever happens to them on the way."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.launch.gang import train_together
 from cvae_dist.launch.local import LocalRanks
 from cvae_dist.launch.rank import Task
+from cvae_dist.progress import LiveBars
 from cvae_dist.store import RowStore
 from cvae_dist.training.history import Figures
 from cvae_dist.training.optimizer import Optimizer
@@ -33,6 +36,8 @@ SETTINGS: dict[str, Any] = {
     "num_steps": STEPS, "dim_latent": 4, "cells_encoder": (32, 16), "batch_size": 50, "test_every": 40,
     "checkpoint_every": 30, "tb_logging": False, "precision": "float32", "buffer_bytes": 40_000,
 }  # fmt: skip
+
+OF_THE_CLOCK = ("time", "rows_per_second", "waiting_share")
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +137,25 @@ def weights(model: Path) -> np.ndarray:
     return np.concatenate([found[name].ravel().astype(float) for name in sorted(found) if "stretch" not in name])
 
 
+def history(model: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (model / "history.jsonl").read_text().splitlines()]
+
+
+def require_one_bar(events: Sequence[Event], restarts: int = 0) -> None:
+    """Look at what is shown of a training that was told in these events."""
+    starts = [event.done for event in events if event.kind == "start"]
+    assert starts[0] == 0
+    assert len(starts) == 1 + restarts
+    assert all(step >= 30 for step in starts[1:]), "the bar goes on at a checkpoint"
+    assert {event.total for event in events if event.kind != "note"} == {STEPS}
+    assert [event.kind for event in events].count("done") == 1
+    bars = LiveBars()
+    for event in events:
+        bars(event)
+    (bar,) = bars._progress.tasks
+    assert (bar.completed, bar.total) == (STEPS, STEPS)
+
+
 def distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(one.astype(float) - other) / np.linalg.norm(other))
 
@@ -156,8 +180,10 @@ def killing(started: Callable[[], Started], kills: dict[int, int]) -> Callable[[
 
 @pytest.mark.parametrize("sizes", [[2], pytest.param([3], marks=pytest.mark.heavy)])
 def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path, sizes: list[int]) -> None:
-    result, _ = run(store, tmp_path / "model", sizes)
+    events: list[Event] = []
+    result, _ = run(store, tmp_path / "model", sizes, events.append)
     assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
+    require_one_bar(events)
     gradients = [np.load(f"{tmp_path}/model-gradient-{rank}.npy") for rank in range(sizes[0])]
     ends = [np.load(f"{tmp_path}/model-weights-{rank}.npy") for rank in range(sizes[0])]
     for rank in range(1, sizes[0]):
@@ -165,6 +191,13 @@ def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: 
         np.testing.assert_array_equal(ends[rank], ends[0])
     assert distance(gradients[0], np.load(f"{alone}-gradient-0.npy")) <= 1e-6
     assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+    records = history(tmp_path / "model")
+    for record, expected in zip(records, history(alone), strict=True):
+        timeless = {name: value for name, value in expected.items() if name not in OF_THE_CLOCK}
+        assert {name: record[name] for name in timeless} == pytest.approx(timeless, rel=1e-3)
+        assert record.keys() == expected.keys()
+    for before, record in pairwise(records):
+        assert record["rows_per_second"] * (record["time"] - before["time"]) > 0.75 * 40 * 50, "of all ranks"
 
 
 @pytest.mark.heavy
@@ -182,19 +215,20 @@ def test_killed_ranks_start_again(
     store: str, alone: Path, tmp_path: Path, sizes: list[int], kills: dict[int, int]
 ) -> None:
     """Each time with another number of them, as a cluster is scaled."""
-    notes: list[str] = []
+    events: list[Event] = []
     box: list[Started] = []
     kill = killing(lambda: box[0], dict(kills))
 
     def listen(event: Event) -> None:
-        notes.extend([event.message] if event.kind == "note" else [])
+        events.append(event)
         kill(event)
 
     box.append(Started(task(store, tmp_path / "model"), sizes))
     result = train_together(box[0], listen, 5)
     box[0].require_nobody_left()
     assert result["steps"] == STEPS
-    assert sum("was killed (SIGKILL); all ranks start again" in note for note in notes) == len(kills)
+    assert sum("was killed (SIGKILL); all ranks start again" in event.message for event in events) == len(kills)
+    require_one_bar(events, restarts=len(kills))
     assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
 
 

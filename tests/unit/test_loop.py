@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,7 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.store.urls import Changed
 from cvae_dist.training import schedule
 from cvae_dist.training.fit import fit
+from cvae_dist.training.loader import Batch, Loader
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.prepare import Training, TrainingData
@@ -117,8 +119,39 @@ def test_history_has_every_validation_once(undisturbed: tuple[VAE, Any]) -> None
         assert record["loss"] == pytest.approx(record["reconstruction"] + record["kl"])
         assert record["validation_loss"] == pytest.approx(record["validation_reconstruction"] + record["validation_kl"])
         assert record["rows_per_second"] > 0
+        assert 0 < record["waiting_share"] < 1
+        assert 0 < record["gradient_norm"] < record["largest_gradient_norm"]
     assert history[0]["epoch"] == 20 / 9  # 270 rows in batches of 30
     assert [record["kl_weight"] for record in history] == [1, 1, 1]
+
+
+def test_gradient_norms_are_those_before_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    clip = Optimizer._clip
+
+    def noting(self: Optimizer, *arguments: Any) -> bool:
+        norms.append(math.hypot(*(float(value.grad.norm()) for value in self._parameters)))  # type: ignore[union-attr]
+        return clip(self, *arguments)
+
+    monkeypatch.setattr(Optimizer, "_clip", noting)
+    _, history = fit_digits(grad_clip=0.5)
+    for record, part in zip(history, np.reshape(norms, (3, 20)), strict=True):
+        assert record["gradient_norm"] == pytest.approx(part.mean(), rel=1e-5)
+        assert record["largest_gradient_norm"] == pytest.approx(part.max(), rel=1e-5)
+
+
+def test_the_waiting_share_counts_the_wait_for_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Loader.batches
+
+    def slow(self: Loader, *position: int) -> Iterator[Batch]:
+        for batch in batches(self, *position):
+            time.sleep(0.002)
+            yield batch
+
+    monkeypatch.setattr(Loader, "batches", slow)
+    _, history = fit_digits()
+    for record in history:
+        assert record["waiting_share"] * 20 * 30 / record["rows_per_second"] >= 20 * 0.002
 
 
 @pytest.mark.parametrize("steps", [1, 20, 25, 33, 59])
@@ -139,9 +172,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_weights(
     assert started[0].values == {"variance_inflation": 1.0, "validation_rows": 30}
     assert_same_weights(vae, undisturbed[0])
     assert_same_weights(load_model(str(tmp_path)), undisturbed[0])
-    timeless = [
-        {name: record[name] for name in record if name not in ("time", "rows_per_second")} for record in history
-    ]
+    of_the_clock = ("time", "rows_per_second", "waiting_share")
+    timeless = [{name: record[name] for name in record if name not in of_the_clock} for record in history]
     expected = [{name: value for name, value in record.items() if name in timeless[0]} for record in undisturbed[1]]
     assert timeless == expected
     assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == history

@@ -71,6 +71,16 @@ def test_plain_lines_are_few_and_say_rate_and_time_left(
     assert lines[3].startswith("train: 400/400 steps, 30 steps/s")
 
 
+def test_a_bar_goes_on_where_a_training_starts_again() -> None:
+    bars = LiveBars()
+    shown = []
+    for event in [*STAGE[:2], STAGE[0], *STAGE[1:]]:
+        bars(event)
+        (bar,) = bars._progress.tasks
+        shown.append((bar.completed, bar.total))
+    assert shown == [(100, 400), (200, 400), (100, 400), (200, 400), (200, 400), (400, 400)]
+
+
 def test_progress_within_seconds_of_the_last_line_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     display = PlainLines()
     for event in [STAGE[0], *[STAGE[1]] * 50, STAGE[3]]:
