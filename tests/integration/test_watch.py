@@ -27,7 +27,6 @@ def test_the_readme_shows_what_is_there(tmp_path: Path, monkeypatch: pytest.Monk
     np.save("tree/digits.npy", load_digits().data[:300].astype(np.uint8))
     ingest("tree", "rows.zarr")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     draw, board, train = COMMANDS
     variable, *words = shlex.split(train)
