@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -122,7 +122,8 @@ def _train(
             Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
         ):
             decided = {"made_with": training.made_with, **beginning.state()}
-            steps = _Run(trainer, history, scalars, tracking, lease, checkpoints, decided, interruption, on_event, world)
+            recorders = (scalars, tracking)
+            steps = _Run(trainer, history, recorders, lease, checkpoints, decided, interruption, on_event, world)
             told = (*training.reasons, training.note(sampler), *beginning.notes, *scalars.notes)
             steps.tell_start(tuple(filter(None, told)), sampler.variance_inflation)
             if beginning.notes and not state:
@@ -196,8 +197,7 @@ class _Run:
 
     trainer: Trainer
     history: History
-    scalars: Scalars
-    tracking: Tracking
+    recorders: Sequence[Scalars | Tracking]
     lease: Lease | None
     checkpoints: Checkpoints | None
     decided: Mapping[str, Any]
@@ -293,8 +293,8 @@ class _Run:
         record["time"] = now - self._began
         self._recorded_at, self._rows_since_record, self._waited = time.monotonic(), 0, 0.0
         self.history.append(record)
-        self.scalars.add(record)
-        self.tracking.add(record)
+        for recorder in self.recorders:
+            recorder.add(record)
         self._tell("test", values=finite(record))
 
     def _progress(self) -> None:

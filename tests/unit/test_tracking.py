@@ -61,9 +61,10 @@ def test_without_a_directory_there_is_a_run_too() -> None:
 
 
 def interrupted(model: Path, steps: int, **settings: Any) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         interrupt_after(steps, patch)
-        fit_digits(model, mlflow_logging=True, **settings)
+        with pytest.raises(KeyboardInterrupt):
+            fit_digits(model, mlflow_logging=True, **settings)
 
 
 def test_a_training_that_goes_on_goes_on_with_its_run(tmp_path: Path) -> None:
