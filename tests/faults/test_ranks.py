@@ -149,9 +149,9 @@ def require_one_bar(events: Sequence[Event], restarts: int = 0) -> None:
     assert all(step >= 30 for step in starts[1:]), "the bar goes on at a checkpoint"
     assert {event.total for event in events if event.kind != "note"} == {STEPS}
     assert [event.kind for event in events].count("done") == 1
-    bars = LiveBars()
-    for event in events:
-        bars(event)
+    with LiveBars() as bars:
+        for event in events:
+            bars(event)
     (bar,) = bars._progress.tasks
     assert (bar.completed, bar.total) == (STEPS, STEPS)
 
