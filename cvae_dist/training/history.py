@@ -120,7 +120,7 @@ class Scalars:
         if logs is None:
             return
         if not logs.is_local:
-            self.notes = (f"no TensorBoard logs are written: {logs} is on no local disk. history.jsonl says the same",)
+            self.notes = (f"no TensorBoard logs are written, as {logs} is not on a disk; history.jsonl has all of it",)
             return
         try:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional

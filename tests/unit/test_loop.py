@@ -29,6 +29,7 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.store.urls import Changed
 from cvae_dist.training import schedule
 from cvae_dist.training.fit import fit
+from cvae_dist.training.history import Scalars
 from cvae_dist.training.loader import Batch, Loader
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
@@ -655,6 +656,15 @@ def test_missing_tensorboard_is_said_once_where_logs_were_to_be(
     missing = "no TensorBoard logs are written, as it is not installed: pip install 'cvae-dist[tensorboard]'"
     assert said(tmp_path / "logged", tb_logging=True) == [missing]
     assert said(tmp_path / "not_logged", tb_logging=False) == said(None, tb_logging=True) == []
+
+
+def test_a_bucket_gets_no_tensorboard_logs_and_says_so() -> None:
+    place = Location.of("memory://models/digits/logs")
+    with Scalars(place, 0) as scalars:
+        scalars.add({"step": 1, "loss": 2.0})
+    (note,) = scalars.notes
+    assert note == f"no TensorBoard logs are written, as {place} is not on a disk; history.jsonl has all of it"
+    assert not place.exists()
 
 
 def test_the_threads_of_torch_are_put_back() -> None:
