@@ -4,13 +4,12 @@ So a server that is slow, silent or gone costs a training a note, and at its end
 in which experiment a run begins, MLflow finds in its own environment variables.
 """
 
-import importlib.util
 import json
 import queue
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from cvae_dist.events import Event, OnEvent
 from cvae_dist.model.files import MLFLOW_RUN
@@ -18,6 +17,9 @@ from cvae_dist.store import Lease
 from cvae_dist.store.lineage import digest_json
 from cvae_dist.training.history import HistoryRecord, StoppedBecause, plotted
 from cvae_dist.training.prepare import Training
+
+if TYPE_CHECKING:
+    from mlflow import ActiveRun
 
 _PATIENCE = 10.0  # seconds at the end of a training for what was not sent yet
 _MOST_SHOWN = 300  # characters of an error
@@ -38,14 +40,18 @@ class Tracking:
         self._thread: threading.Thread | None = None
         self._status = "FAILED"
         self._trouble = ""
+        self._is_late = False
 
     def __enter__(self) -> Self:
-        if self._training is not None and self._training.config.mlflow_logging:
-            if importlib.util.find_spec("mlflow") is None:
-                self._trouble = "MLflow gets nothing, as it is not installed: pip install 'cvae-dist[mlflow]'"
-            else:
-                self._thread = threading.Thread(target=self._send, args=(self._training,), name="mlflow", daemon=True)
-                self._thread.start()
+        if self._training is None or not self._training.config.mlflow_logging:
+            return self
+        try:
+            import mlflow  # noqa: F401 - slow, and optional; here, as two threads must not import at once
+
+            self._thread = threading.Thread(target=self._send, args=(self._training,), name="mlflow", daemon=True)
+            self._thread.start()
+        except ImportError:
+            self._trouble = "MLflow gets nothing, as it is not installed: pip install 'cvae-dist[mlflow]'"
         return self
 
     def add(self, *records: HistoryRecord) -> None:
@@ -63,8 +69,9 @@ class Tracking:
         if self._thread is not None:
             self._items.put(self._status)
             self._thread.join(_PATIENCE)
-            if self._thread.is_alive():
-                self._trouble = f"MLflow has not answered for {_PATIENCE:g} s. It misses the end of this training"
+            self._is_late = self._thread.is_alive()
+            if self._is_late:
+                self._trouble = f"MLflow has not answered for {_PATIENCE:g} s, and may miss the end of this training"
         self._tell()
 
     def _tell(self) -> None:
@@ -80,7 +87,7 @@ class Tracking:
             self._trouble = f"MLflow gets no more of this training, which goes on: {type(error).__name__}: {said}"
 
     def _send_all(self, training: Training) -> None:
-        import mlflow  # slow to import, and optional
+        import mlflow
 
         run_id = self._start(training)
         there = mlflow.MlflowClient().get_metric_history(run_id, _IN_EVERY_RECORD)
@@ -103,7 +110,7 @@ class Tracking:
             mlflow.log_params(training.config.model_dump(mode="json"))
         return str(run.info.run_id)
 
-    def _earlier(self, training: Training) -> Any:
+    def _earlier(self, training: Training) -> "ActiveRun | None":
         """Go on with the run whose id is kept; return None where there is none."""
         import mlflow
 
@@ -118,7 +125,7 @@ class Tracking:
             return None
 
     def _keep(self, training: Training, run_id: str) -> None:
-        if self._lease is not None:
+        if self._lease is not None and not self._is_late:  # then the lease may be another's
             kept = {"run": run_id, "training": digest_json(training.made_with)}
             self._lease.require()
             (self._lease.output / MLFLOW_RUN).write(json.dumps(kept).encode())
