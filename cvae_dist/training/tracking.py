@@ -15,7 +15,7 @@ from cvae_dist.events import Event, OnEvent
 from cvae_dist.model.files import MLFLOW_RUN
 from cvae_dist.store import Lease
 from cvae_dist.store.lineage import digest_json
-from cvae_dist.training.history import HistoryRecord, StoppedBecause, plotted
+from cvae_dist.training.history import GOES_ON, HistoryRecord, StoppedBecause, plotted
 from cvae_dist.training.prepare import Training
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Tracking:
 
     def end(self, stopped: StoppedBecause) -> None:
         """Say how the training has ended. Without a word it has failed."""
-        self._status = "KILLED" if stopped == "interrupted" else "FINISHED"
+        self._status = "KILLED" if stopped in GOES_ON else "FINISHED"
 
     def __exit__(self, *_: object) -> None:
         if self._thread is not None:
