@@ -1,5 +1,6 @@
 """Several ranks train one model: it is the model of one process, whatever happens to them on the way."""
 
+import json
 import os
 import signal
 import time
@@ -20,13 +21,14 @@ from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.launch.gang import train_together
 from cvae_dist.launch.local import LocalRanks
 from cvae_dist.launch.rank import Task
-from cvae_dist.store import RowStore
+from cvae_dist.store import Location, RowStore
 from cvae_dist.training.history import Figures
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.world import Membership
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
+from tests.unit.test_loop import take_over
 
 STEPS = 120
 SETTINGS: dict[str, Any] = {
@@ -280,6 +282,32 @@ def test_only_one_driver_trains_a_model(store: str, tmp_path: Path) -> None:
     result, _ = run(store, model, [1], on_event=listen, num_steps=10**6)  # it does not end before the other began
     assert result["stopped_because"] == "interrupted"
     assert len(errors) == 1
+
+
+@pytest.mark.heavy
+def test_ranks_end_when_the_lease_is_taken_away(store: str, tmp_path: Path) -> None:
+    model, lease = tmp_path / "model", tmp_path / "model.lease"
+
+    def listen(event: Event) -> None:
+        if event.kind == "test" and event.done == 40:
+            take_over(Location.of(lease))
+
+    with pytest.raises(OutputLocked, match="taken over by process .* of eve"):
+        run(store, model, on_event=listen, num_steps=10**6)
+    assert json.loads(lease.read_text())["user"] == "eve"
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    assert not (model / "model.safetensors").exists()
+    lease.unlink()
+    starts: list[int] = []
+
+    def interrupt(event: Event) -> None:
+        starts.extend([event.done] if event.kind == "start" else [])
+        if event.kind == "test":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert before == {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    run(store, model, on_event=interrupt, num_steps=10**6)
+    assert starts[0] >= 30, "it goes on from the checkpoint"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ SRUN = {
     [
         ({}, None),
         (TORCHRUN, Membership(3, 4, 1, 2, "10.0.0.1", 29500, True)),
+        ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}, Membership(3, 4, 1, 2, "10.0.0.1", 29500, True, 2)),
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, Membership(1, 2, 0, 1, "a", 1)),
         ({"WORLD_SIZE": "1"}, Membership(0, 1, 0, 1, "", 0)),
         (SRUN, Membership(5, 8, 1, 4, "gpu07", 20_000 + 1234567 % 20_000)),
