@@ -5,13 +5,14 @@ import tempfile
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, Generic
 
 import numpy as np
+from numcodecs.vlen import VLenUTF8
 
 from cvae_dist.errors import InvalidInput, StorageFailed
-from cvae_dist.store.columns import Rows, regrouped
-from cvae_dist.store.layout import STRING, decode_chunk, encode_chunk
+from cvae_dist.store.columns import Integers, Rows, regrouped
 
 _BATCH = 2_048  # rows: when many runs are merged, a batch of each is in memory
 _RUN = 65_536  # rows that are sorted in memory
@@ -26,7 +27,7 @@ class Spool(Generic[Rows]):
         self._count = 0
         self._pending: list[Rows] = []
         self._waiting = 0
-        self._batches: list[tuple[int, list[str], list[int]]] = []  # rows; dtype and bytes of each column
+        self._batches: list[list[int]] = []  # bytes of each column
         self._starts = [0]  # of the batches in the file, and of the next one
         self._file: int | None = None
 
@@ -62,29 +63,26 @@ class Spool(Generic[Rows]):
         return map(self._read, range(first, stop))
 
     def _write(self, rows: Rows) -> None:
-        columns = rows.columns().values()
-        chunks = [b"".join(encode_chunk(values, len(rows))) for values in columns]
+        columns = [_packed(values) for values in rows.columns().values()]
         try:
             if self._file is None:
                 self._file = _nameless_file()
                 weakref.finalize(self, os.close, self._file)
-            _write_at(self._file, b"".join(chunks), self._starts[-1])
+            _write_at(self._file, b"".join(columns), self._starts[-1])
         except OSError as error:
             raise StorageFailed(
                 error.errno,
                 f"no temporary file can be written in {tempfile.gettempdir()}: {error.strerror}. Nothing was changed; "
                 "free some room there, or name another folder by the environment variable TMPDIR",
             ) from error
-        dtypes = [STRING if values.dtype.kind == "O" else values.dtype.str for values in columns]
-        self._batches.append((len(rows), dtypes, [len(chunk) for chunk in chunks]))
-        self._starts.append(self._starts[-1] + sum(map(len, chunks)))
+        self._batches.append([len(column) for column in columns])
+        self._starts.append(self._starts[-1] + sum(self._batches[-1]))
 
     def _read(self, number: int) -> Rows:
         assert self._file is not None
-        rows, dtypes, sizes = self._batches[number]
         start, columns = self._starts[number], []
-        for dtype, size in zip(dtypes, sizes, strict=True):
-            columns.append(decode_chunk(os.pread(self._file, size, start), dtype, (rows,)))
+        for field, size in zip(fields(self.kind), self._batches[number], strict=True):  # type: ignore[arg-type]
+            columns.append(_unpacked(os.pread(self._file, size, start), field.type == Integers))
             start += size
         return self.kind(*columns)
 
@@ -184,6 +182,15 @@ class Sorter(Generic[Rows]):
 
     def _keys(self, rows: Rows) -> Any:
         return getattr(rows, self._key)
+
+
+def _packed(values: Any) -> bytes:
+    """Return a column as bytes; it is read again soon, so it is not worth compressing."""
+    return values.astype("<i8").tobytes() if values.dtype.kind == "i" else bytes(VLenUTF8().encode(values))
+
+
+def _unpacked(data: bytes, integers: bool) -> Any:
+    return np.frombuffer(data, np.int64).copy() if integers else VLenUTF8().decode(data)
 
 
 def _write_at(descriptor: int, data: bytes, start: int) -> None:

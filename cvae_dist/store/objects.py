@@ -270,7 +270,8 @@ def _pages(store: "S3Store | AzureStore", prefix: str) -> Iterator[Page]:
                 names, sizes, tags = (batch.column(name).to_pylist() for name in ("path", "size", "e_tag"))
                 ordered = ordered and last < names[0] and names == sorted(names)
                 last, failures = names[-1], 0
-                yield Page(names, sizes, list(map(unquoted, tags)))
+                versions = map(str.strip, tags, itertools.repeat('"')) if all(tags) else map(unquoted, tags)
+                yield Page(names, sizes, list(versions))
             return
         except obstore.exceptions.GenericError:
             failures += 1

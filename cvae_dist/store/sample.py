@@ -43,19 +43,23 @@ class Sample:
         return cls(np.zeros(0, np.int64), np.zeros((0, sample_width(layout)), layout.arrays[0].dtype))
 
     @classmethod
-    def joined(cls, parts: Iterable["Sample"]) -> Self:
+    def joined(cls, parts: Iterable[Self]) -> Self:
         """Return the rows of some parts, at least one, one part after the other."""
-        rows, values = zip(*((part.rows, part.values) for part in parts), strict=True)
-        return cls(np.concatenate(rows), np.concatenate(values))
+        parts = list(parts)
+        parts = [part for part in parts if len(part.rows)] or parts[:1]
+        if len(parts) == 1:
+            return parts[0]
+        return cls(np.concatenate([part.rows for part in parts]), np.concatenate([part.values for part in parts]))
 
-    def __getitem__(self, index: npt.NDArray[np.bool_] | RowNumbers) -> "Sample":
-        return Sample(self.rows[index], self.values[index])
+    def __getitem__(self, index: npt.NDArray[np.bool_] | RowNumbers) -> Self:
+        return type(self)(self.rows[index], self.values[index])
 
-    def sorted(self) -> "Sample":
+    def sorted(self) -> Self:
         """Return the same rows in ascending order of their numbers."""
-        return self[np.argsort(self.rows, kind="stable")]
+        in_order = (self.rows[1:] >= self.rows[:-1]).all()
+        return self if in_order else self[np.argsort(self.rows, kind="stable")]
 
-    def thinned(self, level: int) -> "Sample":
+    def thinned(self, level: int) -> Self:
         """Return the rows that a higher level keeps."""
         if not len(self.rows) or not level:
             return self
