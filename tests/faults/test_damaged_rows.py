@@ -17,11 +17,11 @@ from cvae_dist.verbs.train import train
 from tests.faults.drivers import small_grid
 from tests.servers import serve
 
-STEPS, DAMAGED_AT = 120, 40
+STEPS, DAMAGED_AT = 60, 10
 SHARD, PLACE = 3, 100  # where the damage is
 SETTINGS: dict[str, Any] = {
-    "num_steps": STEPS, "dim_latent": 3, "cells_encoder": (16,), "batch_size": 50, "test_every": 20,
-    "checkpoint_every": 20, "tb_logging": False, "precision": "float32", "multi_start": False,
+    "num_steps": STEPS, "dim_latent": 3, "cells_encoder": (16,), "batch_size": 50, "test_every": 10,
+    "checkpoint_every": 10, "tb_logging": False, "precision": "float32", "multi_start": False,
 }  # fmt: skip
 
 
@@ -59,7 +59,9 @@ class Rows(NamedTuple):
         self.shard.delete()
 
 
-@pytest.fixture(scope="module", params=["plain", "compressed", "weed", "weed, compressed"])
+@pytest.fixture(
+    scope="module", params=["plain", "compressed", "weed", pytest.param("weed, compressed", marks=pytest.mark.heavy)]
+)
 def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     folder = tmp_path_factory.mktemp("damaged")
     compressed = "compressed" in request.param

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.world import Membership
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
+from tests.servers import free_port
 from tests.unit.test_loop import take_over
 
 STEPS = 120
+RECORDED = "gradient", "weights"  # the first, and the last
 SETTINGS: dict[str, Any] = {
     "num_steps": STEPS, "dim_latent": 4, "cells_encoder": (32, 16), "batch_size": 50, "test_every": 40,
     "checkpoint_every": 30, "tb_logging": False, "precision": "float32", "buffer_bytes": 40_000,
@@ -75,8 +78,11 @@ class Recording(Task):
                 _fail(self.fault)
             real_advance(trainer, *arguments)
 
-        Optimizer._clip, Trainer.use_best_weights, Trainer.advance = clip, use_best_weights, advance  # type: ignore[method-assign]
-        return super().run(membership, on_event, store)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Optimizer, "_clip", clip)
+            patch.setattr(Trainer, "use_best_weights", use_best_weights)
+            patch.setattr(Trainer, "advance", advance)
+            return super().run(membership, on_event, store)
 
 
 def _save(path: str, values: Sequence[torch.Tensor]) -> None:
@@ -140,9 +146,9 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def alone(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of one process, and its first gradient beside it."""
+    """The model of one process, this one, and its first gradient beside it."""
     model = tmp_path_factory.mktemp("alone") / "model"
-    run(store, model, [1])
+    task(store, model).run(None, ignore)
     return model
 
 
@@ -156,17 +162,21 @@ def killing(started: Callable[[], Started], kills: dict[int, int]) -> Callable[[
     return listen
 
 
-@pytest.mark.parametrize("sizes", [[2], pytest.param([3], marks=pytest.mark.heavy)])
-def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path, sizes: list[int]) -> None:
-    result, _ = run(store, tmp_path / "model", sizes)
+@pytest.mark.heavy
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path, size: int) -> None:
+    result, _ = run(store, tmp_path / "model", [size])
     assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
-    gradients = [np.load(f"{tmp_path}/model-gradient-{rank}.npy") for rank in range(sizes[0])]
-    ends = [np.load(f"{tmp_path}/model-weights-{rank}.npy") for rank in range(sizes[0])]
-    for rank in range(1, sizes[0]):
+    require_that_of_one_process(tmp_path / "model", alone, size)
+
+
+def require_that_of_one_process(model: Path, alone: Path, size: int) -> None:
+    gradients, ends = ([np.load(f"{model}-{what}-{rank}.npy") for rank in range(size)] for what in RECORDED)
+    for rank in range(1, size):
         np.testing.assert_array_equal(gradients[rank], gradients[0])
         np.testing.assert_array_equal(ends[rank], ends[0])
     assert distance(gradients[0], np.load(f"{alone}-gradient-0.npy")) <= 1e-6
-    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+    assert distance(weights(model), weights(alone)) <= 1e-4
 
 
 @pytest.mark.heavy
@@ -195,9 +205,9 @@ def test_killed_ranks_start_again(
     box.append(Started(task(store, tmp_path / "model"), sizes))
     result = train_together(box[0], listen, 5)
     box[0].require_nobody_left()
-    assert result["steps"] == STEPS
+    assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
     assert sum("was killed (SIGKILL); all ranks start again" in note for note in notes) == len(kills)
-    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+    require_that_of_one_process(tmp_path / "model", alone, sizes[-1])
 
 
 @pytest.mark.heavy
@@ -319,10 +329,20 @@ def test_launchers_that_are_none(store: str, tmp_path: Path, launcher: str, word
         train(store, tmp_path / "model", launcher=launcher, **SETTINGS)
 
 
-def test_the_second_run_has_nothing_to_do(store: str, alone: Path) -> None:
-    result = train(store, alone, launcher="local:2", **SETTINGS)
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_the_second_run_has_nothing_to_do(store: str, alone: Path, size: int) -> None:
+    result = train(store, alone, launcher=f"local:{size}", **SETTINGS)
     assert result.nothing_to_do
     assert result.steps == STEPS
+
+
+def test_all_ranks_hear_that_there_is_nothing_to_do(store: str, alone: Path) -> None:
+    """They form no group for it, so that two threads can be two ranks."""
+    ranks = [Membership(rank, 2, rank, 2, "127.0.0.1", port) for port in [free_port()] for rank in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        for figures, nothing_to_do in threads.map(lambda rank: task(store, alone).run(rank, ignore), ranks):
+            assert nothing_to_do
+            assert figures.steps == STEPS
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from tests.faults.drivers import wait_until
 from tests.faults.test_ranks import SETTINGS, STEPS, alone, distance, store, weights
 from tests.servers import free_port
 
+pytestmark = pytest.mark.heavy
 _ = alone, store  # fixtures
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -23,7 +24,6 @@ def test_torchrun_makes_the_model_of_one_process(store: str, alone: Path, tmp_pa
     assert distance(weights(model), weights(alone)) <= 1e-4
 
 
-@pytest.mark.heavy
 def test_torchrun_starts_a_killed_rank_again(store: str, alone: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     with training(store, model, SETTINGS, launcher=[*TORCHRUN, "--max-restarts=2"], module=SLOWLY) as command:
@@ -35,7 +35,6 @@ def test_torchrun_starts_a_killed_rank_again(store: str, alone: Path, tmp_path: 
     assert distance(weights(model), weights(alone)) <= 1e-4
 
 
-@pytest.mark.heavy
 def test_ctrl_c_of_torchrun_leaves_a_checkpoint_and_no_process(store: str, alone: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     with training(store, model, SETTINGS, launcher=TORCHRUN, module=SLOWLY) as command:
@@ -51,7 +50,6 @@ def test_ctrl_c_of_torchrun_leaves_a_checkpoint_and_no_process(store: str, alone
     assert distance(weights(model), weights(alone)) <= 1e-4
 
 
-@pytest.mark.heavy
 def test_tasks_of_srun_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     while (port := free_port()) < 20_000:  # those that are taken from the number of a job
