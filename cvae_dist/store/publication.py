@@ -121,13 +121,13 @@ class Publication:
         first, last = start // stored.chunk, -(-stop // stored.chunk)
         if first >= last:
             return np.zeros((0, *stored.shape[1:]), object if stored.dtype == STRING else stored.dtype)
-        block = np.concatenate(list(mapped(lambda chunk: self._read_chunk(name, stored, chunk), range(first, last))))
+        chunks = self._each(lambda chunk: self._read_chunk(name, stored, chunk), range(first, last))
+        block = np.concatenate(list(chunks))
         return block[start - first * stored.chunk : stop - first * stored.chunk]
 
     def read_columns(self, names: Iterable[str], start: int, stop: int) -> Iterator[Block]:
         """Yield entries ``start:stop`` of several arrays, asked for at once where a storage is waited for."""
-        each = map if self.store.is_local else mapped  # every thread would keep memory of its own
-        return each(lambda name: self.read(name, start, stop), names)
+        return self._each(lambda name: self.read(name, start, stop), names)
 
     def blocks(self, name: str) -> Iterator[Block]:
         """Yield an array chunk by chunk; see :meth:`read`."""
@@ -148,8 +148,15 @@ class Publication:
             name, number, block, rows = part
             (self._place / name / shard_key(number, block.ndim)).write(*encode_chunk(block, rows))
 
-        for _ in mapped(write, parts):
+        for _ in self._each(write, parts):
             pass
+
+    def _each(self, function: Callable[[Input], Result], inputs: Iterable[Input]) -> Iterator[Result]:
+        """Yield what a function makes of every input, in order; at once where a storage is waited for.
+
+        On a disk threads take longer to start than most publications to write, and each keeps memory of its own.
+        """
+        return map(function, inputs) if self.store.is_local else mapped(function, inputs)
 
     def _describe(self, name: str, stored: Stored, dims: tuple[str, ...], attributes: Mapping[str, Any]) -> None:
         self._write_metadata(f"{self.path}/{name}", self._metadata(name, stored, dims, attributes))

@@ -14,6 +14,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cvae_dist.errors import Corrupt, InvalidInput
 from cvae_dist.store import Location
+from cvae_dist.store.layout import ArrayLayout, Layout
 from cvae_dist.store.permutation import pick_rows
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader, ShardedArray
@@ -213,6 +214,38 @@ def test_a_shard_that_is_lost_under_a_running_training_is_named(
             os.truncate(tmp_path / "x/c/5/0", 1000 if kind != "compressed" else 0)
         with pytest.raises(Corrupt, match="x/c/5/0"):
             read_on([batches], 3 * sampler.steps_per_epoch)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_epoch_reads_each_byte_of_an_object_store_hardly_more_than_once(
+    monkeypatch: pytest.MonkeyPatch, compressed: bool, world: int
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 9, (100_000, 64), np.uint8)
+    layout = Layout(10_000, 100, (ArrayLayout("x", "|u1", ("sample", "feature"), (64,), raw=not compressed),))
+    place = Location.of(f"memory://epoch-{compressed}-{world}")
+    array = ShardedArray(place, "|u1", (64,), len(rows), 10_000, 100, compressed)
+    for shard, block in enumerate(np.split(rows, 10)):
+        array.shard(shard).write(*layout.encode("x", block))
+    came = []
+    fill_many = Location.fill_many
+
+    def counted(wanted: Any) -> Any:
+        came.extend(found := fill_many(wanted))
+        return found
+
+    monkeypatch.setattr(Location, "fill_many", staticmethod(counted))
+    stored = sum(entry.size for entry in place.list())
+    for rank in range(world):
+        reader = RowReader(array)
+        sampler = plan(reader, 2_000_000, batch_size=32)
+        assert sampler.variance_inflation <= 1.1
+        share = Share(sampler, pick_rows(len(rows), HELD_OUT, 0), rank, world)
+        with Loader(reader, share, buffer_bytes=2_000_000) as loader:
+            assert not loader.resident
+            read_on([loader.batches()], sampler.steps_per_epoch)
+    assert stored <= 1.05 * sum(came)
+    assert sum(came) <= 1.2 * stored
 
 
 class Failing(ArrayRows):
