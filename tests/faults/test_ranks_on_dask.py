@@ -161,13 +161,15 @@ def test_two_trainings_take_turns(store: str, client: Client, tmp_path: Path) ->
     notes: list[str] = []
 
     def train_one(number: int) -> None:
-        run(store, tmp_path / f"model {number}", client, lambda event: notes.append(event.message))
+        model = tmp_path / f"model {number}"
+        train(store, model, launcher="dask", client=client, on_event=lambda e: notes.append(e.message), **SETTINGS)
 
     threads = [threading.Thread(target=train_one, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not ranks()
     assert all((tmp_path / f"model {number}" / "model.safetensors").exists() for number in range(2))
     assert any("another training has this cluster" in note for note in notes)
 
