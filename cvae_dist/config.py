@@ -137,6 +137,17 @@ class TrainConfig(ModelConfig):
         None, ge=1, description="Steps between validations. Default: grows with the steps done so far."
     )
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
+    checkpoint_minutes: float = Field(
+        10, gt=0, description="Minutes after which a checkpoint is due too, however few steps were done."
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="How many of the last checkpoints stay; each holds the best weights so far, too."
+    )
+    max_time: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes after which the training stops, with a checkpoint; the same command goes on.",
+    )
     buffer_bytes: int = Field(256_000_000, ge=1, description="Memory of the shuffling loader, in bytes.")
     tb_logging: bool = Field(True, description="Write TensorBoard scalars to MODEL/logs.")
 
@@ -205,8 +216,11 @@ _MANY_ROWS = 10_000  # from which residual blocks gain more than they cost
 _FEW_DIMENSIONS = 2  # of latents, which the networks must bend the rows to fit
 _MANY_DIMENSIONS = 32  # in which hardly anything is left to bend: with 64 one layer is better, with 16 two
 
-# These may differ between two runs on one model directory: they leave every weight as it is.
-WITHOUT_EFFECT_ON_WEIGHTS = frozenset({"checkpoint_every", "tb_logging"})
+# These may differ between two runs on one model directory: they leave every weight as it is. The order of the rows,
+# which depends on ``buffer_bytes``, stays that of the first run, as the checkpoints hold it.
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {"buffer_bytes", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_time", "tb_logging"}
+)
 
 
 def _train_valid_split(n_rows: int, n_features: int, dim_latent: int) -> float:

@@ -65,6 +65,10 @@ class TrainingDiverged(CvaeDistError, ArithmeticError):
         self.trained = trained
 
 
+class OutOfTime(CvaeDistError, TimeoutError):
+    """A pipeline stopped, as the ``max_time`` of its training is over; the same command goes on."""
+
+
 class RankLost(CvaeDistError, RuntimeError):
     """Another rank of a training ended, or did not answer in time."""
 

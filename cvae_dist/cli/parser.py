@@ -109,7 +109,7 @@ app = App(
     ),
     help_epilogue=(
         "Options: flags, else CVAE_DIST_... in the environment, else --config FILE. "
-        "Exit code: 0 done, 1 failed, 2 wrong usage."
+        "Exit code: 0 done, 1 failed, 2 wrong usage, 124 out of time (train --max-time): the same command goes on."
     ),
     help_format="plaintext",
     version=__version__,

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from cyclopts.exceptions import CycloptsError
 
 from cvae_dist.cli.parser import VARIABLES, app, usage_error
-from cvae_dist.cli.results import BROKEN_PIPE, DONE, FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE
-from cvae_dist.errors import CvaeDistError, InvalidPipeline
+from cvae_dist.cli.results import BROKEN_PIPE, DONE, FAILED, INTERRUPTED, OUT_OF_TIME, TERMINATED, WRONG_USAGE
+from cvae_dist.errors import CvaeDistError, InvalidPipeline, OutOfTime
 from cvae_dist.progress import error_text
 
 
@@ -45,6 +45,8 @@ def _run(arguments: list[str], arrived: Callable[[], set[int]]) -> int:
         raise
     except (CvaeDistError, OSError) as error:
         _complain(error_text(error))
+        if isinstance(error, OutOfTime):
+            return OUT_OF_TIME
         return WRONG_USAGE if isinstance(error, InvalidPipeline) else FAILED
 
 

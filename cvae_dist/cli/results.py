@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from cvae_dist.verbs.verify import VerifyResult
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
+OUT_OF_TIME = 124  # as of timeout(1)
 
 
 def show(display: Display, command: str, output: str, result: Any) -> int:
     """Show what a verb returned; return the exit code."""
     match command:
         case "train":
-            trained(display, result)
+            return trained(display, result)
         case "fit-prior":
             fitted(display, result)
         case "verify":
@@ -50,10 +51,14 @@ def wrote_rows(display: Display, stage: str, result: "StoreResult") -> None:
     display.result(line, {"stage": stage, **asdict(result)})
 
 
-def trained(display: Display, result: "TrainResult") -> None:
-    """Say what a training came to; an interrupted one is an interruption of the command."""
+def trained(display: Display, result: "TrainResult") -> int:
+    """Say what a training came to; return the exit code. An interrupted one is an interruption of the command."""
     if result.stopped_because == "interrupted":
         raise KeyboardInterrupt
+    if result.stopped_because == "out of time":
+        line = f"train: its time is over after {result.steps:,} steps; the same command goes on from there"
+        display.result(line, {"stage": "train", **asdict(result)})
+        return OUT_OF_TIME
     if result.nothing_to_do:
         line = f"train: nothing to do, {result.model} is trained already ({result.steps:,} steps)"
     else:
@@ -61,6 +66,7 @@ def trained(display: Display, result: "TrainResult") -> None:
     loss = result.validation_loss
     line += f", validation -ELBO {loss:.4g} nats per row" if loss is not None and math.isfinite(loss) else ""
     display.result(line, {"stage": "train", **asdict(result)})
+    return DONE
 
 
 def fitted(display: Display, result: "PriorResult") -> None:

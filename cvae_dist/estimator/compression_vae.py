@@ -89,7 +89,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         False: the learning rate stays constant after its warm-up, instead of falling along a cosine.
     kl_warmup, ema_decay, encoder_decay, grad_clip, multi_start, precision : optional
         See :class:`~cvae_dist.config.TrainConfig`.
-    test_every, checkpoint_every, buffer_bytes : optional
+    test_every, checkpoint_every, checkpoint_minutes, keep_checkpoints, buffer_bytes, max_time : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     random_state : int, RandomState, Generator or None
         The same int gives the same model, bit for bit; None gives a different one each time.
@@ -105,8 +105,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         The trained model.
     history_ : list of dict
         One record per validation: ``step``, ``loss``, ``validation_loss``, ... in nats per row.
-    stopped_because_ : {"finished", "no improvement", "interrupted", "diverged"}
-        How the training ended. The model of an interrupted one has the best weights until then.
+    stopped_because_ : {"finished", "no improvement", "interrupted", "out of time", "diverged"}
+        How the training ended. The model of one that was interrupted, or out of time, has the best weights until then.
     item_shape_ : tuple of int
         Shape of one item before it was flattened to a row.
     n_features_in_ : int
@@ -153,7 +153,10 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     precision: Precision = "auto"
     test_every: int | None = None
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 10
+    keep_checkpoints: int = 2
     buffer_bytes: int = 256_000_000
+    max_time: float | None = None
     random_state: int | np.random.RandomState | np.random.Generator | None = 0
     verbose: bool = True
     storage_options: Mapping[str, Any] | None = None
@@ -177,11 +180,11 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     ) -> Self:
         """Train on the constructor's ``X``; what is given here wins over the constructor.
 
-        With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C), and a finished one
-        is restored. A finished training, of ``logdir`` or of this object, goes on where only ``num_steps`` is larger
-        than it was: from its best weights and at its last step, with a fresh optimiser and the learning rate that the
-        longer training has there, after a new warm-up. The model is not, to the bit, that of a training that was
-        longer from the start.
+        With ``logdir`` an interrupted training goes on from its last checkpoint (also after Ctrl-C, or when its
+        ``max_time`` was over), and a finished one is restored. A finished training, of ``logdir`` or of this object,
+        goes on where only ``num_steps`` is larger than it was: from its best weights and at its last step, with a
+        fresh optimiser and the learning rate that the longer training has there, after a new warm-up. The model is
+        not, to the bit, that of a training that was longer from the start.
 
         Parameters
         ----------

@@ -1,6 +1,7 @@
 """``--launcher``: where the ranks of a training run."""
 
 import os
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +47,16 @@ def launch(
         There is no such launcher.
     """
     word, _, count = launcher.partition(":")
+    began = time.monotonic()
     if word in ("auto", "env") and not count:
         return None
     if word == "dask" and not count:
         cluster = Cluster(client, on_event)
         with cluster.alone():
-            return train_together(lambda anew: cluster.start(_of(task, anew)), on_event, max_restarts)
+            return train_together(lambda anew: cluster.start(_of(task, anew, began)), on_event, max_restarts)
     if word == "local" and count.isdecimal() and int(count) >= 1:
         size = int(count)
-        return train_together(lambda anew: LocalRanks(_of(task, anew), size), on_event, max_restarts)
+        return train_together(lambda anew: LocalRanks(_of(task, anew, began), size), on_event, max_restarts)
     raise InvalidInput(
         f"launcher={launcher!r} is unknown; known: auto (this process, or the rank that the environment names), "
         "local:N (N processes of this machine), env (a rank started by torchrun, srun or a PyTorchJob), dask (one "
@@ -62,5 +64,10 @@ def launch(
     )
 
 
-def _of(task: Task, anew: bool) -> Task:
-    return replace(task, overwrite=task.overwrite and anew)
+def _of(task: Task, anew: bool, began: float) -> Task:
+    """Return what ranks that start now are to do, in what is left of the time since ``began``."""
+    config = task.config
+    if config.max_time is not None:
+        passed = (time.monotonic() - began) / 60
+        config = config.model_copy(update={"max_time": max(0.0, config.max_time - passed)})
+    return replace(task, overwrite=task.overwrite and anew, config=config)

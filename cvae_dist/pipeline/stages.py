@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvae_dist.cluster import StoreResult, resolve_client
-from cvae_dist.errors import Corrupt
+from cvae_dist.errors import Corrupt, OutOfTime
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.files import CONFIG, HISTORY
 from cvae_dist.pipeline.file import Pipeline, Stage, read_pipeline
@@ -106,6 +106,11 @@ def _outcome(stage: Stage, given: Mapping[str, Any]) -> StageResult:
     outcome = stage.verb(given=given, **stage.arguments)
     if stage.name == "train" and outcome.stopped_because == "interrupted":
         raise KeyboardInterrupt  # the stages that follow need the finished model
+    if stage.name == "train" and outcome.stopped_because == "out of time":
+        raise OutOfTime(
+            f"the training of {stage.output} stopped after step {outcome.steps:,}, as its time is over (max_time), and "
+            "the stages that follow need the finished model; the same command goes on from there"
+        )
     if stage.name == "verify" and not outcome.ok:
         raise Corrupt("\n".join(map(str, outcome.problems)))
     rows = outcome.rows if isinstance(outcome, StoreResult) else None

@@ -96,7 +96,7 @@ class LeaseToken:
 
 
 class Lease:
-    """Exclusive right to change one output, renewed by a thread until released.
+    """Exclusive right to change one output, renewed by a thread until released. Any thread may ask for it.
 
     Attributes
     ----------
@@ -219,8 +219,9 @@ class Lease:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        with self._tolerant("release its lease"):
+        with self._changing, self._tolerant("release its lease"):
             version = self._own_version()
+            self._lose("was given back")  # a thread that is still there must not renew it
             if not self._object.remove(version):
                 self._object.replace(replace(self._document, state="released").encode(), version)
 

@@ -9,7 +9,9 @@ from typing import Any, Literal, Self
 from cvae_dist.store.urls import Location
 
 HistoryRecord = dict[str, float | int]
-StoppedBecause = Literal["finished", "no improvement", "interrupted", "diverged"]
+StoppedBecause = Literal["finished", "no improvement", "interrupted", "out of time", "diverged"]
+
+GOES_ON = ("interrupted", "out of time")  # endings after which the same command goes on
 
 _NOT_PLOTTED = frozenset({"step", "epoch", "time"})
 
@@ -28,8 +30,8 @@ class Figures:
         Mean training loss per row since the last validation before the end, in nats.
     validation_loss : float or None
         Best validation -ELBO per row, in nats; None without validation rows.
-    stopped_because : {"finished", "no improvement", "interrupted", "diverged"}
-        An interrupted training goes on when it is run again.
+    stopped_because : {"finished", "no improvement", "interrupted", "out of time", "diverged"}
+        An interrupted training goes on when it is run again, and so does one that stopped after its ``max_time``.
     seconds : float
         Time spent training, over all runs.
     """

@@ -19,12 +19,13 @@ from cvae_dist.model.vae import VAE
 from cvae_dist.store import Lease
 from cvae_dist.store.ranges import RowNumbers
 from cvae_dist.training.checkpoint import Checkpoints
-from cvae_dist.training.history import Figures, History, HistoryRecord, Scalars, StoppedBecause, finite
+from cvae_dist.training.history import GOES_ON, Figures, History, HistoryRecord, Scalars, StoppedBecause, finite
 from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.loader import Batch, Loader
 from cvae_dist.training.precision import multiply_adds
 from cvae_dist.training.prepare import Beginning, Training
 from cvae_dist.training.sampler import Share
+from cvae_dist.training.saving import Saving
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.training.world import World, as_bytes, from_bytes
@@ -36,6 +37,7 @@ _ENDINGS: dict[StoppedBecause, str] = {
     "finished": "trained {step} steps",
     "no improvement": "trained {step} steps: validation has stopped improving; the weights of step {good} are kept",
     "interrupted": "interrupted after step {step}, {kept}",
+    "out of time": "stopped after step {step}, as its time is over, {kept}",
     "diverged": "stopped at step {step}: the training diverges",
 }
 _SAVED = "which is saved; the same command goes on from there"
@@ -62,7 +64,8 @@ def run(
     """Train to the end, or to an interruption, into the model directory whose ``lease`` is held.
 
     Without one nothing is written, and SIGTERM is left alone. The training goes on from ``state``, a checkpoint, or
-    else from ``earlier``, a finished training. An interrupted one gives the best weights so far as its model.
+    else from ``earlier``, a finished training. One that is interrupted or out of time gives the best weights so far
+    as its model.
 
     Of several ranks rank 0 holds the lease and decides. The others follow its decisions.
 
@@ -77,60 +80,47 @@ def run(
     Corrupt
         The rows were replaced while they were trained on. No model was written.
     """
-    config, world = training.config, world or World()
-    place = lease.output if lease else None
+    config, world, began = training.config, world or World(), time.monotonic()
     validation, excluded = training.hold_out(world)
     vae = VAE.of(config, training.data.moments, training.data.reader.dtype, config.seed)
-    recorded: list[HistoryRecord] = state["history"] if state else earlier.history if earlier else []
-    history = History(lease.output / HISTORY, recorded, lease.require) if lease else History(None, recorded)
-    history.write()
-    checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check) if lease else None
+    history = _history(lease, state, earlier)
+    checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check, config.keep_checkpoints) if lease else None
+    logs = lease.output / LOGS if lease and config.tb_logging else None
     with (
         torch_threads(_threads(vae, config, world)),
         Interruption(sigterm=lease is not None or not world.is_alone, lasting=not world.is_alone) as interruption,
+        Saving(checkpoints, config.checkpoint_every, config.checkpoint_minutes) as saving,
     ):
-        if not world.leads:
-            world.join()
-            state = from_bytes(world.broadcast())
         beginning, trainer = _begin(training, vae, validation, excluded, state, earlier, world)
-        if world.leads and not world.is_alone:
-            world.tell({"rows": training.data.fingerprint})
-            world.join()
-            world.broadcast(as_bytes({**beginning.state(), "trainer": trainer.state()}))
-        sampler = beginning.sampler
-        share = Share(sampler, excluded, world.rank, world.size)
+        share = Share(beginning.sampler, excluded, world.rank, world.size)
         with (
             Loader(training.data.reader, share, buffer_bytes=config.buffer_bytes) as loader,
-            Scalars(place / LOGS if place and config.tb_logging else None, history.next_step) as scalars,
+            Scalars(logs, history.next_step) as scalars,
         ):
-            decided = {"made_with": training.made_with, **beginning.state()}
-            steps = _Run(trainer, history, scalars, lease, checkpoints, decided, interruption, on_event, world)
-            told = (*training.reasons, training.note(sampler), *beginning.notes, *scalars.notes)
-            steps.tell_start(tuple(filter(None, told)), sampler.variance_inflation)
+            steps = _Run(
+                training, beginning, trainer, history, scalars, lease, saving, interruption, on_event, world, began
+            )
+            steps.tell_start()
             if beginning.notes and not state:
                 steps.save()
             stopped = steps.until_stopped(loader)
-    figures = steps.end(stopped)
+        figures = steps.end(stopped)
     world.close()
     trainer.use_best_weights()
     if world.leads:
-        training.measure(vae, validation)
-        if stopped != "interrupted":
-            training.data.require_unchanged()
-    if lease and checkpoints and stopped != "interrupted":
-        if trainer.good_step is not None or not trainer.diverged:
-            lease.check()
-            delete_model(lease.output)  # first: a run killed before the new one is whole goes on from its checkpoints
-            lease.check()
-            save_model(lease.output, vae, training.lineage(trainer.begun, figures))
-        checkpoints.clear()
+        _conclude(training, vae, validation, trainer, figures, lease, checkpoints)
     trained = Trained(vae.requires_grad_(False).eval(), history.records, figures, training.made_with)
-    if trainer.diverged and trainer.good_step is None:
-        raise diverged(config, trainer.step, "No weights were worth keeping")
     if trainer.diverged:
-        kept = f"{place or 'The model'} holds the last good weights, of step {trainer.good_step}"
-        raise diverged(config, trainer.step, kept, trained)
+        raise _diverged(trainer, lease, trained)
     return trained
+
+
+def _history(lease: Lease | None, state: Mapping[str, Any] | None, earlier: Trained | None) -> History:
+    """Return the course so far, and write it where there is a directory."""
+    recorded: list[HistoryRecord] = state["history"] if state else earlier.history if earlier else []
+    history = History(lease.output / HISTORY, recorded, lease.require) if lease else History(None, recorded)
+    history.write()
+    return history
 
 
 def _begin(
@@ -142,7 +132,10 @@ def _begin(
     earlier: Trained | None,
     world: World,
 ) -> tuple[Beginning, Trainer]:
-    """Return what was or is decided, and a trainer that stands where ``state`` or ``earlier`` ended."""
+    """Return what was or is decided, and a trainer that stands where ``state`` or ``earlier`` ended; in every rank."""
+    if not world.leads:
+        world.join()
+        state = from_bytes(world.broadcast())
     end = earlier.figures if earlier else None
     beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end)
     steps_per_epoch, compute_dtype = beginning.sampler.steps_per_epoch, beginning.precision.compute_dtype
@@ -151,13 +144,47 @@ def _begin(
         trainer.restore(state["trainer"])
     elif earlier:
         trainer.go_on_from(earlier.figures, dict(earlier.vae.named_parameters()))
+    if world.leads and not world.is_alone:
+        world.tell({"rows": training.data.fingerprint})
+        world.join()
+        world.broadcast(as_bytes({**beginning.state(), "trainer": trainer.state()}))
     return beginning, trainer
+
+
+def _conclude(
+    training: Training,
+    vae: VAE,
+    validation: Validation,
+    trainer: Trainer,
+    figures: Figures,
+    lease: Lease | None,
+    checkpoints: Checkpoints | None,
+) -> None:
+    """Complete the model, and publish it where the training has ended and left weights that are worth it."""
+    training.measure(vae, validation)
+    if figures.stopped_because in GOES_ON:
+        return
+    training.data.require_unchanged()
+    if lease and checkpoints:
+        if trainer.good_step is not None or not trainer.diverged:
+            lease.check()
+            delete_model(lease.output)  # first: a run killed before the new one is whole goes on from its checkpoints
+            lease.check()
+            save_model(lease.output, vae, training.lineage(trainer.begun, figures))
+        checkpoints.clear()
 
 
 def _threads(vae: VAE, config: TrainConfig, world: World) -> int:
     """Return on how many threads to compute: one for small steps, as several would wait for each other."""
     shared = multiply_adds(vae, (config.batch_size or 1) // world.size) >= _SHARED_WORK
     return max(1, torch.get_num_threads() // world.local_size) if shared else 1
+
+
+def _diverged(trainer: Trainer, lease: Lease | None, trained: Trained) -> TrainingDiverged:
+    if trainer.good_step is None:
+        return diverged(trainer.config, trainer.step, "No weights were worth keeping")
+    kept = f"{lease.output if lease else 'The model'} holds the last good weights, of step {trainer.good_step}"
+    return diverged(trainer.config, trainer.step, kept, trained)
 
 
 def diverged(config: TrainConfig, step: int, kept: str, trained: Trained | None = None) -> TrainingDiverged:
@@ -176,28 +203,33 @@ def diverged(config: TrainConfig, step: int, kept: str, trained: Trained | None 
 class _Run:
     """A trainer, and everything that tells or keeps what it does."""
 
+    training: Training
+    beginning: Beginning
     trainer: Trainer
     history: History
     scalars: Scalars
     lease: Lease | None
-    checkpoints: Checkpoints | None
-    decided: Mapping[str, Any]
+    saving: Saving
     interruption: Interruption
     on_event: OnEvent
     world: World
+    began: float
 
     def __post_init__(self) -> None:
+        minutes = self.training.config.max_time
+        self._until = math.inf if minutes is None else self.began + 60 * minutes
         self._began = time.monotonic() - self.trainer.seconds
         self._told_at = self._recorded_at = time.monotonic()
         self._rows_since_told = self._rows_since_record = 0
 
-    def tell_start(self, notes: tuple[str, ...], variance_inflation: float) -> None:
+    def tell_start(self) -> None:
         """Tell what is about to happen."""
-        step = self.trainer.step
-        values = {"variance_inflation": variance_inflation, "validation_rows": len(self.trainer.validation)}
+        step, sampler, training = self.trainer.step, self.beginning.sampler, self.training
+        values = {"variance_inflation": sampler.variance_inflation, "validation_rows": len(self.trainer.validation)}
         self._tell("start", f"going on from step {step}" if step else "", values)
-        for note in notes:
-            self._tell("note", note)
+        for note in (*training.reasons, training.note(sampler), *self.beginning.notes, *self.scalars.notes):
+            if note:
+                self._tell("note", note)
 
     def until_stopped(self, loader: Loader) -> StoppedBecause:
         """Train until there is a reason to stop, and return it."""
@@ -209,17 +241,19 @@ class _Run:
                 reason = self._reason_to_stop()
         except RankLost:
             self.save()  # no rank has done the step in which it was lost
+            self.saving.wait()
             raise
         return reason
 
     def end(self, stopped: StoppedBecause) -> Figures:
-        """Save what an interrupted training needs to go on, and tell the end."""
+        """Save what a training needs to go on, if it does, and tell the end."""
         trainer = self.trainer
         trainer.seconds = time.monotonic() - self._began
-        if stopped == "interrupted":
+        if stopped in GOES_ON:
             self.save()
+        self.saving.wait()
         figures = {"loss": trainer.loss, "validation_loss": trainer.best_loss, "seconds": trainer.seconds}
-        kept = _SAVED if self.checkpoints else _UNSAVED
+        kept = _SAVED if self.lease else _UNSAVED
         ending = _ENDINGS[stopped].format(step=trainer.step, good=trainer.good_step, kept=kept)
         self._tell("done", ending, finite(figures))
         validation = trainer.best_loss if math.isfinite(trainer.best_loss) else None
@@ -227,16 +261,17 @@ class _Run:
         return Figures(trainer.step, epochs, trainer.loss, validation, stopped, trainer.seconds)
 
     def save(self) -> None:
-        """Write a checkpoint, where there is a directory."""
-        if self.checkpoints:
-            self.trainer.seconds = time.monotonic() - self._began
-            state = {**self.decided, "trainer": self.trainer.state(), "history": self.history.records}
-            self.checkpoints.save(self.trainer.step, state)
+        """Begin to write a checkpoint, where there is a directory."""
+        self.trainer.seconds = time.monotonic() - self._began
+        decided = {"made_with": self.training.made_with, **self.beginning.state()}
+        state = {**decided, "trainer": self.trainer.state(), "history": self.history.records}
+        self.saving.save(self.trainer.step, state)
 
     def _step(self, batch: Batch) -> None:
         trainer = self.trainer
         retreats = trainer.retreats
-        trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global, self.interruption.requested)
+        stop = self.interruption.requested or self._is_out_of_time
+        trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global, stop)
         if self.lease:
             self.lease.require()
         self._rows_since_told += batch.n_global
@@ -245,7 +280,7 @@ class _Run:
             self._record()
         if trainer.retreats > retreats:
             self._tell("note", f"diverged; going on from step {trainer.good_step or 0}'s weights, {_SLOWER}")
-        if trainer.step % trainer.config.checkpoint_every == 0 and not trainer.finished:
+        if self.saving.is_due(trainer.step) and not trainer.finished:
             self.save()
         if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVENTS:
             self._progress()
@@ -259,7 +294,16 @@ class _Run:
             return "no improvement"
         # alone it may stop right away; several ranks stop after the step at which all of them know
         alone = self.world.is_alone and self.interruption.requested
-        return "interrupted" if alone or self.trainer.stop_requested else None
+        return self._why_asked_to_stop() if alone or self.trainer.stop_requested else None
+
+    def _why_asked_to_stop(self) -> StoppedBecause:
+        """Return why rank 0 thinks that all are to stop; in every rank."""
+        why = "out of time" if self._is_out_of_time and not self.interruption.requested else "interrupted"
+        return cast(StoppedBecause, self.world.broadcast(why.encode()).decode())
+
+    @property
+    def _is_out_of_time(self) -> bool:
+        return self.world.leads and time.monotonic() >= self._until
 
     def _record(self) -> None:
         now = time.monotonic()

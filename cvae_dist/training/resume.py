@@ -1,6 +1,6 @@
 """Training into a model directory: whose it is, and what goes on there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -53,7 +53,11 @@ def _lead(
 ) -> tuple[Trained, bool]:
     """Decide, and train with all ranks, if there is something to do."""
     _require_apart(place, training.data)
-    with Lease.held(place, on_wait=lambda message: on_event(Event("train", "note", message=message))) as lease:
+
+    def tell(message: str) -> None:
+        on_event(Event("train", "note", message=message))
+
+    with Lease.held(place, on_wait=tell) as lease:
         _require_ours(place)
         if overwrite:
             _discard(lease)
@@ -62,7 +66,7 @@ def _lead(
             if not training.asks_for_more(_made_with(place)):
                 return _nothing_to_do(place, training, on_event), True
             earlier = finished(place)
-        state = _last_state(lease, training, earlier)
+        state = _last_state(lease, training, earlier, tell)
         return run(training, on_event, lease, state, earlier, world), False
 
 
@@ -102,19 +106,24 @@ def _require_ours(place: Location) -> None:
 
 
 def _discard(lease: Lease) -> None:
-    """Delete what an earlier training left; first what makes it a model, then what makes it resumable."""
+    """Delete what an earlier training left: first what it could go on from, then what makes it a model.
+
+    So a training that is discarded never goes on, wherever this is killed.
+    """
+    Checkpoints(lease.output / CHECKPOINTS, lease.check).clear()
     lease.check()
     delete_model(lease.output)
-    Checkpoints(lease.output / CHECKPOINTS, lease.check).clear()
     for name in (HISTORY, LOGS):
         lease.check()
         (lease.output / name).delete()
 
 
-def _last_state(lease: Lease, training: Training, earlier: Trained | None) -> dict[str, Any] | None:
+def _last_state(
+    lease: Lease, training: Training, earlier: Trained | None, tell: Callable[[str], None]
+) -> dict[str, Any] | None:
     """Return what the last checkpoint of this training holds, and delete what a killed run left half-written."""
     checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check)
-    state = checkpoints.load()
+    state = checkpoints.load(tell)
     if state and earlier and state["made_with"] == earlier.made_with:
         state = None  # that of the earlier training, which was killed just after its end
     if state:

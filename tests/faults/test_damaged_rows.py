@@ -59,9 +59,7 @@ class Rows(NamedTuple):
         self.shard.delete()
 
 
-@pytest.fixture(
-    scope="module", params=["plain", "compressed", "weed", pytest.param("weed, compressed", marks=pytest.mark.heavy)]
-)
+@pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     folder = tmp_path_factory.mktemp("damaged")
     compressed = "compressed" in request.param
@@ -90,7 +88,20 @@ def undisturbed(rows: Rows) -> bytes:
     return rows.train("undisturbed")
 
 
-@pytest.mark.parametrize("damage", [Rows.flip, Rows.lose])
+@pytest.mark.parametrize(
+    ("rows", "damage"),
+    [
+        ("plain", Rows.flip),
+        ("plain", Rows.lose),
+        ("compressed", Rows.flip),
+        ("compressed", Rows.lose),
+        ("weed", Rows.flip),
+        pytest.param("weed", Rows.lose, marks=pytest.mark.heavy),
+        pytest.param("weed, compressed", Rows.flip, marks=pytest.mark.heavy),
+        pytest.param("weed, compressed", Rows.lose, marks=pytest.mark.heavy),
+    ],
+    indirect=["rows"],
+)
 def test_a_damaged_shard_is_named_and_nothing_is_lost(
     rows: Rows, undisturbed: bytes, damage: Callable[[Rows], None]
 ) -> None:

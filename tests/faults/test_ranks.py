@@ -20,6 +20,7 @@ from cvae_dist.config import TrainConfig
 from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, RankFailed, RankLost, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.launch.gang import train_together
+from cvae_dist.launch.launcher import launch
 from cvae_dist.launch.local import LocalRanks
 from cvae_dist.launch.rank import Task
 from cvae_dist.store import Location, RowStore
@@ -29,8 +30,12 @@ from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.world import Membership
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
+<<<<<<< HEAD
 from tests.servers import free_port
 from tests.unit.test_loop import take_over
+=======
+from tests.faults.drivers import Clock
+>>>>>>> main
 
 STEPS = 120
 RECORDED = "gradient", "weights"  # the first, and the last
@@ -253,6 +258,37 @@ def test_an_interrupt_leaves_a_checkpoint(store: str, alone: Path, tmp_path: Pat
     assert 40 <= result["steps"] < STEPS
     result, _ = run(store, tmp_path / "model", [1])
     assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+@pytest.mark.heavy
+def test_out_of_time_all_ranks_stop_at_the_same_step(store: str, alone: Path, tmp_path: Path) -> None:
+    result, _ = run(store, tmp_path / "model", max_time=1e-9)
+    assert (result["steps"], result["stopped_because"]) == (1, "out of time")
+    ends = [np.load(f"{tmp_path}/model-weights-{rank}.npy") for rank in range(2)]
+    np.testing.assert_array_equal(ends[0], ends[1])
+    result, _ = run(store, tmp_path / "model", [1])
+    assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
+    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+def test_ranks_that_start_again_have_the_time_that_is_left(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, given = Clock(), list[float | None]()
+    monkeypatch.setattr("cvae_dist.launch.launcher.time", clock)
+
+    def start_thrice(start: Callable[[bool], None], *_: Any) -> dict[str, Any]:
+        for _ in range(3):
+            start(False)
+            clock.sleep(120)
+        return {}
+
+    monkeypatch.setattr("cvae_dist.launch.launcher.train_together", start_thrice)
+    monkeypatch.setattr("cvae_dist.launch.launcher.LocalRanks", lambda task, _: given.append(task.config.max_time))
+    launch("local:2", task(store, tmp_path / "model", max_time=3), ignore, 0, None)
+    assert given == [pytest.approx(3, abs=0.1), pytest.approx(1, abs=0.1), 0]
+    launch("local:2", task(store, tmp_path / "model"), ignore, 0, None)
+    assert given[3:] == [None] * 3
 
 
 @pytest.mark.heavy

@@ -3,39 +3,43 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.store import Moments
+from cvae_dist.store import Location, Moments
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.prepare import TrainingData
 from tests.faults.drivers import Clock, state_of, wait_until
+from tests.servers import serve
 
-# Imports once, then forks a process per line of "directory, step to die after, write to die in, step to stop after for
-# longer than its lease lasts, whether to wait for a signal when it runs".
+# Imports once, then forks a process per line of "directory, step to die after, write to die in, pointer to die before,
+# step to stop after for longer than its lease lasts, whether to wait for a signal when it runs, environment".
 TRAININGS = """
-import os, signal, sys, time
+import itertools, json, os, signal, sys, time
 import numpy as np
 from cvae_dist.config import TrainConfig
 from cvae_dist.errors import OutputLocked
-from cvae_dist.store import Moments, lease
+from cvae_dist.store import Location, Moments, lease
 from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.interruption import Interruption
 from cvae_dist.training.prepare import TrainingData
+from cvae_dist.training.saving import Saving
 from cvae_dist.training.trainer import Trainer
 from tests.faults.drivers import Clock
 
-advance, replace, acquire, writes, leases = Trainer.advance, os.replace, lease.Lease._acquire, 0, []
+advance, replace, acquire, leases, savings = Trainer.advance, os.replace, lease.Lease._acquire, [], []
+write, is_due, writes, pointers = Location.write, Saving.is_due, itertools.count(1), itertools.count(1)
 request, asked_to_stop = Interruption._request, []
 
 rows = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
@@ -44,7 +48,7 @@ def run(directory, num_steps=90):
     config = TrainConfig(num_steps=num_steps, test_every=20, checkpoint_every=10, tb_logging=False)
     return fit(TrainingData.in_memory(ArrayRows(rows), Moments.of(rows), (20,)), config, directory)
 
-def train(directory, kill_at_step, kill_at_write, stop_at_step, wait):
+def train(directory, kill_at_step, kill_at_write, kill_at_pointer, stop_at_step, wait):
     lease.time = Clock()
 
     def acquire_and_keep(self):
@@ -60,6 +64,7 @@ def train(directory, kill_at_step, kill_at_write, stop_at_step, wait):
         if self.step == kill_at_step:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.step == stop_at_step:
+            savings[0].wait()  # what is under way when a process is stopped is not promised to stay away
             with leases[0]._changing:  # while the file of the lease is locked nobody could take it over
                 signal.raise_signal(signal.SIGSTOP)
             lease.time.sleep(2 * lease._TERM)
@@ -69,13 +74,21 @@ def train(directory, kill_at_step, kill_at_write, stop_at_step, wait):
         asked_to_stop.append(True)
 
     def replace_or_die(source, target):
-        global writes
         ours = not target.endswith(".lease")  # which is written again as time passes
-        writes += ours
-        if ours and writes == kill_at_write:
+        if ours and next(writes) == kill_at_write:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
+    def write_or_die(self, *buffers):
+        if self.name == "LATEST.json" and next(pointers) == kill_at_pointer:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, *buffers)
+
+    def keep_and_ask(self, step):
+        savings.append(self)
+        return is_due(self, step)
+
+    Location.write, Saving.is_due = write_or_die, keep_and_ask
     Trainer.advance, os.replace, lease.Lease._acquire = advance_and_die, replace_or_die, acquire_and_keep
     Interruption._request = request_and_tell
     try:
@@ -85,9 +98,10 @@ def train(directory, kill_at_step, kill_at_write, stop_at_step, wait):
 
 run(None, 1)  # so that what torch imports late is imported once
 for line in sys.stdin:
-    directory, *numbers = line.split()
+    directory, *numbers, environment = line.split()
     child = os.fork()
     if not child:
+        os.environ.update(json.loads(environment))
         os._exit(train(directory, *map(int, numbers)))
     print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -105,14 +119,17 @@ class Trainings:
 
     def start(
         self,
-        directory: Path,
+        directory: Path | str,
         kill_at_step: int = 0,
         kill_at_write: int = 0,
+        kill_at_pointer: int = 0,
         stop_at_step: int = 0,
         wait: bool = False,
+        environment: Mapping[str, str] = {},  # noqa: B006 - not changed
     ) -> None:
         assert self._server.stdin is not None
-        self._server.stdin.write(f"{directory} {kill_at_step} {kill_at_write} {stop_at_step} {wait:d}\n")
+        numbers = f"{kill_at_step} {kill_at_write} {kill_at_pointer} {stop_at_step} {wait:d}"
+        self._server.stdin.write(f"{directory} {numbers} {json.dumps(environment, separators=(',', ':'))}\n")
         self._server.stdin.flush()
 
     def _wait_for(self, word: str) -> int:
@@ -185,17 +202,38 @@ def test_killed_in_the_middle_of_writes_the_result_is_the_same(
     trainings: Trainings, undisturbed: Path, tmp_path: Path, step: int
 ) -> None:
     killed = 0
-    for write in range(1, 100, step):  # of one run: history, then checkpoint, pointer and history, weights, config
+    end = 1 + 2 * 8 + 5 + 2  # of one run: history, then checkpoint, pointer and history, weights, config
+    for write in range(1, 100, step):
         directory = tmp_path / str(write)
         trainings.start(directory, kill_at_write=write)
         if trainings.exit_code() == 0:
             break
         killed += 1
-        assert not (directory / "config.json").exists()
+        assert (directory / "config.json").exists() == (write > end)
         trainings.start(directory)
         assert trainings.exit_code() == 0
+        if write > end:  # of the pointer, which says that the checkpoints are done with: there is a model
+            shutil.rmtree(directory / "checkpoints")
         assert_same_result(directory, undisturbed)
-    assert killed == len(range(1, 1 + 1 + 2 * 8 + 5 + 2, step))
+    assert killed == len(range(1, 1 + end + 1, step))
+
+
+@pytest.mark.parametrize("pointer", ["kept", "lost"])
+def test_killed_between_file_and_pointer_in_an_object_store(
+    trainings: Trainings, undisturbed: Path, pointer: str
+) -> None:
+    served = serve("weed")
+    model = Location.of(f"{served.url}/model", served.options)
+    trainings.start(str(model), kill_at_pointer=3, environment=served.environment)
+    assert trainings.exit_code() == -signal.SIGKILL
+    names = sorted(entry.name for entry in (model / "checkpoints").list())
+    assert [name[:10] for name in names] == ["LATEST.jso", "step000010", "step000020", "step000030"]
+    if pointer == "lost":
+        (model / "checkpoints" / "LATEST.json").delete()
+    trainings.start(str(model), environment=served.environment)
+    assert trainings.exit_code() == 0
+    assert (model / "model.safetensors").read() == (undisturbed / "model.safetensors").read_bytes()
+    assert sorted(entry.name for entry in model.list()) == ["config.json", "history.jsonl", "model.safetensors"]
 
 
 def test_killed_from_outside_while_running_it_goes_on(trainings: Trainings, undisturbed: Path, tmp_path: Path) -> None:

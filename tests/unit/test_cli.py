@@ -514,6 +514,27 @@ def test_a_stopped_training_says_so_and_goes_on(
     assert any((tmp_path / "model" / "checkpoints").iterdir())
 
 
+def test_out_of_time_is_an_exit_code_of_its_own(here: Run, tree: Path, tmp_path: Path) -> None:
+    assert here("ingest", str(tree), "rows.zarr").returncode == 0
+    short = ["train", "rows.zarr", "model", "--num-steps", "3", "--no-tb-logging"]
+    ended = here(*short, "--max-time", "1e-9", "--json")
+    assert ended.returncode == 124
+    end = json.loads(ended.stdout.splitlines()[-1])
+    assert (end["stopped_because"], end["steps"]) == ("out of time", 1)
+    again = here(*short, "--max-time", "1e-9")
+    assert again.returncode == 124
+    assert again.stdout == "train: its time is over after 2 steps; the same command goes on from there\n"
+    stage = "train: {store: rows.zarr, model: other, num-steps: 3, tb-logging: false, max-time: 1.0e-9}"
+    assert here(*short).returncode == 0, "the third step is the last one"
+    (tmp_path / "night.yaml").write_text(f"stages: [{{{stage}}}]\n")
+    ended = here("run", "night.yaml", "--json")
+    assert ended.returncode == 124
+    end = json.loads(ended.stdout.splitlines()[-1])
+    assert (end["event"], end["kind"]) == ("error", "OutOfTime")
+    assert "the training of other stopped after step 1, as its time is over (max_time)" in end["message"]
+    assert ended.stderr == f"cvae-dist: {end['message']}\n"
+
+
 @pytest.mark.parametrize("how", ["flag", "broken flag", "variable", "config", "pipeline"])
 def test_options_of_a_source_that_cannot_be_used_are_not_shown(here: Run, tmp_path: Path, how: str) -> None:
     wrong = 'source_storage_options: ["topsecret9"]'

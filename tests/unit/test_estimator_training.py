@@ -91,6 +91,17 @@ class TestInterrupted:
         shorter = CompressionVAE(DIGITS, **QUICK).train(num_steps=60)
         assert shorter.stopped_because_ == "finished"
 
+    def test_out_of_time_the_best_weights_so_far_are_the_model(self, tmp_path: Path) -> None:
+        embedder = CompressionVAE(DIGITS, max_time=1e-9, **QUICK).train()
+        assert embedder.stopped_because_ == "out of time"
+        assert embedder.embed(DIGITS).shape == (300, 2)
+        begun = CompressionVAE(DIGITS, max_time=1e-9, logdir=tmp_path, **QUICK).train()
+        assert begun.embed(DIGITS).shape == (300, 2)
+        events: list[Event] = []
+        whole = CompressionVAE(DIGITS, logdir=tmp_path, **QUICK).train(on_event=events.append)
+        assert next(event.done for event in events if event.kind == "start") == 1
+        assert whole.stopped_because_ == "finished"
+
     @pytest.mark.parametrize("kind", ["array", "store"])
     def test_with_logdir_it_also_goes_on(self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.save(tmp_path / "rows.npy", DIGITS)

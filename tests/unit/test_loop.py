@@ -17,7 +17,15 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, SettingsChanged, SourceNotFound, TrainingDiverged
+from cvae_dist.errors import (
+    Corrupt,
+    InvalidInput,
+    OutputLocked,
+    SettingsChanged,
+    SourceNotFound,
+    StorageFailed,
+    TrainingDiverged,
+)
 from cvae_dist.events import Event, ignore
 from cvae_dist.model.directory import load_model
 from cvae_dist.model.vae import VAE
@@ -28,14 +36,17 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.store.urls import Changed
 from cvae_dist.training import schedule
 from cvae_dist.training.fit import fit
+from cvae_dist.training.history import Figures
+from cvae_dist.training.loader import Loader
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.prepare import Training, TrainingData
+from cvae_dist.training.resume import _discard
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
-from tests.faults.drivers import wait_until
+from tests.faults.drivers import Clock, wait_until
 
 DIGITS, CLASSES = load_digits(return_X_y=True)
 DIGITS = DIGITS.astype(np.float32)
@@ -389,24 +400,210 @@ def test_a_finished_fit_is_loaded(undisturbed: tuple[VAE, Any], tmp_path: Path) 
     ]
 
 
-def test_the_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def spoil_after(step: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Let all weights be bad after the test at a step; return a box for the average at that test."""
     at_best: dict[str, np.ndarray] = {}
     test = Trainer.test
 
-    def spoil_after_the_second(self: Trainer) -> Any:
+    def test_and_spoil(self: Trainer) -> Any:
         record = test(self)
-        if self.step == 40:
+        if self.step == step:
             at_best.update({name: value.numpy().copy() for name, value in self._optimizer.average.items()})
             with torch.no_grad():
                 for weight in self.vae.parameters():
                     weight.mul_(3)
         return record
 
-    monkeypatch.setattr(Trainer, "test", spoil_after_the_second)
+    monkeypatch.setattr(Trainer, "test", test_and_spoil)
+    return at_best
+
+
+def test_the_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_best = spoil_after(40, monkeypatch)
     vae, history = fit_digits()
     assert history[2]["validation_loss"] > history[1]["validation_loss"]
     for name, value in vae.named_parameters():
         np.testing.assert_array_equal(value.numpy(), at_best[name])
+
+
+def test_the_last_checkpoint_alone_has_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_best = spoil_after(40, monkeypatch)
+    interrupt_after(55, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fit_digits(tmp_path, keep_checkpoints=1)
+    assert len(list((tmp_path / "checkpoints").glob("step000055-*.pt"))) == len(names_of(tmp_path / "checkpoints")) - 1
+    monkeypatch.undo()
+    vae, history = fit_digits(tmp_path)
+    assert history[2]["validation_loss"] > history[1]["validation_loss"]
+    for name, value in vae.named_parameters():
+        np.testing.assert_array_equal(value.numpy(), at_best[name])
+
+
+class TestSaving:
+    def test_also_by_the_clock(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock, advance = Clock(), Trainer.advance
+        saved: list[int] = []
+        monkeypatch.setattr("cvae_dist.training.saving.time", clock)
+        monkeypatch.setattr("cvae_dist.training.loop.Checkpoints.save", lambda _, step, state: saved.append(step))
+
+        def a_minute_long(self: Trainer, *arguments: Any) -> None:
+            advance(self, *arguments)
+            clock.sleep(60)
+
+        monkeypatch.setattr(Trainer, "advance", a_minute_long)
+        fit_digits(tmp_path, num_steps=30, checkpoint_every=20)
+        assert saved == [10, 20]
+        saved.clear()
+        fit_digits(tmp_path / "often", num_steps=30, checkpoint_every=20, checkpoint_minutes=8)
+        assert saved == [8, 16, 20, 28]
+
+    def test_a_full_disk_ends_the_training(
+        self, undisturbed: tuple[VAE, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write, steps = Location.write, list[int]()
+
+        def full(self: Location, *buffers: Any) -> str:
+            if self.name.startswith("step000040"):
+                raise StorageFailed("no room left")
+            return write(self, *buffers)
+
+        monkeypatch.setattr(Location, "write", full)
+        with pytest.raises(StorageFailed, match="no room left"):
+            fit_digits(tmp_path, lambda event: steps.append(event.done), checkpoint_every=20)
+        assert max(steps) <= 60
+        assert not (tmp_path / "config.json").exists()
+        monkeypatch.undo()
+        started: list[Event] = []
+        assert_same_weights(fit_digits(tmp_path, started.append)[0], undisturbed[0])
+        assert started[0].done == 20
+
+    @pytest.mark.parametrize("loss", ["lost", "empty"])
+    def test_a_lost_pointer_is_said_and_costs_nothing(
+        self, loss: str, undisturbed: tuple[VAE, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        interrupt_after(33, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            fit_digits(tmp_path)
+        monkeypatch.undo()
+        pointer = tmp_path / "checkpoints" / "LATEST.json"
+        pointer.unlink() if loss == "lost" else pointer.write_bytes(b"")
+        (tmp_path / "checkpoints" / "notes").write_text("of somebody else")
+        events: list[Event] = []
+        assert_same_weights(fit_digits(tmp_path, events.append)[0], undisturbed[0])
+        assert "LATEST.json names no whole checkpoint; the training goes on from step000033-" in events[0].message
+        assert events[1].done == 33
+        assert names_of(tmp_path / "checkpoints") == ["notes"]
+
+    def test_a_discarded_training_does_not_go_on_wherever_that_was_killed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was a finished one, of which a longer one was begun."""
+        fit_digits(tmp_path / "whole")
+        interrupt_after(70, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            fit_digits(tmp_path / "whole", num_steps=80)
+        monkeypatch.undo()
+        starts: list[int] = []
+
+        def until_begun(event: Event) -> None:
+            if event.kind == "start":
+                starts.append(event.done)
+                raise Killed
+
+        for number in count(1):
+            model = tmp_path / str(number)
+            shutil.copytree(tmp_path / "whole", model)
+            with Lease.held(Location.of(model)) as lease, monkeypatch.context() as patch:
+                let_it_end_at(number, patch)
+                try:
+                    _discard(lease)
+                    break
+                except Killed:
+                    pass
+            with pytest.raises(Killed):
+                fit_digits(model, until_begun, num_steps=80)
+        assert starts == [70, *[60] * 5, *[0] * 4], "as it was, as before it, and as if nothing had been there"
+
+    @pytest.mark.parametrize("given", [4_000, 30_000])
+    def test_another_buffer_keeps_the_order(
+        self, given: int, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = QUICK | {"buffer_bytes": 9_000}  # of a store of 19 kB
+        train(store, str(tmp_path / "whole"), **settings)
+        interrupt_after(33, monkeypatch)
+        train(store, str(tmp_path / "model"), **settings)
+        monkeypatch.undo()
+        opened: list[Loader] = []
+        batches = Loader.batches
+        monkeypatch.setattr(Loader, "batches", lambda self, *position: opened.append(self) or batches(self, *position))
+        result = train(store, str(tmp_path / "model"), **settings | {"buffer_bytes": given})
+        assert (result.steps, result.nothing_to_do) == (60, False)
+        (loader,) = opened
+        assert loader._share.sampler.windows > 2
+        assert loader.resident == (given == 30_000)
+        assert_same_weights(load_model(str(tmp_path / "model")), load_model(str(tmp_path / "whole")))
+        assert train(store, str(tmp_path / "model"), **QUICK).nothing_to_do
+
+
+class TestMaxTime:
+    def test_it_stops_with_a_checkpoint_and_goes_on(
+        self, undisturbed: tuple[VAE, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock, advance = Clock(), Trainer.advance
+        monkeypatch.setattr("cvae_dist.training.loop.time", clock)
+
+        def a_minute_long(self: Trainer, *arguments: Any) -> None:
+            advance(self, *arguments)
+            clock.sleep(60)
+
+        monkeypatch.setattr(Trainer, "advance", a_minute_long)
+        for begin in (0, 26, 52):
+            events: list[Event] = []
+            config = TrainConfig(**QUICK, max_time=25)
+            trained = fit(in_memory(DIGITS[:300]), config, str(tmp_path), events.append)
+            assert next(event.done for event in events if event.kind == "start") == begin
+            if begin < 52:
+                assert (trained.figures.steps, trained.figures.stopped_because) == (begin + 26, "out of time")
+                assert events[-1].message == (
+                    f"stopped after step {begin + 26}, as its time is over, which is saved; the same command goes on "
+                    "from there"
+                )
+        assert trained.figures.stopped_because == "finished"
+        assert_same_weights(trained.vae, undisturbed[0])
+        assert_same_weights(load_model(str(tmp_path)), undisturbed[0])
+
+    def test_however_short_a_run_gets_on(self, tmp_path: Path) -> None:
+        steps = [fit_once(tmp_path, max_time=1e-9).steps for _ in range(3)]
+        assert steps == [1, 2, 3]
+
+    def test_without_a_directory_the_best_weights_are_the_model(self) -> None:
+        figures = fit_once(None, max_time=1e-9)
+        assert (figures.steps, figures.stopped_because) == (1, "out of time")
+
+
+def fit_once(directory: Path | None, **settings: Any) -> Figures:
+    config = TrainConfig(**QUICK, **settings)
+    return fit(in_memory(DIGITS[:300]), config, str(directory) if directory else None).figures
+
+
+class Killed(BaseException):
+    """What ends a process that is killed in a test."""
+
+
+def let_it_end_at(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the so-manieth write or deletion be the end."""
+    changes = count(1)
+
+    def or_end(change: Any) -> Any:
+        def change_or_end(*arguments: Any) -> Any:
+            if next(changes) >= number:
+                raise Killed
+            return change(*arguments)
+
+        return change_or_end
+
+    for name in ("write", "delete"):
+        patch.setattr(Location, name, or_end(getattr(Location, name)))
 
 
 def test_training_stops_when_validation_no_longer_improves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -656,6 +853,10 @@ def files_of(place: Path) -> dict[str, bytes]:
     return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
+def names_of(place: Path) -> list[str]:
+    return [path.name for path in place.glob("*")]
+
+
 def take_over(lease: Location) -> None:
     """Take a lease as another driver does: only as it is, which its holder may just have renewed."""
     while True:
@@ -677,6 +878,7 @@ def test_a_training_that_lost_its_lease_changes_nothing_more(
     def lose(*arguments: Any) -> Any:
         result = real(*arguments)
         if next(calls) == call:
+            wait_until(lambda: "LATEST.json" in names_of(tmp_path / "model" / "checkpoints"))
             take_over(Location.of(tmp_path / "model.lease"))
             wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "lease"])
             before.update(files_of(tmp_path))
@@ -696,6 +898,8 @@ def test_checkpoints_are_neither_replaced_nor_deleted_once_the_lease_is_lost(
 
     def lose(trainer: Trainer) -> Any:
         if next(calls) == 3:
+            pointer = tmp_path / "model" / "checkpoints" / "LATEST.json"
+            wait_until(lambda: pointer.exists() and len(json.loads(pointer.read_text())["checkpoints"]) == 2)
             (tmp_path / "model.lease").unlink()
             before.update(files_of(tmp_path))
         return real(trainer)
