@@ -30,6 +30,7 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.prepare import TrainingData
+from cvae_dist.training.world import require_no_ranks
 
 
 @reference.strict_constructor
@@ -278,6 +279,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     ) -> Self:
         if X is None:
             raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
+        require_no_ranks()
         reference.note_without_effect(
             CompressionVAE, initializer=self.initializer, batch_size_test=self.batch_size_test
         )
