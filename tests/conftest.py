@@ -19,6 +19,8 @@ from tests.servers import NAMES, Served, serve
 settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # which begins when it is imported
+
 Process = subprocess.CompletedProcess[str]
 
 
@@ -28,6 +30,9 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("CVAE_DIST_"):
             monkeypatch.delenv(name)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # which a rank in this process sets, for good
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

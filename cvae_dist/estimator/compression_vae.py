@@ -30,6 +30,7 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.training.fit import fit
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.prepare import TrainingData
+from cvae_dist.training.world import require_no_ranks
 
 
 @reference.strict_constructor
@@ -94,6 +95,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         Let torch compile the training step first.
     test_every, checkpoint_every, checkpoint_minutes, keep_checkpoints, buffer_bytes, max_time : optional
         See :class:`~cvae_dist.config.TrainConfig`.
+    mlflow_logging : bool
+        Record the training in MLflow, where its own variables say, such as ``MLFLOW_TRACKING_URI``.
     random_state : int, RandomState, Generator or None
         The same int gives the same model, on the CPU bit for bit; None gives a different one each time.
     verbose : bool
@@ -107,7 +110,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     model_ : VAE
         The trained model.
     history_ : list of dict
-        One record per validation: ``step``, ``loss``, ``validation_loss``, ... in nats per row.
+        One record per validation: ``step``, ``loss``, ``validation_loss``, ..., as
+        :mod:`cvae_dist.training.history` lists them.
     stopped_because_ : {"finished", "no improvement", "interrupted", "out of time", "diverged"}
         How the training ended. The model of one that was interrupted, or out of time, has the best weights until then.
     item_shape_ : tuple of int
@@ -162,6 +166,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     keep_checkpoints: int = 2
     buffer_bytes: int = 256_000_000
     max_time: float | None = None
+    mlflow_logging: bool = False
     random_state: int | np.random.RandomState | np.random.Generator | None = 0
     verbose: bool = True
     storage_options: Mapping[str, Any] | None = None
@@ -280,6 +285,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     ) -> Self:
         if X is None:
             raise InvalidInput("X is None, so there are no rows to train on: give them in CompressionVAE(X) or fit(X)")
+        require_no_ranks()
         reference.note_without_effect(
             CompressionVAE, initializer=self.initializer, batch_size_test=self.batch_size_test
         )

@@ -103,16 +103,17 @@ class ObjectStore(Storage):
                     return b""
                 raise
 
-    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
+    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> tuple[int, str]:
         import obstore
 
         with self._errors(path) as store:
             try:
                 found = obstore.get(store, path, options={"range": (start, start + sum(map(len, buffers)))})
-                return scatter(found.stream(min_chunk_size=0), buffers)  # as it comes: it is still in a cache
+                version = unquoted(found.meta["e_tag"])
+                return scatter(found.stream(min_chunk_size=0), buffers), version  # as it comes: it is still in a cache
             except obstore.exceptions.BaseError as error:
                 if self.ends_before(path, start, error):
-                    return 0
+                    return 0, ""
                 raise
 
     def read_as(self, path: str, version: str, start: int, stop: int) -> Buffer:

@@ -216,11 +216,17 @@ class _OpenShard:
 
     def __init__(self, location: Location, index: bytes, array: ShardedArray, descriptor: int = -1) -> None:
         self.location, self.descriptor = location, descriptor
+        self.version = ""  # of an object, once a part of it came with it
         table, checksum = index[:-CHECKSUM_BYTES], index[-CHECKSUM_BYTES:]
         if len(index) != array.index_bytes or not _matches(checksum, table):
             raise Corrupt(corrupt(location, "its index is torn or changed"))
         # -1 where a chunk was never written
         self.offset, self.size = np.frombuffer(table, "<i8").reshape(-1, 2).T
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its file was deleted or replaced, and can be read only as it is still open."""
+        return self.descriptor >= 0 and not os.fstat(self.descriptor).st_nlink
 
     def __del__(self) -> None:
         if getattr(self, "descriptor", -1) >= 0:
@@ -268,14 +274,15 @@ class _OpenShards(ABC):
     def get(self, numbers: Sequence[int]) -> list[_OpenShard]:
         """Return shards, opening those that are not open."""
         with self._lock:
-            missing = [number for number in numbers if number not in self._shards]
+            known = self._shards
+            missing = [number for number in numbers if number not in known or known[number].is_gone]
             opened = dict(zip(missing, self._open(missing), strict=True))
-            found = [opened.get(number) or self._shards[number] for number in numbers]
+            found = [opened.get(number) or known[number] for number in numbers]
             for number, shard in zip(numbers, found, strict=True):
-                self._shards[number] = shard
-                self._shards.move_to_end(number)
-            while len(self._shards) > self._most:
-                self._shards.popitem(last=False)
+                known[number] = shard
+                known.move_to_end(number)
+            while len(known) > self._most:
+                known.popitem(last=False)
         return found
 
     def close(self) -> None:
@@ -322,6 +329,16 @@ class LocalShards(_OpenShards):
 
 
 class _RemoteShards(_OpenShards):
+    """Shards in an object store. One that changes while it is read is noticed by its version."""
+
+    def __init__(self, array: ShardedArray) -> None:
+        super().__init__(array)
+        self._replaced: set[str] = set()
+
+    def were_replaced(self, shards: Sequence[_OpenShard]) -> bool:
+        """Whether one of them was another object before, so that its content is to be checked."""
+        return not self._replaced.isdisjoint(shard.location.path for shard in shards)
+
     def _open(self, numbers: Sequence[int]) -> list[_OpenShard]:
         locations = [self.array.shard(number) for number in numbers]
         with self._missing_is_corrupt():
@@ -337,9 +354,13 @@ class _RemoteShards(_OpenShards):
         """Fill memory with ranges of shards, (shard, offset, buffers) each, with many requests in flight."""
         with self._missing_is_corrupt():
             filled = Location.fill_many([(shard.location, offset, buffers) for shard, offset, buffers in ranges])
-        for (shard, offset, buffers), size in zip(ranges, filled, strict=True):
+        for (shard, offset, buffers), (size, version) in zip(ranges, filled, strict=True):
             if size < sum(map(len, buffers)):
                 raise Corrupt(corrupt(shard.location, f"it ends at byte {offset + size}"))
+            if shard.version not in ("", version):
+                self._replaced.add(shard.location.path)
+                raise Corrupt(corrupt(shard.location, "it was replaced while it was read"))
+            shard.version = version
 
     @contextlib.contextmanager
     def _missing_is_corrupt(self) -> Iterator[None]:
@@ -473,7 +494,7 @@ class _Reads:
 class _RangedRows:
     """Plain chunks in an object store: ranges of bytes inside them, many requests in flight.
 
-    They are past the checksums, which only whole chunks have.
+    They are past the checksums, which only whole chunks have. Shards that were replaced are read by whole chunks.
     """
 
     def __init__(self, array: ShardedArray, shards: "_RemoteShards") -> None:
@@ -486,6 +507,9 @@ class _RangedRows:
             return
         groups = list(extents.by(self._array.rows_per_shard))
         shards = self._shards.get([number for number, _ in groups])
+        if self._shards.were_replaced(shards):
+            self._whole.fill(extents, view, verify)
+            return
         plans = [_Reads.of(self._array, shard, part) for shard, (_, part) in zip(shards, groups, strict=True)]
         self._shards.fill(
             [

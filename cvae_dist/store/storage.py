@@ -62,9 +62,12 @@ class Storage(ABC):
         """Return the same as :meth:`read`, without a copy where the client has a buffer of its own."""
         return self.read(path, start, stop)
 
-    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> int:
-        """Fill buffers, one after the other, with an object from ``start`` on; return how many bytes there were."""
-        return scatter([self.view(path, start, start + sum(map(len, buffers)))], buffers)
+    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> tuple[int, str]:
+        """Fill buffers, one after the other, with an object from ``start`` on.
+
+        Return how many bytes there were, and the version of the object where the answer names it.
+        """
+        return scatter([self.view(path, start, start + sum(map(len, buffers)))], buffers), ""
 
     @abstractmethod
     def read_versioned(self, path: str) -> tuple[bytes, str]:

@@ -140,11 +140,12 @@ class Location:
         return _at_once(_read_one, ranges)
 
     @staticmethod
-    def fill_many(ranges: Sequence[tuple["Location", int, Sequence[memoryview]]]) -> list[int]:
+    def fill_many(ranges: Sequence[tuple["Location", int, Sequence[memoryview]]]) -> "list[tuple[int, str]]":
         """Fill memory with ranges of many objects, (object, start, buffers) each, with many requests in flight.
 
-        The buffers of one range are filled one after the other. Returned is how many bytes came for each range: fewer
-        than asked for where the object ends before. For a missing object see :meth:`read_many`.
+        The buffers of one range are filled one after the other. Returned is for each range how many bytes came, fewer
+        than asked for where the object ends before, and the object's version, empty where the answer does not name it.
+        For a missing object see :meth:`read_many`.
         """
         return _at_once(_fill_one, ranges)
 
@@ -309,7 +310,7 @@ def _read_one(one: tuple[Location, int, int | None]) -> Buffer:
     return location.storage.view(location.path, start, stop)
 
 
-def _fill_one(one: tuple[Location, int, Sequence[memoryview]]) -> int:
+def _fill_one(one: tuple[Location, int, Sequence[memoryview]]) -> tuple[int, str]:
     location, start, buffers = one
     return location.storage.fill(location.path, start, buffers)
 

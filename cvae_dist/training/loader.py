@@ -221,7 +221,8 @@ class _Streamed:
 class _Mapped:
     """Rows in the kernel's cache. Every chunk is compared with its checksum once an epoch, by one of the ranks.
 
-    That is where the rows stay in memory. Else it would read the store twice, and is left to ``cvae-dist verify``.
+    That is where the rows stay in memory. Else it would read the store twice: then only the sizes of the shards are
+    compared, and the rest is left to ``cvae-dist verify``.
     """
 
     def __init__(self, rows: MappedRows, share: Share) -> None:
@@ -235,6 +236,7 @@ class _Mapped:
         part, self._coming = self._coming, self._part(len(request.take) / self._share.sampler.rows)
         if self._left or not self._mapped.stays:
             self._mapped.bring(request.starts, request.counts)
+        if self._left:
             self._mapped.expect(*self._coming)  # the disk reads it while the part before is checked
         self._mapped.check(*part)
         self._left = max(0, self._left - (part[1] - part[0]))
@@ -245,8 +247,6 @@ class _Mapped:
 
     def _part(self, share_of_epoch: float) -> tuple[int, int]:
         """Return the chunks to check beside a part of an epoch; more while they are read, as they lie in order."""
-        if not self._mapped.stays:
-            return 0, 0
         self._due += share_of_epoch * self._mapped.chunks * (_AHEAD if self._left else 1)
         first, end = self._next, min(self._next + int(self._due), self._mapped.chunks)
         self._due -= end - first

@@ -39,7 +39,8 @@ _SLURM = {
 class Membership:
     """Which rank this process is, as its environment says.
 
-    ``local_rank`` of ``local_size`` counts those of one machine.
+    ``local_rank`` of ``local_size`` counts those of one machine. ``attempt`` counts how often torchrun started all
+    ranks again.
     """
 
     rank: int
@@ -49,6 +50,7 @@ class Membership:
     host: str
     port: int
     hosted: bool = False
+    attempt: int = 0
 
     @property
     def hosts(self) -> bool:
@@ -77,12 +79,31 @@ class Membership:
                 "of them"
             )
         try:
-            numbers = [int(found.get(name) or 0) for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")]
+            names = ("RANK", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+            rank, local_rank, port, attempt = (int(found.get(name) or 0) for name in names)
             size, local_size = int(found["WORLD_SIZE"]), int(found.get("LOCAL_WORLD_SIZE") or 1)
         except ValueError as error:
             raise InvalidInput(f"the environment does not number the ranks of a training: {error}") from None
         hosted = found.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return cls(numbers[0], size, numbers[1], local_size, found.get("MASTER_ADDR", ""), numbers[2], hosted)
+        return cls(rank, size, local_rank, local_size, found.get("MASTER_ADDR", ""), port, hosted, attempt)
+
+
+def require_no_ranks() -> None:
+    """Refuse to train rows in memory, or an estimator, in a process that is one of several ranks.
+
+    Raises
+    ------
+    InvalidInput
+        It is one, as its environment says.
+    """
+    membership = Membership.of(os.environ)
+    if membership and membership.size > 1:
+        raise InvalidInput(
+            f"this process is rank {membership.rank} of {membership.size} (WORLD_SIZE or SLURM_STEP_NUM_TASKS in its "
+            "environment), and each of them would train a model of its own here. Nothing was trained. To train one "
+            "together, write the rows to a store once (cvae_dist.ingest) and call cvae_dist.train(store, model) in "
+            "every rank; to train one in each process, unset these variables"
+        )
 
 
 def _of_slurm(found: Mapping[str, str]) -> dict[str, str]:
@@ -302,10 +323,12 @@ def _meet(membership: Membership) -> "Store":
         os.environ["GLOO_SOCKET_IFNAME"] = interface
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     try:
-        return dist.TCPStore(  # type: ignore[attr-defined]
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             membership.host, membership.port, is_master=membership.hosts, timeout=timedelta(seconds=_ARRIVAL),
             wait_for_workers=False, multi_tenant=True,
         )  # fmt: skip
+        # torchrun keeps its store when it starts the ranks again, and what those before have said there
+        return dist.PrefixStore(f"attempt {membership.attempt}", store)  # type: ignore[attr-defined]
     except RuntimeError as error:
         how = "could not listen" if membership.hosts else "met nobody"
         raise RankLost(

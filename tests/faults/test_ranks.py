@@ -1,10 +1,13 @@
 """Several ranks train one model: it is the model of one process, whatever happens to them on the way."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ from cvae_dist.launch.gang import train_together
 from cvae_dist.launch.launcher import launch
 from cvae_dist.launch.local import LocalRanks
 from cvae_dist.launch.rank import Task
-from cvae_dist.store import RowStore
+from cvae_dist.progress import LiveBars
+from cvae_dist.store import Location, RowStore
 from cvae_dist.training.history import Figures
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.trainer import Trainer
@@ -29,12 +33,17 @@ from cvae_dist.training.world import Membership
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
 from tests.faults.drivers import Clock
+from tests.servers import free_port
+from tests.unit.test_loop import take_over
 
 STEPS = 120
+RECORDED = "gradient", "weights"  # the first, and the last
 SETTINGS: dict[str, Any] = {
     "num_steps": STEPS, "dim_latent": 4, "cells_encoder": (32, 16), "batch_size": 50, "test_every": 40,
     "checkpoint_every": 30, "tb_logging": False, "precision": "float32", "buffer_bytes": 40_000,
 }  # fmt: skip
+
+OF_THE_CLOCK = ("time", "rows_per_second", "waiting_share")
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +84,11 @@ class Recording(Task):
                 _fail(self.fault)
             real_advance(trainer, *arguments)
 
-        Optimizer._clip, Trainer.use_best_weights, Trainer.advance = clip, use_best_weights, advance  # type: ignore[method-assign]
-        return super().run(membership, on_event, store)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Optimizer, "_clip", clip)
+            patch.setattr(Trainer, "use_best_weights", use_best_weights)
+            patch.setattr(Trainer, "advance", advance)
+            return super().run(membership, on_event, store)
 
 
 def _save(path: str, values: Sequence[torch.Tensor]) -> None:
@@ -134,15 +146,34 @@ def weights(model: Path) -> np.ndarray:
     return np.concatenate([found[name].ravel().astype(float) for name in sorted(found) if "stretch" not in name])
 
 
+def history(model: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (model / "history.jsonl").read_text().splitlines()]
+
+
+def require_one_bar(events: Sequence[Event], restarts: int = 0, saved: int = 30) -> None:
+    """Look at what is shown of a training that was told in these events, and goes on from step ``saved`` or later."""
+    starts = [event.done for event in events if event.kind == "start"]
+    assert starts[0] == 0
+    assert len(starts) == 1 + restarts
+    assert all(step >= saved for step in starts[1:]), "the bar goes on at a checkpoint"
+    assert {event.total for event in events if event.kind != "note"} == {STEPS}
+    assert [event.kind for event in events].count("done") == 1
+    with LiveBars() as bars:
+        for event in events:
+            bars(event)
+    (bar,) = bars._progress.tasks
+    assert (bar.completed, bar.total) == (STEPS, STEPS)
+
+
 def distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(one.astype(float) - other) / np.linalg.norm(other))
 
 
 @pytest.fixture(scope="module")
 def alone(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of one process, and its first gradient beside it."""
+    """The model of one process, this one, and its first gradient beside it."""
     model = tmp_path_factory.mktemp("alone") / "model"
-    run(store, model, [1])
+    task(store, model).run(None, ignore)
     return model
 
 
@@ -156,17 +187,29 @@ def killing(started: Callable[[], Started], kills: dict[int, int]) -> Callable[[
     return listen
 
 
-@pytest.mark.parametrize("sizes", [[2], pytest.param([3], marks=pytest.mark.heavy)])
-def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path, sizes: list[int]) -> None:
-    result, _ = run(store, tmp_path / "model", sizes)
+@pytest.mark.heavy
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path, size: int) -> None:
+    events: list[Event] = []
+    result, _ = run(store, tmp_path / "model", [size], events.append)
     assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
-    gradients = [np.load(f"{tmp_path}/model-gradient-{rank}.npy") for rank in range(sizes[0])]
-    ends = [np.load(f"{tmp_path}/model-weights-{rank}.npy") for rank in range(sizes[0])]
-    for rank in range(1, sizes[0]):
+    require_one_bar(events)
+    require_that_of_one_process(tmp_path / "model", alone, size)
+    for before, record in pairwise(history(tmp_path / "model")):
+        assert record["rows_per_second"] * (record["time"] - before["time"]) > 0.75 * 40 * 50, "of all ranks"
+
+
+def require_that_of_one_process(model: Path, alone: Path, size: int) -> None:
+    gradients, ends = ([np.load(f"{model}-{what}-{rank}.npy") for rank in range(size)] for what in RECORDED)
+    for rank in range(1, size):
         np.testing.assert_array_equal(gradients[rank], gradients[0])
         np.testing.assert_array_equal(ends[rank], ends[0])
     assert distance(gradients[0], np.load(f"{alone}-gradient-0.npy")) <= 1e-6
-    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+    assert distance(weights(model), weights(alone)) <= 1e-4
+    for record, expected in zip(history(model), history(alone), strict=True):
+        timeless = {name: value for name, value in expected.items() if name not in OF_THE_CLOCK}
+        assert {name: record[name] for name in timeless} == pytest.approx(timeless, rel=1e-3)
+        assert record.keys() == expected.keys()
 
 
 @pytest.mark.heavy
@@ -184,20 +227,22 @@ def test_killed_ranks_start_again(
     store: str, alone: Path, tmp_path: Path, sizes: list[int], kills: dict[int, int]
 ) -> None:
     """Each time with another number of them, as a cluster is scaled."""
-    notes: list[str] = []
+    events: list[Event] = []
     box: list[Started] = []
     kill = killing(lambda: box[0], dict(kills))
 
     def listen(event: Event) -> None:
-        notes.extend([event.message] if event.kind == "note" else [])
+        events.append(event)
         kill(event)
 
     box.append(Started(task(store, tmp_path / "model"), sizes))
     result = train_together(box[0], listen, 5)
     box[0].require_nobody_left()
-    assert result["steps"] == STEPS
-    assert sum("was killed (SIGKILL); all ranks start again" in note for note in notes) == len(kills)
-    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+    assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
+    assert sum("was killed (SIGKILL); all ranks start again" in event.message for event in events) == len(kills)
+    saved = 0 if 0 in kills.values() else 30  # rank 0 may be killed while it writes the first checkpoint
+    require_one_bar(events, len(kills), saved)
+    require_that_of_one_process(tmp_path / "model", alone, sizes[-1])
 
 
 @pytest.mark.heavy
@@ -315,6 +360,32 @@ def test_only_one_driver_trains_a_model(store: str, tmp_path: Path) -> None:
     assert len(errors) == 1
 
 
+@pytest.mark.heavy
+def test_ranks_end_when_the_lease_is_taken_away(store: str, tmp_path: Path) -> None:
+    model, lease = tmp_path / "model", tmp_path / "model.lease"
+
+    def listen(event: Event) -> None:
+        if event.kind == "test" and event.done == 40:
+            take_over(Location.of(lease))
+
+    with pytest.raises(OutputLocked, match="taken over by process .* of eve"):
+        run(store, model, on_event=listen, num_steps=10**6)
+    assert json.loads(lease.read_text())["user"] == "eve"
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    assert not (model / "model.safetensors").exists()
+    lease.unlink()
+    starts: list[int] = []
+
+    def interrupt(event: Event) -> None:
+        starts.extend([event.done] if event.kind == "start" else [])
+        if event.kind == "test":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert before == {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    run(store, model, on_event=interrupt, num_steps=10**6)
+    assert starts[0] >= 30, "it goes on from the checkpoint"
+
+
 @pytest.mark.parametrize(
     ("launcher", "words"),
     [("local:0", "known: auto"), ("local", "known"), ("slurm", "known"), ("env", "no ranks in the environment")],
@@ -324,10 +395,20 @@ def test_launchers_that_are_none(store: str, tmp_path: Path, launcher: str, word
         train(store, tmp_path / "model", launcher=launcher, **SETTINGS)
 
 
-def test_the_second_run_has_nothing_to_do(store: str, alone: Path) -> None:
-    result = train(store, alone, launcher="local:2", **SETTINGS)
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_the_second_run_has_nothing_to_do(store: str, alone: Path, size: int) -> None:
+    result = train(store, alone, launcher=f"local:{size}", **SETTINGS)
     assert result.nothing_to_do
     assert result.steps == STEPS
+
+
+def test_all_ranks_hear_that_there_is_nothing_to_do(store: str, alone: Path) -> None:
+    """They form no group for it, so that two threads can be two ranks."""
+    ranks = [Membership(rank, 2, rank, 2, "127.0.0.1", port) for port in [free_port()] for rank in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        for figures, nothing_to_do in threads.map(lambda rank: task(store, alone).run(rank, ignore), ranks):
+            assert nothing_to_do
+            assert figures.steps == STEPS
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,27 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from cvae_dist.errors import InvalidInput, RankLost
-from cvae_dist.events import Event, OnEvent
+from cvae_dist.errors import InvalidInput, RankFailed, RankLost
+from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.launch import workers
+from cvae_dist.launch.gang import train_together
+from cvae_dist.launch.rank import Task
+from cvae_dist.launch.workers import Cluster
 from cvae_dist.verbs.train import train
-from tests.faults.test_ranks import SETTINGS, STEPS, alone, distance, store, weights
+from tests.faults.test_ranks import SETTINGS, STEPS, alone, distance, require_one_bar, store, task, weights
 
 _ = alone, store  # fixtures
 
 
+_OURS = "TEST_OF_RANKS"  # in the environment of our workers, and so of their ranks
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_OURS, str(os.getpid()))
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as running:
+            yield running
 
 
 @pytest.fixture
@@ -49,21 +58,29 @@ def at_step(step: int, act: Callable[[], None]) -> OnEvent:
 
 
 def ranks() -> list[psutil.Process]:
-    """Return the ranks that run on this machine, of any cluster."""
+    """Return the ranks of our cluster that run."""
     found = []
     for process in psutil.process_iter():
-        try:
-            if "cvae_dist.launch.rank" in process.cmdline():
+        with suppress(psutil.Error):
+            ours = process.environ().get(_OURS) == str(os.getpid())
+            if ours and "cvae_dist.launch.rank" in process.cmdline():
                 found.append(process)
-        except psutil.Error:
-            continue
     return found
 
 
 def run(store: str, model: Path, client: Client, on_event: OnEvent, **settings: Any) -> Any:
     result = train(store, model, launcher="dask", client=client, on_event=on_event, **{**SETTINGS, **settings})
-    assert not [process for process in ranks() if str(model) in " ".join(process.cmdline())]
+    assert not ranks()
     return result
+
+
+def run_task(task: Task, client: Client, on_event: OnEvent = ignore, max_restarts: int = 5) -> dict[str, Any]:
+    there = Cluster(client, on_event)
+    try:
+        with there.alone():
+            return train_together(lambda _: there.start(task), on_event, max_restarts)
+    finally:
+        assert not ranks()
 
 
 def workers_of(client: Client) -> list[int]:
@@ -72,17 +89,56 @@ def workers_of(client: Client) -> list[int]:
 
 @pytest.mark.heavy
 def test_a_killed_worker_is_made_up_for(store: str, alone: Path, client: Client, tmp_path: Path) -> None:
-    notes = []
+    events: list[Event] = []
     kill = at_step(40, lambda: os.kill(workers_of(client)[1], signal.SIGKILL))
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        kill(event)
+
+    result = run(store, tmp_path / "model", client, listen)
+    assert (result.steps, result.stopped_because) == (STEPS, "finished")
+    assert any("start again from the last checkpoint" in event.message for event in events)
+    require_one_bar(events, restarts=1)
+    assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+@pytest.mark.heavy
+def test_a_killed_rank_is_made_up_for(store: str, alone: Path, client: Client, tmp_path: Path) -> None:
+    notes = []
+
+    def kill_one() -> None:
+        next(rank for rank in ranks() if rank.environ()["RANK"] == "1").kill()
+
+    kill = at_step(40, kill_one)
 
     def listen(event: Event) -> None:
         notes.append(event.message)
         kill(event)
 
-    result = run(store, tmp_path / "model", client, listen)
-    assert (result.steps, result.stopped_because) == (STEPS, "finished")
-    assert any("start again from the last checkpoint" in note for note in notes)
+    assert run(store, tmp_path / "model", client, listen).steps == STEPS
+    assert any("rank 1 of 2 was killed (SIGKILL); all ranks start again" in note for note in notes)
     assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
+
+
+@pytest.mark.heavy
+def test_a_rank_that_raises_is_shown(store: str, client: Client, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"(?s)rank 1 of 2 failed.*ZeroDivisionError: of the rank itself"):
+        run_task(task(store, tmp_path / "model", "raises"), client)
+
+
+@pytest.mark.heavy
+def test_a_rank_that_hangs_is_given_up_after_the_timeout(
+    store: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvae_dist.launch.gang._GRACE", 3.0)
+    client.run(setattr, workers, "_GRACE", 2.0)
+    try:
+        with pytest.raises(RankLost, match=r"rank 1 of 2 did not answer|did not answer for .* s \(timeout=5\)"):
+            run_task(task(store, tmp_path / "model", "hangs", timeout=5), client, max_restarts=0)
+    finally:
+        client.run(setattr, workers, "_GRACE", workers._GRACE)
+    assert run(store, tmp_path / "model", client, ignore).steps == STEPS, "the same command goes on"
 
 
 @pytest.mark.heavy
@@ -106,13 +162,15 @@ def test_two_trainings_take_turns(store: str, client: Client, tmp_path: Path) ->
     notes: list[str] = []
 
     def train_one(number: int) -> None:
-        run(store, tmp_path / f"model {number}", client, lambda event: notes.append(event.message))
+        model = tmp_path / f"model {number}"
+        train(store, model, launcher="dask", client=client, on_event=lambda e: notes.append(e.message), **SETTINGS)
 
     threads = [threading.Thread(target=train_one, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not ranks()
     assert all((tmp_path / f"model {number}" / "model.safetensors").exists() for number in range(2))
     assert any("another training has this cluster" in note for note in notes)
 

@@ -173,7 +173,10 @@ def test_ranges(root: Location) -> None:
     memory = bytearray(b"_" * 9)
     view = memoryview(memory)
     parts = [(name, 1, [view[:3], view[3:4]]), (other, 2, [view[4:8]]), (name, 10, [view[8:]])]
-    assert (Location.fill_many(parts), bytes(memory)) == ([4, 1, 0], b"1234c____")
+    sizes, versions = zip(*Location.fill_many(parts), strict=True)
+    assert (sizes, bytes(memory)) == ((4, 1, 0), b"1234c____")
+    named = isinstance(root.storage, objects.ObjectStore)
+    assert versions[:2] == ((name.read_versioned()[1], other.read_versioned()[1]) if named else ("", ""))
     assert Location.fill_many([]) == []
     missing = root / "missing"
     for read in (lambda: missing.read_range(0, 4), lambda: missing.read_tail(4)):

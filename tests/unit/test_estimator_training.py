@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from cvae_dist.errors import NotFitted
+from cvae_dist.errors import InvalidInput, NotFitted
 from cvae_dist.estimator import CompressionVAE
 from cvae_dist.events import Event
 from cvae_dist.training.trainer import Trainer
@@ -120,6 +120,32 @@ class TestInterrupted:
         assert next(event.done for event in events if event.stage == "train") == 30
         np.testing.assert_array_equal(embedder.embed(DIGITS), whole)
         assert CompressionVAE(logdir=tmp_path / "model").stopped_because_ == "finished"
+
+
+class TestRanks:
+    @pytest.mark.parametrize(
+        "environment",
+        [
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "here", "SLURM_JOB_ID": "1"},
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["array", "files"])
+    def test_one_of_several_is_refused(
+        self, environment: dict[str, str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        np.save(tmp_path / "rows.npy", DIGITS)
+        embedder = CompressionVAE(DIGITS if kind == "array" else tmp_path, logdir=tmp_path / "model", **QUICK)
+        for begin in (embedder.train, embedder.fit):
+            with pytest.raises(InvalidInput, match=r"this process is rank 1 of 2 .*cvae_dist.train\(store, model\)"):
+                begin()
+        assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
+
+    def test_the_only_one_trains(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        assert CompressionVAE(DIGITS, **QUICK).train().stopped_because_ == "finished"
 
 
 class TestRepr:

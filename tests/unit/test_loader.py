@@ -197,9 +197,15 @@ def test_a_flipped_bit_is_found_within_an_epoch_of_every_rank(tmp_path: Path, co
 
 
 @pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["mapped", "mapped, beyond the memory", "compressed"])
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
-def test_a_shard_that_is_lost_under_a_running_training_is_named(tmp_path: Path, damage: str) -> None:
-    reader = write(tmp_path, values())
+def test_a_shard_that_is_lost_under_a_running_training_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, kind: str
+) -> None:
+    if kind == "mapped, beyond the memory":
+        monkeypatch.setattr("cvae_dist.store.mapped.free_memory", lambda: 0)
+    monkeypatch.setattr("cvae_dist.store.reader._DECODED_BYTES", 0)
+    reader = write(tmp_path, values(), kind == "compressed")
     sampler = plan(reader, WINDOWED, held_out=0)
     with Loader(reader, Share(sampler, NO_ROWS), buffer_bytes=WINDOWED) as loader:
         batches = loader.batches()
@@ -207,7 +213,7 @@ def test_a_shard_that_is_lost_under_a_running_training_is_named(tmp_path: Path, 
         if damage == "gone":
             (tmp_path / "x/c/5/0").unlink()
         else:
-            os.truncate(tmp_path / "x/c/5/0", 1000)
+            os.truncate(tmp_path / "x/c/5/0", 1000 if kind != "compressed" else 0)
         with pytest.raises(Corrupt, match="x/c/5/0"):
             read_on([batches], 3 * sampler.steps_per_epoch)
 

@@ -168,6 +168,24 @@ def test_whole_chunks_of_an_object_store_arrive_where_they_belong(monkeypatch: p
     assert all(np.shares_memory(part, out) for part in filled)
 
 
+def test_an_object_that_is_replaced_is_checked_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, files, shard = values("<f4", 5), fsspec.filesystem("memory"), "/reader-replaced/x/c/1/0"
+    array = write("memory://reader-replaced/x", rows)
+    reader, version, fill_many = RowReader(array), "before", Location.fill_many
+    monkeypatch.setattr(
+        Location, "fill_many", staticmethod(lambda wanted: [(size, version) for size, _ in fill_many(wanted)])
+    )
+    starts, counts = np.array([3, SHARD + 3]), np.array([5, 5])
+    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    data = bytearray(files.cat(shard))
+    data[array.chunk_bytes + 4] ^= 1  # in the chunk after the one that is read
+    files.pipe(shard, bytes(data))
+    version = "after"
+    assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
+    with pytest.raises(Corrupt, match=r"x/c/1/0: chunk 1 is torn or has changed"):
+        read(reader, starts + CHUNK, counts)
+
+
 @pytest.mark.parametrize("size", [0, 100])
 def test_a_cut_object_is_named(size: int) -> None:
     array = write(f"memory://reader-cut-{size}/x", values("<f4", 5))

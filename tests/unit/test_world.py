@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from cvae_dist.errors import InvalidInput, RankLost
 from cvae_dist.training import world
@@ -28,6 +29,7 @@ SRUN = {
     [
         ({}, None),
         (TORCHRUN, Membership(3, 4, 1, 2, "10.0.0.1", 29500, True)),
+        ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}, Membership(3, 4, 1, 2, "10.0.0.1", 29500, True, 2)),
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, Membership(1, 2, 0, 1, "a", 1)),
         ({"WORLD_SIZE": "1"}, Membership(0, 1, 0, 1, "", 0)),
         (SRUN, Membership(5, 8, 1, 4, "gpu07", 20_000 + 1234567 % 20_000)),
@@ -73,7 +75,7 @@ def test_a_port_that_is_taken_is_told(port: int) -> None:
 
 
 def test_ranks_that_do_not_come_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "_ARRIVAL", 1.0)
+    monkeypatch.setattr(world, "_ARRIVAL", 0.6)
     alone = World(Membership(0, 2, 0, 1, "127.0.0.1", _free_port()))
     with pytest.raises(RankLost, match=r"only 1 of 2 ranks came within 1 s"):
         alone.join()
@@ -85,6 +87,21 @@ def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def test_ranks_that_torchrun_starts_again_hear_nothing_of_those_before() -> None:
+    # that of torchrun's agent, which stays
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+
+    def ranks(attempt: int) -> list[World]:
+        return [World(Membership(rank, 2, rank, 2, "127.0.0.1", store.port, True, attempt)) for rank in range(2)]
+
+    leader, follower = ranks(0)
+    leader.tell({"rows": "of the first attempt"})
+    assert follower.hear() == {"rows": "of the first attempt"}
+    leader, follower = ranks(1)
+    leader.tell({"rows": "of the second"})
+    assert follower.hear() == {"rows": "of the second"}
 
 
 def test_alone_nothing_is_added_up() -> None:
