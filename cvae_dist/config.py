@@ -232,7 +232,7 @@ _MANY_DIMENSIONS = 32  # in which hardly anything is left to bend: with 64 one l
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {
         *("buffer_bytes", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_time"),
-        *("mlflow_logging", "tb_logging", "compile", "device"),
+        *("compile", "device", "mlflow_logging", "tb_logging"),
     }
 )
 
