@@ -30,12 +30,9 @@ from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.world import Membership
 from cvae_dist.verbs.ingest import ingest
 from cvae_dist.verbs.train import train
-<<<<<<< HEAD
+from tests.faults.drivers import Clock
 from tests.servers import free_port
 from tests.unit.test_loop import take_over
-=======
-from tests.faults.drivers import Clock
->>>>>>> main
 
 STEPS = 120
 RECORDED = "gradient", "weights"  # the first, and the last
