@@ -149,7 +149,10 @@ class TrainConfig(ModelConfig):
         description="Minutes after which the training stops, with a checkpoint; the same command goes on.",
     )
     buffer_bytes: int = Field(256_000_000, ge=1, description="Memory of the shuffling loader, in bytes.")
-    tb_logging: bool = Field(True, description="Write TensorBoard scalars to MODEL/logs.")
+    tb_logging: bool = Field(True, description="Write TensorBoard scalars to MODEL/logs, on a local disk.")
+    mlflow_logging: bool = Field(
+        False, description="Record the training in MLflow, where its own variables say (MLFLOW_TRACKING_URI)."
+    )
 
     def resolve(self, n_rows: int, n_features: int, *, vectors: bool = False) -> "TrainConfig":
         """Return the settings with every value that follows from the shape of the data filled in.
@@ -219,7 +222,10 @@ _MANY_DIMENSIONS = 32  # in which hardly anything is left to bend: with 64 one l
 # These may differ between two runs on one model directory: they leave every weight as it is. The order of the rows,
 # which depends on ``buffer_bytes``, stays that of the first run, as the checkpoints hold it.
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"buffer_bytes", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_time", "tb_logging"}
+    {
+        *("buffer_bytes", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_time"),
+        *("mlflow_logging", "tb_logging"),
+    }
 )
 
 

@@ -115,7 +115,10 @@ class PlainLines(Display):
 
 
 class LiveBars(Display):
-    """One bar per stage on a terminal: rows per second, time left and figures such as the loss."""
+    """One bar per stage on a terminal: rows per second, time left and figures such as the loss.
+
+    Where nothing happens nothing is drawn, as by those ranks of a training that hear of no event.
+    """
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -136,6 +139,7 @@ class LiveBars(Display):
             return
         if event.stage not in self._bars:
             self._bars[event.stage] = self._progress.add_task(event.stage, figures=""), Pace()
+            self._progress.start()
         bar, pace = self._bars[event.stage]
         figures = ", ".join(_figures(event, pace))
         if event.kind == "done":  # a full bar, also where nothing was counted
@@ -150,12 +154,9 @@ class LiveBars(Display):
         """Print the sentence above the bars."""
         self._progress.console.print(Text(message))
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self._progress.stop()
+        if self._progress.tasks:
+            self._progress.stop()
 
 
 class NotebookBar(Display):

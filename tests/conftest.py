@@ -19,6 +19,8 @@ from tests.servers import NAMES, Served, serve
 settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # which begins when it is imported
+
 Process = subprocess.CompletedProcess[str]
 
 

@@ -18,6 +18,7 @@ from cvae_dist.progress import error_text
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # where results and JSON go
     with _signals() as arrived:
         try:
             code = _run(given, arrived)

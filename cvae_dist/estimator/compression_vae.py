@@ -91,6 +91,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         See :class:`~cvae_dist.config.TrainConfig`.
     test_every, checkpoint_every, checkpoint_minutes, keep_checkpoints, buffer_bytes, max_time : optional
         See :class:`~cvae_dist.config.TrainConfig`.
+    mlflow_logging : bool
+        Record the training in MLflow, where its own variables say, such as ``MLFLOW_TRACKING_URI``.
     random_state : int, RandomState, Generator or None
         The same int gives the same model, bit for bit; None gives a different one each time.
     verbose : bool
@@ -104,7 +106,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     model_ : VAE
         The trained model.
     history_ : list of dict
-        One record per validation: ``step``, ``loss``, ``validation_loss``, ... in nats per row.
+        One record per validation: ``step``, ``loss``, ``validation_loss``, ..., as
+        :mod:`cvae_dist.training.history` lists them.
     stopped_because_ : {"finished", "no improvement", "interrupted", "out of time", "diverged"}
         How the training ended. The model of one that was interrupted, or out of time, has the best weights until then.
     item_shape_ : tuple of int
@@ -157,6 +160,7 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     keep_checkpoints: int = 2
     buffer_bytes: int = 256_000_000
     max_time: float | None = None
+    mlflow_logging: bool = False
     random_state: int | np.random.RandomState | np.random.Generator | None = 0
     verbose: bool = True
     storage_options: Mapping[str, Any] | None = None

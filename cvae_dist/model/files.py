@@ -14,6 +14,7 @@ FEATURE_NAMES = "feature_names.json"
 HISTORY = "history.jsonl"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+MLFLOW_RUN = "mlflow_run.json"
 
 FORMAT = "cvae-dist model"
 VERSION = 1

@@ -1,4 +1,23 @@
-"""The course of a training: ``history.jsonl``, TensorBoard scalars, and the figures of its end."""
+"""The course of a training: ``history.jsonl``, TensorBoard scalars, and the figures of its end.
+
+Rank 0 makes a record at every validation. TensorBoard and MLflow get the same figures by the same names.
+
+- ``step``, ``epoch``: steps done, and passes over the training rows.
+- ``loss``: mean training loss since the last record, the sum of ``reconstruction`` and ``kl``. All three are in nats
+  per row. ``reconstruction`` is the distortion: the negative log-likelihood of a row given its latent. ``kl`` is the
+  rate: the divergence of the latent from the prior.
+- ``validation_loss``, ``validation_reconstruction``, ``validation_kl``: the same of the rows that validate, with the
+  averaged weights. The rate is weighted here as at the end of the training.
+- ``gradient_norm``, ``largest_gradient_norm``: mean and maximum since the last record, before gradients are clipped.
+- ``learning_rate``, ``kl_weight``: those of the next step.
+- ``skipped_steps``: steps that were left out, since the first one, as their gradient was not finite.
+- ``rows_per_second``: rows of all ranks, over the time since the last record without its validation.
+- ``waiting_share``: share of that time in which rank 0 waited for its rows, or copied them into a batch.
+- ``time``: seconds of training, over all runs.
+
+A training that was killed and went on has the same figures, bit for bit, but for the last three. Its first
+``rows_per_second`` and ``waiting_share`` are of the time since it went on.
+"""
 
 import json
 import math
@@ -49,6 +68,11 @@ def finite(figures: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
+def plotted(record: HistoryRecord) -> dict[str, float]:
+    """Return the figures of a record that are drawn against its step."""
+    return {name: value for name, value in record.items() if name not in _NOT_PLOTTED}
+
+
 class History:
     """Records of a training, one per validation.
 
@@ -90,12 +114,15 @@ class History:
 
 
 class Scalars:
-    """TensorBoard scalars below ``logs``, if that is a local directory; ``notes`` tell of a missing TensorBoard."""
+    """TensorBoard scalars below ``logs``; ``notes`` tell why there are none."""
 
     def __init__(self, logs: Location | None, first_step: int) -> None:
         self.notes: tuple[str, ...] = ()
         self._writer: Any = None
-        if logs is None or not logs.is_local:
+        if logs is None:
+            return
+        if not logs.is_local:
+            self.notes = (f"no TensorBoard logs are written, as {logs} is not on a disk; history.jsonl has all of it",)
             return
         try:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
@@ -105,11 +132,11 @@ class Scalars:
             remedy = "pip install 'cvae-dist[tensorboard]'"
             self.notes = (f"no TensorBoard logs are written, as it is not installed: {remedy}",)
 
-    def add(self, record: Mapping[str, float | int]) -> None:
+    def add(self, record: HistoryRecord) -> None:
         """Write the figures of a record at its step."""
         if self._writer is not None:
-            for name in record.keys() - _NOT_PLOTTED:
-                self._writer.add_scalar(name, record[name], record["step"])
+            for name, value in plotted(record).items():
+                self._writer.add_scalar(name, value, record["step"])
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,7 @@ from cvae_dist.training.precision import multiply_adds
 from cvae_dist.training.prepare import Beginning, Training
 from cvae_dist.training.sampler import Share
 from cvae_dist.training.saving import Saving
+from cvae_dist.training.tracking import Tracking
 from cvae_dist.training.trainer import Trainer
 from cvae_dist.training.validation import Validation
 from cvae_dist.training.world import World, as_bytes, from_bytes
@@ -80,10 +81,27 @@ def run(
     Corrupt
         The rows were replaced while they were trained on. No model was written.
     """
-    config, world, began = training.config, world or World(), time.monotonic()
+    world = world or World()
+    with Tracking(training if world.leads else None, lease, on_event) as tracking:
+        trained = _train(training, on_event, lease, state, earlier, world, tracking)
+        tracking.end(trained.figures.stopped_because)
+    return trained
+
+
+def _train(
+    training: Training,
+    on_event: OnEvent,
+    lease: Lease | None,
+    state: Mapping[str, Any] | None,
+    earlier: Trained | None,
+    world: World,
+    tracking: Tracking,
+) -> Trained:
+    config, began = training.config, time.monotonic()
     validation, excluded = training.hold_out(world)
     vae = VAE.of(config, training.data.moments, training.data.reader.dtype, config.seed)
     history = _history(lease, state, earlier)
+    tracking.add(*history.records)
     checkpoints = Checkpoints(lease.output / CHECKPOINTS, lease.check, config.keep_checkpoints) if lease else None
     logs = lease.output / LOGS if lease and config.tb_logging else None
     with (
@@ -98,8 +116,9 @@ def run(
             Scalars(logs, history.next_step) as scalars,
         ):
             steps = _Run(
-                training, beginning, trainer, history, scalars, lease, saving, interruption, on_event, world, began
-            )
+                training, beginning, trainer, history, scalars, tracking, lease, saving, interruption, on_event,
+                world, began,
+            )  # fmt: skip
             steps.tell_start()
             if beginning.notes and not state:
                 steps.save()
@@ -208,6 +227,7 @@ class _Run:
     trainer: Trainer
     history: History
     scalars: Scalars
+    tracking: Tracking
     lease: Lease | None
     saving: Saving
     interruption: Interruption
@@ -221,6 +241,7 @@ class _Run:
         self._began = time.monotonic() - self.trainer.seconds
         self._told_at = self._recorded_at = time.monotonic()
         self._rows_since_told = self._rows_since_record = 0
+        self._waited = 0.0
 
     def tell_start(self) -> None:
         """Tell what is about to happen."""
@@ -237,7 +258,10 @@ class _Run:
         batches = loader.batches(*self.trainer.position)
         try:
             while not reason:
-                self._step(next(batches))
+                asked = time.monotonic()
+                batch = next(batches)
+                self._waited += time.monotonic() - asked
+                self._step(batch)
                 reason = self._reason_to_stop()
         except RankLost:
             self.save()  # no rank has done the step in which it was lost
@@ -307,12 +331,15 @@ class _Run:
 
     def _record(self) -> None:
         now = time.monotonic()
+        seconds = max(now - self._recorded_at, 1e-9)
         record = self.trainer.test()
-        record["rows_per_second"] = self._rows_since_record / max(now - self._recorded_at, 1e-9)
+        record["rows_per_second"] = self._rows_since_record / seconds
+        record["waiting_share"] = self._waited / seconds
         record["time"] = now - self._began
-        self._recorded_at, self._rows_since_record = time.monotonic(), 0
+        self._recorded_at, self._rows_since_record, self._waited = time.monotonic(), 0, 0.0
         self.history.append(record)
         self.scalars.add(record)
+        self.tracking.add(record)
         self._tell("test", values=finite(record))
 
     def _progress(self) -> None:

@@ -28,6 +28,8 @@ class Optimizer:
         Exponential moving average of every parameter, by name: what validation and the saved model use.
     updates, skipped : int
         Updates made; updates left out because a gradient was not finite.
+    norm : float
+        Norm of the last gradient before it was clipped, the same in every rank.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Optimizer:
         ]
         self._ema_decay = ema_decay
         self._grad_clip = grad_clip
-        self._running_norm = 0.0
+        self._running_norm = self.norm = 0.0
         self.average = clone(dict(module.named_parameters()))
         self.updates = 0
         self.skipped = 0
@@ -61,8 +63,8 @@ class Optimizer:
         loss.backward()  # type: ignore[no-untyped-call]
         figures = self._add_up(figures)
         total = nn.utils.get_total_norm([value.grad for value in self._parameters if value.grad is not None])
-        norm, *sums = torch.cat((total.reshape(1), figures)).tolist()  # the only wait for the device
-        good = self._clip(total, norm)
+        self.norm, *sums = torch.cat((total.reshape(1), figures)).tolist()  # the only wait for the device
+        good = self._clip(total, self.norm)
         if good:
             self.updates += 1
             decay = min(self._ema_decay, self.updates / (_AVERAGE_START + self.updates))

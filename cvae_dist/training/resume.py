@@ -8,7 +8,7 @@ from cvae_dist.config import WITHOUT_EFFECT_ON_WEIGHTS
 from cvae_dist.errors import InvalidInput, RankLost, SettingsChanged
 from cvae_dist.events import Event, OnEvent, ignore
 from cvae_dist.model.directory import delete_model, load_model
-from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS, WEIGHTS, is_finished, read_description
+from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS, MLFLOW_RUN, WEIGHTS, is_finished, read_description
 from cvae_dist.store import Lease, Location
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import Figures, History, finite
@@ -113,7 +113,7 @@ def _discard(lease: Lease) -> None:
     Checkpoints(lease.output / CHECKPOINTS, lease.check).clear()
     lease.check()
     delete_model(lease.output)
-    for name in (HISTORY, LOGS):
+    for name in (HISTORY, LOGS, MLFLOW_RUN):
         lease.check()
         (lease.output / name).delete()
 

@@ -32,22 +32,34 @@ _KEPT = (  # numbers of a trainer's state, beside those of tensors
 
 @dataclass
 class _LossSums:
-    """Terms of the training loss summed over rows since the last validation, in nats."""
+    """What the good steps since the last validation add up to: the terms of their loss in nats, over rows; norms."""
 
     reconstruction: float = 0.0
     kl: float = 0.0
     rows: int = 0
+    norms: float = 0.0
+    largest_norm: float = 0.0
+    steps: int = 0
 
-    def add(self, reconstruction: float, kl: float, rows: int) -> None:
+    def add(self, reconstruction: float, kl: float, rows: int, norm: float) -> None:
         self.reconstruction += reconstruction
         self.kl += kl
         self.rows += rows
+        self.norms += norm
+        self.largest_norm = max(self.largest_norm, norm)
+        self.steps += 1
 
     def means(self) -> HistoryRecord:
         if not self.rows:
             return {}
         reconstruction, kl = self.reconstruction / self.rows, self.kl / self.rows
-        return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        return {
+            "loss": reconstruction + kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "gradient_norm": self.norms / self.steps,
+            "largest_gradient_norm": self.largest_norm,
+        }
 
     @property
     def loss(self) -> float:
@@ -149,7 +161,7 @@ class Trainer:
         loss = (reconstruction + weight * kl) / n_global
         good, sums = self._optimizer.step(loss, self.learning_rate, figures)
         if good:
-            self._sums.add(sums[0], sums[1], n_global)
+            self._sums.add(sums[0], sums[1], n_global, self._optimizer.norm)
         if not math.isfinite(self._first_loss):
             self._first_loss = (sums[0] + sums[1]) / n_global
         self.stop_requested = sums[2] > 0

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 import cvae_dist
 from tests.bench.model.data import mnist
 
-_TIMES = ("seconds", "history", "versions", "time", "rows_per_second")
+_TIMES = ("seconds", "history", "versions", "time", "rows_per_second", "waiting_share")
 
 
 def make_sources(root: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cvae_dist.launch.gang import train_together
 from cvae_dist.launch.launcher import launch
 from cvae_dist.launch.local import LocalRanks
 from cvae_dist.launch.rank import Task
+from cvae_dist.progress import LiveBars
 from cvae_dist.store import Location, RowStore
 from cvae_dist.training.history import Figures
 from cvae_dist.training.optimizer import Optimizer
@@ -40,6 +42,8 @@ SETTINGS: dict[str, Any] = {
     "num_steps": STEPS, "dim_latent": 4, "cells_encoder": (32, 16), "batch_size": 50, "test_every": 40,
     "checkpoint_every": 30, "tb_logging": False, "precision": "float32", "buffer_bytes": 40_000,
 }  # fmt: skip
+
+OF_THE_CLOCK = ("time", "rows_per_second", "waiting_share")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,25 @@ def weights(model: Path) -> np.ndarray:
     return np.concatenate([found[name].ravel().astype(float) for name in sorted(found) if "stretch" not in name])
 
 
+def history(model: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (model / "history.jsonl").read_text().splitlines()]
+
+
+def require_one_bar(events: Sequence[Event], restarts: int = 0) -> None:
+    """Look at what is shown of a training that was told in these events."""
+    starts = [event.done for event in events if event.kind == "start"]
+    assert starts[0] == 0
+    assert len(starts) == 1 + restarts
+    assert all(step >= 30 for step in starts[1:]), "the bar goes on at a checkpoint"
+    assert {event.total for event in events if event.kind != "note"} == {STEPS}
+    assert [event.kind for event in events].count("done") == 1
+    with LiveBars() as bars:
+        for event in events:
+            bars(event)
+    (bar,) = bars._progress.tasks
+    assert (bar.completed, bar.total) == (STEPS, STEPS)
+
+
 def distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(one.astype(float) - other) / np.linalg.norm(other))
 
@@ -167,9 +190,13 @@ def killing(started: Callable[[], Started], kills: dict[int, int]) -> Callable[[
 @pytest.mark.heavy
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_ranks_make_the_model_of_one_process(store: str, alone: Path, tmp_path: Path, size: int) -> None:
-    result, _ = run(store, tmp_path / "model", [size])
+    events: list[Event] = []
+    result, _ = run(store, tmp_path / "model", [size], events.append)
     assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
+    require_one_bar(events)
     require_that_of_one_process(tmp_path / "model", alone, size)
+    for before, record in pairwise(history(tmp_path / "model")):
+        assert record["rows_per_second"] * (record["time"] - before["time"]) > 0.75 * 40 * 50, "of all ranks"
 
 
 def require_that_of_one_process(model: Path, alone: Path, size: int) -> None:
@@ -179,6 +206,12 @@ def require_that_of_one_process(model: Path, alone: Path, size: int) -> None:
         np.testing.assert_array_equal(ends[rank], ends[0])
     assert distance(gradients[0], np.load(f"{alone}-gradient-0.npy")) <= 1e-6
     assert distance(weights(model), weights(alone)) <= 1e-4
+    records = history(model)
+    for record, expected in zip(records, history(alone), strict=True):
+        timeless = {name: value for name, value in expected.items() if name not in OF_THE_CLOCK}
+        assert {name: record[name] for name in timeless} == pytest.approx(timeless, rel=1e-3)
+        assert record.keys() == expected.keys()
+    assert records[0]["rows_per_second"] * records[0]["time"] > 0.75 * 40 * 50, "of all ranks"
 
 
 @pytest.mark.heavy
@@ -196,19 +229,20 @@ def test_killed_ranks_start_again(
     store: str, alone: Path, tmp_path: Path, sizes: list[int], kills: dict[int, int]
 ) -> None:
     """Each time with another number of them, as a cluster is scaled."""
-    notes: list[str] = []
+    events: list[Event] = []
     box: list[Started] = []
     kill = killing(lambda: box[0], dict(kills))
 
     def listen(event: Event) -> None:
-        notes.extend([event.message] if event.kind == "note" else [])
+        events.append(event)
         kill(event)
 
     box.append(Started(task(store, tmp_path / "model"), sizes))
     result = train_together(box[0], listen, 5)
     box[0].require_nobody_left()
     assert (result["steps"], result["stopped_because"]) == (STEPS, "finished")
-    assert sum("was killed (SIGKILL); all ranks start again" in note for note in notes) == len(kills)
+    assert sum("was killed (SIGKILL); all ranks start again" in event.message for event in events) == len(kills)
+    require_one_bar(events, restarts=len(kills))
     require_that_of_one_process(tmp_path / "model", alone, sizes[-1])
 
 

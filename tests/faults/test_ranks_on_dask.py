@@ -22,7 +22,7 @@ from cvae_dist.launch.gang import train_together
 from cvae_dist.launch.rank import Task
 from cvae_dist.launch.workers import Cluster
 from cvae_dist.verbs.train import train
-from tests.faults.test_ranks import SETTINGS, STEPS, alone, distance, store, task, weights
+from tests.faults.test_ranks import SETTINGS, STEPS, alone, distance, require_one_bar, store, task, weights
 
 _ = alone, store  # fixtures
 
@@ -89,16 +89,17 @@ def workers_of(client: Client) -> list[int]:
 
 @pytest.mark.heavy
 def test_a_killed_worker_is_made_up_for(store: str, alone: Path, client: Client, tmp_path: Path) -> None:
-    notes = []
+    events: list[Event] = []
     kill = at_step(40, lambda: os.kill(workers_of(client)[1], signal.SIGKILL))
 
     def listen(event: Event) -> None:
-        notes.append(event.message)
+        events.append(event)
         kill(event)
 
     result = run(store, tmp_path / "model", client, listen)
     assert (result.steps, result.stopped_because) == (STEPS, "finished")
-    assert any("start again from the last checkpoint" in note for note in notes)
+    assert any("start again from the last checkpoint" in event.message for event in events)
+    require_one_bar(events, restarts=1)
     assert distance(weights(tmp_path / "model"), weights(alone)) <= 1e-4
 
 

@@ -172,7 +172,9 @@ def undisturbed(trainings: Trainings, tmp_path_factory: pytest.TempPathFactory) 
 def history_of(directory: Path) -> list[dict[str, float]]:
     """Return the records but for what the clock decides."""
     records = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
-    return [{name: one[name] for name in one if name not in ("time", "rows_per_second")} for one in records]
+    return [
+        {name: one[name] for name in one if name not in ("time", "rows_per_second", "waiting_share")} for one in records
+    ]
 
 
 def assert_same_result(directory: Path, undisturbed: Path) -> None:

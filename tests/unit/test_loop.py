@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -36,8 +37,8 @@ from cvae_dist.store.reader import ArrayRows
 from cvae_dist.store.urls import Changed
 from cvae_dist.training import schedule
 from cvae_dist.training.fit import fit
-from cvae_dist.training.history import Figures
-from cvae_dist.training.loader import Loader
+from cvae_dist.training.history import Figures, Scalars
+from cvae_dist.training.loader import Batch, Loader
 from cvae_dist.training.loop import Trained
 from cvae_dist.training.optimizer import Optimizer
 from cvae_dist.training.prepare import Training, TrainingData
@@ -128,8 +129,39 @@ def test_history_has_every_validation_once(undisturbed: tuple[VAE, Any]) -> None
         assert record["loss"] == pytest.approx(record["reconstruction"] + record["kl"])
         assert record["validation_loss"] == pytest.approx(record["validation_reconstruction"] + record["validation_kl"])
         assert record["rows_per_second"] > 0
+        assert 0 < record["waiting_share"] < 1
+        assert 0 < record["gradient_norm"] < record["largest_gradient_norm"]
     assert history[0]["epoch"] == 20 / 9  # 270 rows in batches of 30
     assert [record["kl_weight"] for record in history] == [1, 1, 1]
+
+
+def test_gradient_norms_are_those_before_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    clip = Optimizer._clip
+
+    def noting(self: Optimizer, *arguments: Any) -> bool:
+        norms.append(math.hypot(*(float(value.grad.norm()) for value in self._parameters)))  # type: ignore[union-attr]
+        return clip(self, *arguments)
+
+    monkeypatch.setattr(Optimizer, "_clip", noting)
+    _, history = fit_digits(grad_clip=0.5)
+    for record, part in zip(history, np.reshape(norms, (3, 20)), strict=True):
+        assert record["gradient_norm"] == pytest.approx(part.mean(), rel=1e-5)
+        assert record["largest_gradient_norm"] == pytest.approx(part.max(), rel=1e-5)
+
+
+def test_the_waiting_share_counts_the_wait_for_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Loader.batches
+
+    def slow(self: Loader, *position: int) -> Iterator[Batch]:
+        for batch in batches(self, *position):
+            time.sleep(0.002)
+            yield batch
+
+    monkeypatch.setattr(Loader, "batches", slow)
+    _, history = fit_digits()
+    for record in history:
+        assert record["waiting_share"] * 20 * 30 / record["rows_per_second"] >= 20 * 0.002
 
 
 @pytest.mark.parametrize("steps", [1, 20, 25, 33, 59])
@@ -150,9 +182,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_weights(
     assert started[0].values == {"variance_inflation": 1.0, "validation_rows": 30}
     assert_same_weights(vae, undisturbed[0])
     assert_same_weights(load_model(str(tmp_path)), undisturbed[0])
-    timeless = [
-        {name: record[name] for name in record if name not in ("time", "rows_per_second")} for record in history
-    ]
+    of_the_clock = ("time", "rows_per_second", "waiting_share")
+    timeless = [{name: record[name] for name in record if name not in of_the_clock} for record in history]
     expected = [{name: value for name, value in record.items() if name in timeless[0]} for record in undisturbed[1]]
     assert timeless == expected
     assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == history
@@ -522,7 +553,7 @@ class TestSaving:
                     pass
             with pytest.raises(Killed):
                 fit_digits(model, until_begun, num_steps=80)
-        assert starts == [70, *[60] * 5, *[0] * 4], "as it was, as before it, and as if nothing had been there"
+        assert starts == [70, *[60] * 5, *[0] * 5], "as it was, as before it, and as if nothing had been there"
 
     @pytest.mark.parametrize("given", [4_000, 30_000])
     def test_another_buffer_keeps_the_order(
@@ -820,6 +851,15 @@ def test_missing_tensorboard_is_said_once_where_logs_were_to_be(
     missing = "no TensorBoard logs are written, as it is not installed: pip install 'cvae-dist[tensorboard]'"
     assert said(tmp_path / "logged", tb_logging=True) == [missing]
     assert said(tmp_path / "not_logged", tb_logging=False) == said(None, tb_logging=True) == []
+
+
+def test_a_bucket_gets_no_tensorboard_logs_and_says_so() -> None:
+    place = Location.of("memory://models/digits/logs")
+    with Scalars(place, 0) as scalars:
+        scalars.add({"step": 1, "loss": 2.0})
+    (note,) = scalars.notes
+    assert note == f"no TensorBoard logs are written, as {place} is not on a disk; history.jsonl has all of it"
+    assert not place.exists()
 
 
 def test_the_threads_of_torch_are_put_back() -> None:

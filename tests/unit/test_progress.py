@@ -11,6 +11,7 @@ from cvae_dist.progress import (
     Display,
     JsonLines,
     LiveBars,
+    LogRecords,
     Pace,
     PlainLines,
     duration,
@@ -69,6 +70,23 @@ def test_plain_lines_are_few_and_say_rate_and_time_left(
     assert lines[1] == "train: 200/400 steps, 10 steps/s, 20 s left, loss 12.35"
     assert lines[2] == "train: a remark"
     assert lines[3].startswith("train: 400/400 steps, 30 steps/s")
+
+
+def test_a_bar_goes_on_where_a_training_starts_again() -> None:
+    shown = []
+    with LiveBars() as bars:
+        for event in [*STAGE[:2], STAGE[0], *STAGE[1:]]:
+            bars(event)
+            (bar,) = bars._progress.tasks
+            shown.append((bar.completed, bar.total))
+    assert shown == [(100, 400), (200, 400), (100, 400), (200, 400), (200, 400), (400, 400)]
+
+
+@pytest.mark.parametrize("display", [PlainLines(), LiveBars(), LogRecords()])
+def test_a_rank_that_hears_nothing_shows_nothing(display: Display, capsys: pytest.CaptureFixture[str]) -> None:
+    with display:
+        pass
+    assert capsys.readouterr() == ("", "")
 
 
 def test_progress_within_seconds_of_the_last_line_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
