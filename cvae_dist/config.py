@@ -12,6 +12,7 @@ from cvae_dist.errors import InvalidInput, suggestion
 Width = Annotated[int, Field(ge=1, le=65_536)]
 ComputePrecision = Literal["float32", "bf16"]
 Precision = Literal["auto", "float32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
 LikelihoodName = Literal[
     "auto",
     "gaussian",
@@ -133,6 +134,12 @@ class TrainConfig(ModelConfig):
         "auto",
         description="Matrix products of training in float32 or bf16. Default: bf16 where a short timing shows a gain.",
     )
+    device: Device = Field(
+        "auto", description="Where training computes; cuda: a card of NVIDIA. Default: a card where torch sees one."
+    )
+    compile: bool = Field(
+        False, description="Let torch compile the training step first, which takes a minute and needs a C++ compiler."
+    )
     test_every: int | None = Field(
         None, ge=1, description="Steps between validations. Default: grows with the steps done so far."
     )
@@ -219,12 +226,13 @@ _MANY_ROWS = 10_000  # from which residual blocks gain more than they cost
 _FEW_DIMENSIONS = 2  # of latents, which the networks must bend the rows to fit
 _MANY_DIMENSIONS = 32  # in which hardly anything is left to bend: with 64 one layer is better, with 16 two
 
-# These may differ between two runs on one model directory: they leave every weight as it is. The order of the rows,
-# which depends on ``buffer_bytes``, stays that of the first run, as the checkpoints hold it.
+# These may differ between two runs on one model directory: they leave every weight as it is, ``device`` and ``compile``
+# but for rounding. The order of the rows, which depends on ``buffer_bytes``, stays that of the first run, as the
+# checkpoints hold it.
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {
         *("buffer_bytes", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_time"),
-        *("mlflow_logging", "tb_logging"),
+        *("compile", "device", "mlflow_logging", "tb_logging"),
     }
 )
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from cvae_dist.config import LikelihoodName, Precision, TrainConfig, make_config
+from cvae_dist.config import Device, LikelihoodName, Precision, TrainConfig, make_config
 from cvae_dist.errors import InvalidInput, TrainingDiverged
 from cvae_dist.estimator import lazy, reference
 from cvae_dist.estimator.arrays import checked_rows, random_state_of
@@ -89,12 +89,16 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
         False: the learning rate stays constant after its warm-up, instead of falling along a cosine.
     kl_warmup, ema_decay, encoder_decay, grad_clip, multi_start, precision : optional
         See :class:`~cvae_dist.config.TrainConfig`.
+    device : {"auto", "cpu", "cuda"}
+        Where training computes. Default: a card where torch sees one. The trained model is on the CPU.
+    compile : bool
+        Let torch compile the training step first.
     test_every, checkpoint_every, checkpoint_minutes, keep_checkpoints, buffer_bytes, max_time : optional
         See :class:`~cvae_dist.config.TrainConfig`.
     mlflow_logging : bool
         Record the training in MLflow, where its own variables say, such as ``MLFLOW_TRACKING_URI``.
     random_state : int, RandomState, Generator or None
-        The same int gives the same model, bit for bit; None gives a different one each time.
+        The same int gives the same model, on the CPU bit for bit; None gives a different one each time.
     verbose : bool
         Show the progress of trainings: a bar on a terminal or in a notebook; elsewhere log records of level INFO, one
         for each validation.
@@ -154,6 +158,8 @@ class CompressionVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Fitted):
     grad_clip: float = 3.0
     multi_start: bool | Literal["auto"] = "auto"
     precision: Precision = "auto"
+    device: Device = "auto"
+    compile: bool = False
     test_every: int | None = None
     checkpoint_every: int = 500
     checkpoint_minutes: float = 10

@@ -31,7 +31,7 @@ _MEANT = {
     **dict.fromkeys(("lr", "learning_rate_init"), "did you mean 'learning_rate'?"),
     **dict.fromkeys(("seed", "random_seed"), "did you mean 'random_state'?"),
     "beta": "did you mean 'kl_weight'?",
-    "device": f"no GPU is used; {_THREADS}",
+    **dict.fromkeys(("gpu", "use_gpu", "cuda", "use_cuda", "accelerator"), "did you mean 'device'?"),
     "n_jobs": f"{_THREADS}; `cvae-dist embed --workers N` embeds a store in N processes",
 }
 

@@ -19,6 +19,7 @@ from cvae_dist.errors import CvaeDistError
 from cvae_dist.events import Event, OnEvent
 from cvae_dist.store import Location, RowStore
 from cvae_dist.store.urls import StorageOptions
+from cvae_dist.training.device import choose_device
 from cvae_dist.training.history import Figures
 from cvae_dist.training.prepare import Training, TrainingData
 from cvae_dist.training.resume import train_in
@@ -59,9 +60,10 @@ class Task:
 
         The process is a rank, or the only one. An open ``store`` need not be opened again.
         """
+        device = choose_device(self.config.device, membership.local_rank if membership else 0)
         rows = store or RowStore.open(Location.of(self.store, self.storage_options))
         training = Training.of(TrainingData.of(rows), self.config)
-        world = World(membership, self.timeout)
+        world = World(membership, self.timeout, device)
         place = Location.of(self.model, self.storage_options)
         trained, nothing_to_do = train_in(place, training, self.overwrite, on_event, world)
         return trained.figures, nothing_to_do

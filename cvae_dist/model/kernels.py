@@ -3,13 +3,14 @@
 All that the package uses of torch's private operators is here, each with what is done where it is missing.
 
 Hidden state: what :func:`computing_in` asks for is a context variable, which every thread has of its own. The
-weights prepared for it last as long as the context does.
+weights prepared for it last as long as the context does. :func:`compiled` uses a global variable, but only while it is
+traced: torch does not understand context variables.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ class _Computing:
 
 
 _computing: ContextVar[_Computing | None] = ContextVar("computing", default=None)
+_compiled_in: torch.dtype | None = None
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -80,7 +82,8 @@ def compute_dtype(precision: str) -> torch.dtype:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has bfloat16 arithmetic; others convert to float32 and back, which is slower than float32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return _answer(torch.cpu, "_is_avx512_bf16_supported") or _answer(torch.cpu, "_is_amx_tile_supported")
 
 
@@ -118,6 +121,33 @@ def computing_in(dtype: torch.dtype, *, often: bool = False) -> Iterator[None]:
         yield
     finally:
         _computing.reset(token)
+
+
+def compiled(module: nn.Module, dtype: torch.dtype) -> Callable[..., Any]:
+    """Return the forward pass of ``module`` in ``dtype``, which torch compiles when it is first called.
+
+    The call raises InvalidInput where torch cannot.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and few trainings need it
+
+    def forward(*inputs: Tensor) -> Any:
+        global _compiled_in
+        _compiled_in = dtype
+        return module(*inputs)
+
+    fast = torch.compile(forward)
+
+    def call(*inputs: Tensor) -> Any:
+        try:
+            return fast(*inputs)
+        except TorchDynamoException as error:
+            lines = [line for line in str(error).splitlines() if line]
+            raise InvalidInput(
+                f"torch cannot compile the training step here ({lines[0]}). No step was done; install a C++ compiler "
+                "such as g++, or train without --compile"
+            ) from error
+
+    return call
 
 
 def product(values: Tensor, weight: Tensor, bias: Tensor, activation: Activation = "none") -> Tensor:
@@ -183,11 +213,12 @@ def _is_fused(weight: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _differentiable(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    computing = _computing.get()
-    dtype = computing and computing.dtype
+    compiles = torch.compiler.is_compiling()
+    computing = None if compiles else _computing.get()
+    dtype = _compiled_in if compiles else computing and computing.dtype
     if dtype == torch.bfloat16:
         return functional.linear(values.to(dtype), weight.to(dtype), bias.to(dtype))
-    if dtype is not None and weight.numel() >= _LARGE and not values.is_cuda and _HAS_ONEDNN:
+    if computing is not None and weight.numel() >= _LARGE and values.is_cpu and _HAS_ONEDNN:
         return functional.linear(values.to_mkldnn(), weight, bias).to_dense()
     return functional.linear(values, weight, bias)
 

@@ -3,9 +3,11 @@
 from cvae_dist.config import TrainConfig
 from cvae_dist.events import OnEvent, ignore
 from cvae_dist.store import Location
+from cvae_dist.training.device import choose_device
 from cvae_dist.training.loop import Trained, run
 from cvae_dist.training.prepare import Training, TrainingData
 from cvae_dist.training.resume import train_in
+from cvae_dist.training.world import World
 
 
 def fit(
@@ -30,8 +32,9 @@ def fit(
     """
     if data.validation is not None:
         config = config.model_copy(update={"train_valid_split": 1.0})
+    world = World(device=choose_device(config.device))
     training = Training.of(data, config)
     if directory is not None:
-        return train_in(Location.of(directory), training, overwrite, on_event)[0]
+        return train_in(Location.of(directory), training, overwrite, on_event, world)[0]
     goes_on = earlier is not None and training.asks_for_more(earlier.made_with)
-    return run(training, on_event, earlier=earlier if goes_on else None)
+    return run(training, on_event, earlier=earlier if goes_on else None, world=world)

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cvae_dist.errors import InvalidInput
+from cvae_dist.model.tiling import tensor_of
 from cvae_dist.store.layout import Block
 from cvae_dist.store.mapped import MappedRows
 from cvae_dist.store.ranges import RowNumbers, expand_ranges
 from cvae_dist.store.reader import ArrayRows, Reader, RowReader
+from cvae_dist.training.device import CPU
 from cvae_dist.training.sampler import Part, Request, Share
+from cvae_dist.training.transfer import Home, Transfer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -26,9 +31,12 @@ _ALIVE_SECONDS = 1.0  # between looks whether the other side still lives
 
 @dataclass(frozen=True, eq=False)
 class Batch(Part):
-    """A rank's part of one step, and its rows ``x`` as stored, (n, n_features), in memory of their own."""
+    """A rank's part of one step, and its rows ``x`` as stored, (n, n_features), in memory of their own.
 
-    x: Block
+    They are on the loader's device.
+    """
+
+    x: Tensor
 
 
 class Loader:
@@ -38,9 +46,11 @@ class Loader:
     Plain shards on a disk are mapped: their rows lie in the kernel's cache, and go from there into a batch. All others
     are read into two buffers, within ``buffer_bytes`` but for a batch or a row that is larger. The attribute
     ``buffer_bytes`` is the memory that all this takes.
+
+    What a resident loader keeps goes to its ``device`` once, where there is room for it; else every batch goes there.
     """
 
-    def __init__(self, reader: Reader, share: Share, *, buffer_bytes: int) -> None:
+    def __init__(self, reader: Reader, share: Share, *, buffer_bytes: int, device: torch.device = CPU) -> None:
         if share.stored_rows != reader.n_rows:
             raise InvalidInput(
                 f"the order is made for {share.stored_rows} rows, but there are {reader.n_rows} rows; "
@@ -50,6 +60,8 @@ class Loader:
         row_bytes = reader.dtype.itemsize * reader.n_features
         held = isinstance(reader, ArrayRows)
         self.resident = held or fits(reader.n_rows, row_bytes, buffer_bytes)
+        self._transfer = Transfer(device)
+        self._home = Home.of(device, reader.n_rows * row_bytes) if self.resident else None
         self._request_rows = share.window_rows
         rows = 0 if held else reader.n_rows
         if not self.resident:
@@ -102,8 +114,9 @@ class Loader:
                     if slot.is_used:
                         prefetcher.release(slot)  # now the thread's
                         slot = None
-                x = found[0] if len(found) == 1 else np.concatenate(found)
-                yield Batch(part.epoch, part.step, part.positions, part.n_global, x)
+                x = self._transfer(tensor_of(found[0] if len(found) == 1 else np.concatenate(found)))
+                rows = self._home.gather(x) if self._home else x
+                yield Batch(part.epoch, part.step, part.positions, part.n_global, rows)
         finally:
             prefetcher.stop()
 
@@ -120,7 +133,7 @@ class Loader:
     def _open_slots(self) -> "list[_Slot]":
         reader, share, rows = self._reader, self._share, self._request_rows
         if self.resident:
-            held = _Held(reader)
+            held = _Held(reader, self._home)
             return [_Slot(held), _Slot(held)]
         mapped = MappedRows.of(reader.stored) if isinstance(reader, RowReader) else None
         if mapped:
@@ -155,14 +168,17 @@ class _Rows(Protocol):
         """Make the rows of a request ready, and return where they are, in the order in which they come."""
 
     def take(self, places: RowNumbers) -> Block:
-        """Return a copy of rows."""
+        """Return a copy of rows, or their places where they are at home on a device."""
 
 
 class _Held:
-    """All rows in memory: those of an array, or else what is read with the first request."""
+    """All rows in memory: those of an array, or else what is read with the first request.
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    Where they have a ``home`` on a device they go on there, at once.
+    """
+
+    def __init__(self, reader: Reader, home: Home | None) -> None:
+        self._reader, self._home = reader, home
         self._is_read = isinstance(reader, ArrayRows)
         shape = reader.n_rows, reader.n_features
         self._rows = reader.array if isinstance(reader, ArrayRows) else np.empty(shape, reader.dtype)
@@ -171,10 +187,13 @@ class _Held:
         if not self._is_read:
             self._reader.read_into(self._rows, np.array([0]), np.array([len(self._rows)]), verify=True)
             self._is_read = True
+        if self._home and self._home.is_empty:
+            self._home.fill(self._rows)
+            self._rows = self._rows[:0].copy()  # lets go of what was read
         return expand_ranges(request.starts, request.counts)[request.take]
 
     def take(self, places: RowNumbers) -> Block:
-        return _taken(self._rows, places)
+        return places if self._home else _taken(self._rows, places)
 
 
 class _Streamed:

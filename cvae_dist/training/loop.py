@@ -14,10 +14,10 @@ from cvae_dist.events import Event, EventKind, OnEvent
 from cvae_dist.model.directory import delete_model, save_model
 from cvae_dist.model.files import CHECKPOINTS, HISTORY, LOGS
 from cvae_dist.model.threads import torch_threads
-from cvae_dist.model.tiling import tensor_of
 from cvae_dist.model.vae import VAE
 from cvae_dist.store import Lease
 from cvae_dist.store.ranges import RowNumbers
+from cvae_dist.training import device
 from cvae_dist.training.checkpoint import Checkpoints
 from cvae_dist.training.history import GOES_ON, Figures, History, HistoryRecord, Scalars, StoppedBecause, finite
 from cvae_dist.training.interruption import Interruption
@@ -112,7 +112,7 @@ def _train(
         beginning, trainer = _begin(training, vae, validation, excluded, state, earlier, world)
         share = Share(beginning.sampler, excluded, world.rank, world.size)
         with (
-            Loader(training.data.reader, share, buffer_bytes=config.buffer_bytes) as loader,
+            Loader(training.data.reader, share, buffer_bytes=config.buffer_bytes, device=world.device) as loader,
             Scalars(logs, history.next_step) as scalars,
         ):
             steps = _Run(
@@ -126,6 +126,7 @@ def _train(
         figures = steps.end(stopped)
     world.close()
     trainer.use_best_weights()
+    vae.cpu()
     if world.leads:
         _conclude(training, vae, validation, trainer, figures, lease, checkpoints)
     trained = Trained(vae.requires_grad_(False).eval(), history.records, figures, training.made_with)
@@ -156,9 +157,9 @@ def _begin(
         world.join()
         state = from_bytes(world.broadcast())
     end = earlier.figures if earlier else None
-    beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end)
+    beginning = Beginning.of(state) if state else training.begin(vae, validation, excluded, end, world)
     steps_per_epoch, compute_dtype = beginning.sampler.steps_per_epoch, beginning.precision.compute_dtype
-    trainer = Trainer(vae, training.config, validation, steps_per_epoch, compute_dtype, world)
+    trainer = Trainer(vae.to(world.device), training.config, validation, steps_per_epoch, compute_dtype, world)
     if state:
         trainer.restore(state["trainer"])
     elif earlier:
@@ -248,7 +249,8 @@ class _Run:
         step, sampler, training = self.trainer.step, self.beginning.sampler, self.training
         values = {"variance_inflation": sampler.variance_inflation, "validation_rows": len(self.trainer.validation)}
         self._tell("start", f"going on from step {step}" if step else "", values)
-        for note in (*training.reasons, training.note(sampler), *self.beginning.notes, *self.scalars.notes):
+        notes = (*training.reasons, device.note(self.world.device, training.config.device), training.note(sampler))
+        for note in (*notes, *self.beginning.notes, *self.scalars.notes):
             if note:
                 self._tell("note", note)
 
@@ -295,7 +297,7 @@ class _Run:
         trainer = self.trainer
         retreats = trainer.retreats
         stop = self.interruption.requested or self._is_out_of_time
-        trainer.advance(tensor_of(batch.x), batch.positions, batch.n_global, stop)
+        trainer.advance(batch.x, batch.positions, batch.n_global, stop)
         if self.lease:
             self.lease.require()
         self._rows_since_told += batch.n_global

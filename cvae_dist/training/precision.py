@@ -67,5 +67,5 @@ def _seconds(vae: nn.Module, rows: torch.Tensor, noise: torch.Tensor, dtype: tor
         terms: Terms = vae(rows, noise)
     terms.negative_elbo.mean().backward()  # type: ignore[no-untyped-call]
     if rows.is_cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(rows.device)
     return time.perf_counter() - began

@@ -141,10 +141,13 @@ class Training:
         share = 0.0 if self.data.validation is not None or split is None else 1 - split
         return {"rows": reader.n_rows, "share": share, "most": affordable_rows(reader), "seed": self.config.seed}
 
-    def begin(self, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Figures | None) -> "Beginning":
+    def begin(
+        self, vae: VAE, validation: Validation, excluded: RowNumbers, earlier: Figures | None, world: World
+    ) -> "Beginning":
         """Decide what only trying can decide; the best of several starts is put into ``vae``, which is untrained.
 
         ``excluded`` rows, ascending, are not trained on. No start is tried where an ``earlier`` training goes on.
+        Starts are few rows of few features, and are trained on the CPU; then ``vae`` goes where ``world`` computes.
         """
         reader, config = self.data.reader, self.config
         if earlier:
@@ -160,7 +163,7 @@ class Training:
             reader.block_rows_hint,
             len(excluded),
         )
-        return Beginning(sampler, start, choose_precision(config.precision, vae, sampler.batch_size))
+        return Beginning(sampler, start, choose_precision(config.precision, vae.to(world.device), sampler.batch_size))
 
     def note(self, sampler: Sampler) -> str:
         """Say what the order lacks, and the remedy; empty where it lacks nothing."""

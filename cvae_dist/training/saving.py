@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
-from torch import Tensor
-
 from cvae_dist.training.checkpoint import Checkpoints
+from cvae_dist.training.world import to_cpu
 
 
 class Saving:
@@ -33,7 +32,8 @@ class Saving:
         """Begin to write a copy of ``state``, once the checkpoint before is written."""
         self.wait()
         if self._checkpoints is not None:
-            self._pending = self._thread.submit(self._checkpoints.save, step, _copy(state))
+            kept = to_cpu(state, copy=True)  # which later steps leave alone
+            self._pending = self._thread.submit(self._checkpoints.save, step, kept)
         self._saved_at = time.monotonic()
 
     def wait(self) -> None:
@@ -47,12 +47,3 @@ class Saving:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
-
-
-def _copy(state: Any) -> Any:
-    """Return a state that later steps leave alone, its tensors on the CPU."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, Mapping):
-        return {name: _copy(value) for name, value in state.items()}
-    return [_copy(value) for value in state] if isinstance(state, list) else state

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from cvae_dist.config import TrainConfig
-from cvae_dist.model.kernels import computing_in
+from cvae_dist.model.kernels import compiled, computing_in
 from cvae_dist.model.tiling import keep_freed_memory
 from cvae_dist.model.vae import VAE, Terms
 from cvae_dist.training import schedule
 from cvae_dist.training.history import Figures, HistoryRecord
 from cvae_dist.training.optimizer import Optimizer, assign, clone
+from cvae_dist.training.transfer import Transfer
 from cvae_dist.training.validation import Validation
 from cvae_dist.training.world import World
 
@@ -102,6 +103,7 @@ class Trainer:
         self.validation = validation
         self.steps_per_epoch = steps_per_epoch
         self._compute_dtype = compute_dtype
+        self._forward = compiled(vae, compute_dtype) if config.compile else vae
         self.step = self.begun = self._optimizer_begun = 0
         self.num_steps = cast(int, config.num_steps)
         self.seconds = 0.0
@@ -109,6 +111,7 @@ class Trainer:
         self._peak_rate = cast(float, config.learning_rate)
         self._optimizer = self._new_optimizer()
         self._generator = torch.Generator()
+        self._transfer = Transfer(self._world.device)
         self._next_test = self._test_after(0)
         self._sums = _LossSums()
         self._last_loss = math.nan
@@ -143,21 +146,22 @@ class Trainer:
     def advance(self, rows: Tensor, positions: npt.NDArray[Any], n_global: int, stop: bool = False) -> None:
         """Do one step on this rank's share of a global batch of ``n_global`` rows, together with all other ranks.
 
-        The gradient is that of their mean. ``rows``, (n, n_features), are in data units and of any real dtype.
-        ``positions``, (n,) int64, are their places in the global batch, which decide their noise. Where any rank asks
-        to ``stop``, all ranks know it after the step.
+        The gradient is that of their mean. ``rows``, (n, n_features), are in data units and of any real dtype, and on
+        the world's device. ``positions``, (n,) int64, are their places in the global batch, which decide their noise;
+        the CPU draws it, so that it is the same on any device. Where any rank asks to ``stop``, all ranks know it after
+        the step.
 
         Raises
         ------
         RankLost
             Another rank ended; the step was not done.
         """
-        noise = self._noise(n_global)[torch.from_numpy(positions)]
+        noise = self._transfer(self._noise(n_global)[torch.from_numpy(positions)])
         with computing_in(self._compute_dtype):
-            terms: Terms = self.vae(rows, noise)
+            terms: Terms = self._forward(rows, noise)
         weight = self.config.kl_weight * schedule.kl_weight(self.step, self.num_steps, self.config.kl_warmup)
         reconstruction, kl = terms.reconstruction.sum(), terms.kl.sum()
-        figures = torch.stack((reconstruction.detach(), kl.detach(), reconstruction.new_tensor(float(stop))))
+        figures = torch.stack((reconstruction.detach(), kl.detach(), torch.full_like(kl.detach(), float(stop))))
         loss = (reconstruction + weight * kl) / n_global
         good, sums = self._optimizer.step(loss, self.learning_rate, figures)
         if good:
@@ -276,7 +280,7 @@ class Trainer:
         best = state["best"]
         self.best_loss, self._best_step = best["loss"], best["step"]
         self._tests_since_best = best["tests_since"]
-        self._best_weights = dict(best["weights"])
+        assign(self._best_weights, best["weights"])
 
     def go_on_from(self, end: Figures, weights: Mapping[str, Tensor]) -> None:
         """Begin where a finished training ended, with its best ``weights`` and a fresh optimiser."""
@@ -284,9 +288,8 @@ class Trainer:
         self.best_loss = math.inf if end.validation_loss is None else end.validation_loss
         self.seconds = end.seconds
         self._next_test = self._test_after(end.steps)
-        self._best_weights = clone(weights)
-        for mine in (dict(self.vae.named_parameters()), self._optimizer.average):
-            assign(mine, self._best_weights)
+        for mine in (dict(self.vae.named_parameters()), self._optimizer.average, self._best_weights):
+            assign(mine, weights)
 
     def use_best_weights(self) -> None:
         """Put the averaged weights of the best validation into the model, or the last ones where nothing validated."""

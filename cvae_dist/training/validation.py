@@ -63,12 +63,13 @@ class Validation:
         Every rank of ``world`` computes some tiles of the rows.
         """
         world = world or World()
-        sums = torch.zeros(2, dtype=torch.float64)
+        device = world.device
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         step = world.size if world.leads else 1
         with inference():
             both = zip(tiles(self.rows, _BATCH_SIZE), tiles(self.noise, _BATCH_SIZE), strict=True)
             for (part, tile), (_, noise) in itertools.islice(both, 0, None, step):
-                terms: Terms = torch.func.functional_call(vae, dict(weights), (tile, noise))
+                terms: Terms = torch.func.functional_call(vae, dict(weights), (tile.to(device), noise.to(device)))
                 stacked = torch.stack((terms.reconstruction, terms.kl))
                 sums += stacked[:, : part.stop - part.start].sum(dim=1, dtype=torch.float64)
         world.sum(sums)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cvae_dist.errors import InvalidInput, RankLost
+from cvae_dist.training.device import CPU, identity, require_one_each
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -137,7 +138,7 @@ class World:
     def __init__(
         self, membership: Membership | None = None, timeout: float = TIMEOUT, device: torch.device | None = None
     ) -> None:
-        self.device = device or torch.device("cpu")
+        self.device = device or CPU
         self.rank = membership.rank if membership else 0
         self.size = membership.size if membership else 1
         self.local_rank = membership.local_rank if membership else 0
@@ -192,21 +193,34 @@ class World:
             self.close()
 
     def join(self) -> None:
-        """Wait for all ranks, and make the group in which they compute."""
+        """Wait for all ranks, and make the group in which they compute.
+
+        Raises
+        ------
+        InvalidInput
+            Ranks share a card, or some have none.
+        RankLost
+            Some did not come.
+        """
         if self._store is None:
             return
         import torch.distributed as dist
 
         with self._lost_if_it_fails("forming the group"):
             self._wait_for_all()
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            self._require_cards()
+            on_card = self.device.type == "cuda"
+            if on_card:
+                torch.cuda.set_device(self.device)
+                # without it nccl ends the process when another rank is lost, instead of the wait
+                os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
             dist.init_process_group(
-                backend,
+                "cpu:gloo,cuda:nccl" if on_card else "gloo",
                 store=dist.PrefixStore("group", self._store),  # type: ignore[attr-defined]
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timedelta(seconds=self._timeout),
-                device_id=self.device if self.device.type == "cuda" else None,
+                device_id=self.device if on_card else None,
             )
             self._joined = True
 
@@ -251,6 +265,7 @@ class World:
 
     def _wait_for_all(self) -> None:
         assert self._store is not None
+        self._store.set(f"card of {self.rank}", identity(self.device))
         self._store.add("arrived", 1)
         if not self._wait(lambda store: store.add("arrived", 0) >= self.size):
             arrived = self._store.add("arrived", 0)
@@ -258,6 +273,18 @@ class World:
                 f"only {arrived} of {self.size} ranks came within {_ARRIVAL:.0f} s. Nothing was trained; "
                 "start all of them, or a smaller world"
             )
+
+    def _require_cards(self) -> None:
+        """Refuse what :func:`require_one_each` does; rank 0 stays until all know it."""
+        assert self._store is not None
+        cards = self._store.multi_get([f"card of {rank}" for rank in range(self.size)])
+        try:
+            require_one_each([card.decode() for card in cards])
+        except InvalidInput:
+            self._store.add("refused", 1)
+            if self._hosts:
+                self._wait(lambda store: store.add("refused", 0) >= self.size)
+            raise
 
     def _wait(self, condition: "Callable[[Store], bool]") -> bool:
         """Wait until the store says something; return whether it did in time."""
@@ -335,10 +362,19 @@ def interface_to(host: str) -> str:
 
 
 def as_bytes(state: Mapping[str, Any]) -> bytes:
-    """Return tensors, numbers, strings and containers of them as bytes."""
+    """Return tensors of any device, numbers, strings and containers of them as bytes."""
     file = io.BytesIO()
-    torch.save(dict(state), file)
+    torch.save(to_cpu(state), file)
     return file.getvalue()
+
+
+def to_cpu(state: Any, *, copy: bool = False) -> Any:
+    """Return a state with its tensors on the CPU. Those that are there already are shared, unless ``copy`` is true."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=copy)
+    if isinstance(state, Mapping):
+        return {name: to_cpu(value, copy=copy) for name, value in state.items()}
+    return [to_cpu(value, copy=copy) for value in state] if isinstance(state, list) else state
 
 
 def from_bytes(data: bytes) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def train(
     on_event: OnEvent = ignore,
     **settings: Any,
 ) -> TrainResult:
-    """Train a model on the rows of a store, on the CPU (never a GPU). Goes on by itself after an interruption.
+    """Train a model on the rows of a store, on the CPU or an NVIDIA card. Goes on by itself after an interruption.
 
     A finished model goes on too where only num_steps is larger than it was. It goes on from its best weights and at
     its last step, with a fresh optimiser and a new warm-up of the learning rate. The result is not, to the bit, the

@@ -94,7 +94,7 @@ def against_memory(array: ShardedArray, batch_size: int) -> Iterator[Row]:
     ratios: dict[Clock, list[float]] = {time.perf_counter: [], time.process_time: []}
     loader, inflation = open_loader(array, batch_size)
     with loader:
-        batches = (batch.x for batch in loader.batches())
+        batches = (batch.x.numpy() for batch in loader.batches())
         _rates(batches, array.rows // batch_size, lambda x: None)  # the first epoch brings the rows into memory
         for _ in range(5):
             ours = _rates(batches, steps, lambda x: None)
@@ -122,7 +122,7 @@ def against_slices(array: ShardedArray, batch_size: int) -> Row:
     steps = max(10, 30_000 // (batch_size * array.n_features // 64))
     loader, _ = open_loader(array, batch_size)
     with loader:
-        batches, contiguous = (batch.x for batch in loader.batches()), slices()
+        batches, contiguous = (batch.x.numpy() for batch in loader.batches()), slices()
         _rates(batches, 5, step)
         _rates(contiguous, 5, step)
         pairs = [(_rates(batches, steps, step)[0], _rates(contiguous, steps, step)[0]) for _ in range(12)]
@@ -200,7 +200,7 @@ def against_peers(
 
         loader, _ = open_loader(array, batch_size)
         with loader:
-            batches = (batch.x for batch in loader.batches())
+            batches = (batch.x.numpy() for batch in loader.batches())
             _rates(batches, array.rows // batch_size, lambda x: None)
             ours = median(_rates(batches, 1000, lambda x: None)[0] for _ in range(5))
         items = iter(DataLoader(Items(), batch_size, shuffle=True))
@@ -244,7 +244,7 @@ def against_local(count: int = 1_500_000, batch_size: int = 256) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         arrays = write_array(remote, count, 64, "<f4", 64_000_000), write_array(Path(folder) / "x", count, 64, "<f4")
         loaders, inflations = zip(*(open_loader(array, batch_size) for array in arrays), strict=True)
-        feeds = [(batch.x for batch in loader.batches()) for loader in loaders]
+        feeds = [(batch.x.numpy() for batch in loader.batches()) for loader in loaders]
         for feed in feeds:
             _rates(feed, 10, step)
         pairs = [[_rates(feed, 500, step)[0] for feed in feeds] for _ in range(6)]

@@ -164,10 +164,15 @@ def test_every_flag_says_what_it_is_for(name: str) -> None:
     assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []
 
 
-def test_help_and_readme_say_that_a_gpu_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_readme_say_where_training_computes(capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "--help"])
-    assert "on the CPU (never a GPU)" in " ".join(capsys.readouterr().out.split())
-    assert "a GPU is not used" in (Path(__file__).parents[2] / "README.md").read_text()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "on the CPU or an NVIDIA card" in printed
+    assert "--device" in printed
+    assert "--compile" in printed
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    assert "Training takes an NVIDIA card where torch sees one (`--device cpu`" in readme
+    assert "was not run on one yet" in readme
 
 
 def test_flags_are_the_arguments_of_the_verb_and_the_shared_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ def test_a_wrong_random_state_is_told() -> None:
     ("name", "hint"),
     [
         ("n_components", "did you mean 'dim_latent'"),
-        ("device", "no GPU is used; the CPU computes"),
+        ("use_gpu", "did you mean 'device'"),
         ("n_jobs", "torch.set_num_threads"),
         ("epochs", "did you mean 'num_steps'"),
     ],
