@@ -59,7 +59,9 @@ class Rows(NamedTuple):
         self.shard.delete()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(
+    scope="module", params=["plain", "compressed", "weed", pytest.param("weed, compressed", marks=pytest.mark.heavy)]
+)
 def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     folder = tmp_path_factory.mktemp("damaged")
     compressed = "compressed" in request.param
@@ -88,20 +90,7 @@ def undisturbed(rows: Rows) -> bytes:
     return rows.train("undisturbed")
 
 
-@pytest.mark.parametrize(
-    ("rows", "damage"),
-    [
-        ("plain", Rows.flip),
-        ("plain", Rows.lose),
-        ("compressed", Rows.flip),
-        ("compressed", Rows.lose),
-        ("weed", Rows.flip),
-        pytest.param("weed", Rows.lose, marks=pytest.mark.heavy),
-        pytest.param("weed, compressed", Rows.flip, marks=pytest.mark.heavy),
-        pytest.param("weed, compressed", Rows.lose, marks=pytest.mark.heavy),
-    ],
-    indirect=["rows"],
-)
+@pytest.mark.parametrize("damage", [Rows.flip, Rows.lose])
 def test_a_damaged_shard_is_named_and_nothing_is_lost(
     rows: Rows, undisturbed: bytes, damage: Callable[[Rows], None]
 ) -> None:

@@ -206,10 +206,12 @@ def require_that_of_one_process(model: Path, alone: Path, size: int) -> None:
         np.testing.assert_array_equal(ends[rank], ends[0])
     assert distance(gradients[0], np.load(f"{alone}-gradient-0.npy")) <= 1e-6
     assert distance(weights(model), weights(alone)) <= 1e-4
-    for record, expected in zip(history(model), history(alone), strict=True):
+    records = history(model)
+    for record, expected in zip(records, history(alone), strict=True):
         timeless = {name: value for name, value in expected.items() if name not in OF_THE_CLOCK}
         assert {name: record[name] for name in timeless} == pytest.approx(timeless, rel=1e-3)
         assert record.keys() == expected.keys()
+    assert records[0]["rows_per_second"] * records[0]["time"] > 0.75 * 40 * 50, "of all ranks"
 
 
 @pytest.mark.heavy
