@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --d
 	-n "$$($(BIN)/python -c 'import os; print(1 + os.cpu_count())')"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-heavy lint bench bench-ingest bench-store bench-model clean
+.PHONY: help demo test test-heavy lint bench bench-ingest bench-store bench-train bench-model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -60,6 +60,9 @@ bench-ingest: $(READY) ## ingest beside copies, np.load, s3fs, embedding-reader 
 
 bench-store: $(READY) $(AZURITE) ## the store on an object store and at 200,000 shards: requests, seconds, bytes (about 10 minutes)
 	$(BIN)/python -m tests.bench store
+
+bench-train: $(READY) ## training from a store and on several ranks: the loader beside its peers, speed, restart, quality (about 40 minutes)
+	$(BIN)/python -m tests.bench loader train
 
 bench-model: $(READY) ## what the model is worth: quality, likelihoods, speed, beside the reference (about 25 minutes)
 	$(BIN)/python -m tests.bench.model
