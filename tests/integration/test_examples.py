@@ -26,6 +26,7 @@ SHORT = {"walkthrough": ["--num-steps", "200"], "manifold": ["--num-steps", "200
 
 on_mnist = [
     pytest.mark.heavy,
+    pytest.mark.timeout(900),  # minutes each, and others run beside them
     pytest.mark.skipif(not MNIST.exists(), reason="the MNIST images are not beside this checkout"),
 ]
 
