@@ -86,7 +86,7 @@ def _restart(folder: str) -> Row:
 def _rank_pids() -> list[int]:
     """Return the processes of this one's ranks, in the order in which they were started."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in map(int, children) if "launch.process" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [pid for pid in map(int, children) if "launch.rank" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def _quality() -> Iterator[Row]:
