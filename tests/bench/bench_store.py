@@ -252,7 +252,7 @@ def _embed(count: int = 300_000, features: int = 768) -> Iterator[Row]:
             return _Cost.of(lambda: cvae_dist.embed(rows, model, latents, storage_options=bucket.uncounted))
 
         def beside() -> _Cost:
-            """Embed on the disk while the same bytes are fetched to be thrown away: what no client can beat."""
+            """Embed on the disk while the same client fetches the same bytes, and throws them away."""
             with ThreadPoolExecutor(3) as pool:
                 run = [
                     pool.submit(_fetch, Location.of(f"{bucket.url}/rows/x", bucket.uncounted), half) for half in (0, 1)
