@@ -310,7 +310,7 @@ def _main_parts(
         new = new.reshape(len(new), layout.n_features)
         running.add(new)
         sample.add(new)
-        yield from encoder.add(block)
+        yield encoder.add(block)
         rows += len(block)
     if rows != len(span) or block.shape[1:] != main.shape:
         there = (rows, *block.shape[1:])

@@ -5,7 +5,6 @@ Zarr itself writes every metadata document. Shards are assembled here because th
 never run.
 """
 
-import itertools
 import json
 import math
 import re
@@ -39,6 +38,7 @@ _PACK_SHARE = 0.02  # of a pack's data: as much may its moments take in the ledg
 _MOMENT_BYTES = 32  # of one feature: mean, m2, minimum and maximum
 _TILE_SHARDS = 16  # whose moments are merged before they travel, where they are large
 _LARGE_MOMENTS = 1_000_000
+_KEY = re.compile(r"c\.(\d+)(\.0)*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 DTYPES = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
 _BYTES = ("|u1", "|i1")
@@ -49,6 +49,7 @@ _CHUNK_BYTES = 1_000_000
 _STEP_BYTES = 4_000_000
 _COMPRESSED_CHUNK_BYTES = 65_536  # a shuffled read decodes a whole chunk, so it must be small
 _ABSENT = np.uint64(2**64 - 1)
+ALIGNMENT = 64  # bytes, a line of the cache: chunks that begin with one are written in half the time
 
 
 @dataclass(frozen=True)
@@ -209,14 +210,14 @@ class Layout:
     def encode(self, name: str, block: Block) -> list[Buffer]:
         """Return the bytes of one shard, as buffers to be written one after the other.
 
-        Every second buffer is the CRC32C of the one before it. ``block`` has shape (n <= rows_per_shard, *shape), is
-        C-contiguous and of the array's dtype, or holds strings.
+        Every second buffer begins with the CRC32C of the one before it. ``block`` has shape
+        (n <= rows_per_shard, *shape), is C-contiguous and of the array's dtype, or holds strings.
         """
         array = self.array(name)
         if array.dtype == STRING:
             return encode_chunk(block, self.rows_per_shard)
         encoder = ShardEncoder(self, name)
-        return [*itertools.chain(*encoder.add(block)), *encoder.finish()]
+        return [*encoder.add(block), *encoder.finish()]
 
     def split(self, name: str, data: bytes) -> list[Buffer]:
         """Return the buffers that :meth:`encode` made, from the bytes of one shard.
@@ -238,9 +239,9 @@ class Layout:
             if start != _ABSENT:
                 if start != offset or size < 4:
                     raise ValueError(f"chunk {number} is not where it was written")
-                chunk = body[start : start + size]
-                buffers += _checked(chunk[:-4], chunk[-4:], f"chunk {number}")
-                offset += size
+                stop = start + size
+                offset = aligned(stop)
+                buffers += _checked(body[start : stop - 4], body[stop - 4 : offset], f"chunk {number}")
         if offset != len(body):
             raise ValueError("there are bytes between the chunks and the index")
         return buffers + last
@@ -293,26 +294,43 @@ class ShardEncoder:
         self.size = 0
         self.checksums: list[bytes] = []
 
-    def add(self, block: Block) -> Iterator[list[Buffer]]:
+    def add(self, block: Block) -> list[Buffer]:
         """Encode whole chunks, and a part of one only at the end of the shard; for ``block`` see `Layout.encode`."""
+        buffers: list[Buffer] = []
         for payload in self._layout.payloads(self._array, block):
-            self._index[len(self.checksums)] = self.size, len(payload) + 4
-            yield self._checksummed(payload)
+            size = len(payload) + 4
+            self._index[len(self.checksums)] = self.size, size
+            buffers += self._checksummed(payload, aligned(size) - size)
+        return buffers
 
     def finish(self) -> list[Buffer]:
         """Encode the index of the chunks."""
-        return self._checksummed(self._index.tobytes())
+        return self._checksummed(self._index.tobytes(), 0)
 
-    def _checksummed(self, payload: Buffer) -> list[Buffer]:
-        buffers = checksummed(payload)
-        self.size += len(payload) + 4
-        self.checksums.append(bytes(buffers[1]))
-        return buffers
+    def _checksummed(self, payload: Buffer, padding: int) -> list[Buffer]:
+        _, checksum = checksummed(payload)
+        self.size += len(payload) + len(checksum) + padding
+        self.checksums.append(bytes(checksum))
+        return [payload, bytes(checksum) + bytes(padding)]
 
 
 def shard_key(shard: int, ndim: int) -> str:
-    """Return the key, inside an array of ``ndim`` dimensions, of the object that holds a shard of whole rows."""
-    return f"c/{shard}" + "/0" * (ndim - 1)
+    """Return the key, inside an array of ``ndim`` dimensions, of the object that holds a shard of whole rows.
+
+    All shards lie in one folder: on a disk a folder for each takes twice as long as its file, and most of the deletion.
+    """
+    return f"c.{shard}" + ".0" * (ndim - 1)
+
+
+def shard_number(key: str) -> int | None:
+    """Return the number of the shard that has a key inside its array; None where the key is another object's."""
+    found = _KEY.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+def aligned(size: int) -> int:
+    """Return the bytes that a chunk of a shard takes: what follows it begins at a multiple of 64."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def checksummed(payload: Buffer) -> list[Buffer]:
@@ -320,10 +338,11 @@ def checksummed(payload: Buffer) -> list[Buffer]:
     return [payload, crc32c.crc32c(payload).to_bytes(4, "little")]
 
 
-def _checked(payload: memoryview, checksum: memoryview, what: str) -> list[Buffer]:
-    if checksummed(payload)[1] != checksum:
+def _checked(payload: memoryview, tail: memoryview, what: str) -> list[Buffer]:
+    """Return a part and what follows it: its CRC32C, and zeros."""
+    if checksummed(payload)[1] != tail[:4] or any(tail[4:]):
         raise ValueError(f"{what} does not match its CRC32C")
-    return [payload, checksum]
+    return [payload, tail]
 
 
 def array_metadata(
@@ -346,6 +365,7 @@ def _empty_array(
         chunks=(chunk, *shape),
         shards=None if shard is None else (shard, *shape),
         dtype=dtype,
+        chunk_key_encoding={"name": "default", "separator": "."},
         filters=None,
         compressors=[*([ZstdCodec(level=1)] if compressed else []), Crc32cCodec()],
         fill_value="" if dtype == STRING else 0,

@@ -41,7 +41,7 @@ class Digest:
         The CRC32C of the whole would say nothing: for bytes followed by their own CRC32C it is a constant.
         """
         size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        return cls.of_checksums(size, [bytes(checksum) for checksum in buffers[1::2]])
+        return cls.of_checksums(size, [bytes(tail[:4]) for tail in buffers[1::2]])
 
     @classmethod
     def of_checksums(cls, size: int, checksums: Sequence[bytes]) -> Self:

@@ -18,7 +18,7 @@ import crc32c
 import numpy as np
 
 from cvae_dist.errors import Corrupt
-from cvae_dist.store.layout import Block
+from cvae_dist.store.layout import Block, aligned
 from cvae_dist.store.ranges import RowNumbers, cut_ranges
 from cvae_dist.store.reader import CHECKSUM_BYTES, LocalShards, ShardedArray, corrupt
 
@@ -72,7 +72,7 @@ class MappedRows:
         self._row_bytes = array.row_bytes
         self._word_bytes = next(size for size in (4, 2, 1) if not array.row_bytes % size)
         self._words = array.row_bytes // self._word_bytes
-        self._chunk_bytes = array.chunk_bytes + CHECKSUM_BYTES
+        self._chunk_bytes = aligned(array.chunk_bytes + CHECKSUM_BYTES)
         self.chunks = -(-array.rows // array.rows_per_chunk)
         self.stays = sum(sizes) * _SHARE_OF_MEMORY <= free_memory()
         unit = _ALIGNMENT if max(sizes) >= _ALIGNMENT else mmap.PAGESIZE
@@ -180,7 +180,7 @@ class MappedRows:
         offset = shard * self._stride + chunk * self._chunk_bytes
         begin = offset - offset % mmap.PAGESIZE
         self._advise(begin, offset + self._chunk_bytes - begin, _POPULATE_READ)
-        data = self._memory[offset : offset + self._chunk_bytes]
+        data = self._memory[offset : offset + self._array.chunk_bytes + CHECKSUM_BYTES]
         if crc32c.crc32c(data[:-CHECKSUM_BYTES]) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
             raise Corrupt(corrupt(self._array.shard(shard), f"chunk {chunk} has changed"))
 
@@ -218,8 +218,8 @@ def _size_in_order(array: ShardedArray, opened: LocalShards, number: int) -> int
     size = array.chunk_bytes + CHECKSUM_BYTES
     if (shard.size[:chunks] != size).any():
         raise Corrupt(corrupt(shard.location, "chunks are missing or of the wrong size"))
-    if (shard.offset[:chunks] != np.arange(chunks) * size).any():
+    if (shard.offset[:chunks] != np.arange(chunks) * aligned(size)).any():
         return 0
-    if os.fstat(shard.descriptor).st_size < chunks * size:
+    if os.fstat(shard.descriptor).st_size < chunks * aligned(size):
         raise Corrupt(corrupt(shard.location, "it is cut short"))
-    return chunks * size
+    return chunks * aligned(size)

@@ -22,7 +22,7 @@ import crc32c
 import numpy as np
 
 from cvae_dist.errors import Corrupt, InvalidInput, StorageFailed
-from cvae_dist.store.layout import Block, decompress_into, shard_key
+from cvae_dist.store.layout import ALIGNMENT, Block, decompress_into, shard_key
 from cvae_dist.store.ranges import RowNumbers, cut_ranges, expand_ranges
 from cvae_dist.store.urls import Location
 
@@ -347,8 +347,7 @@ class _RemoteShards(_OpenShards):
 
     def fetch(self, chunks: Sequence[_Encoded]) -> None:
         runs = [chunks[first:end] for first, end in _neighbours(chunks)]
-        buffers = [[part for chunk in run for part in (chunk.payload, chunk.checksum)] for run in runs]
-        self.fill([(run[0].shard, run[0].offset, parts) for run, parts in zip(runs, buffers, strict=True)])
+        self.fill([(run[0].shard, run[0].offset, _joined(run)) for run in runs])
 
     def fill(self, ranges: Sequence[tuple[_OpenShard, int, list[memoryview]]]) -> None:
         """Fill memory with ranges of shards, (shard, offset, buffers) each, with many requests in flight."""
@@ -420,12 +419,12 @@ class _Reads:
         return cls(array, shard, chunk, offset, begin, begin + extents.count * array.row_bytes)
 
     def runs(self, done: int) -> list[tuple[int, int]]:
-        """Return [first, end) of extents that one ``preadv`` can read: neighbours, but for a checksum in the file."""
+        """Return [first, end) of extents that one ``preadv`` can read: neighbours, but for what is between chunks."""
         if done == len(self.begin):
             return []
         low, high, offset = self.begin[done:], self.end[done:], self.offset[done:]
-        follows = offset[1:] == offset[:-1] + (high - low)[:-1] + CHECKSUM_BYTES
-        follows &= low[1:] == high[:-1]
+        gap = offset[1:] - offset[:-1] - (high - low)[:-1]
+        follows = (gap >= 0) & (gap < CHECKSUM_BYTES + ALIGNMENT) & (low[1:] == high[:-1])
         first = (np.append(0, np.flatnonzero(~follows) + 1) + done).tolist()
         return list(zip(first, [*first[1:], len(self.begin)], strict=True))
 
@@ -472,11 +471,7 @@ class _Reads:
                 self._fill_run(view, part, min(part + _CHUNKS_PER_CALL, end))
 
     def _fill_run(self, view: memoryview, first: int, end: int) -> None:
-        checksum = memoryview(bytearray(CHECKSUM_BYTES))
-        buffers = []
-        for low, high in zip(self.begin[first:end].tolist(), self.end[first:end].tolist(), strict=True):
-            buffers += [view[low:high], checksum]
-        _read_fully(self.shard, buffers[:-1], int(self.offset[first]))
+        _read_fully(self.shard, self.buffers(first, end, view), int(self.offset[first]))
 
     def fill_verified(self, view: memoryview) -> None:
         """Read every chunk whole, also where only a part of it is wanted, and check it."""
@@ -636,10 +631,19 @@ def _neighbours(chunks: Sequence[_Encoded]) -> list[tuple[int, int]]:
     first = [0]
     for number in range(1, len(chunks)):
         before, chunk = chunks[number - 1], chunks[number]
-        follows = before.shard is chunk.shard and before.end == chunk.offset
+        follows = before.shard is chunk.shard and 0 <= chunk.offset - before.end < ALIGNMENT
         if not follows or chunk.end - chunks[first[-1]].offset > _REQUEST_BYTES:
             first.append(number)
     return list(zip(first, [*first[1:], len(chunks)], strict=True)) if len(chunks) else []
+
+
+def _joined(run: Sequence[_Encoded]) -> list[memoryview]:
+    """Return the memory for neighbouring chunks, and for what lies between them."""
+    buffers: list[memoryview] = []
+    for before, chunk in zip(run, run[1:], strict=False):
+        between = memoryview(bytearray(chunk.offset - before.end))
+        buffers += [before.payload, before.checksum, between]
+    return [*buffers, run[-1].payload, run[-1].checksum]
 
 
 def _advise(shard: _OpenShard, offset: int, size: int) -> None:

@@ -15,7 +15,7 @@ from cvae_dist.errors import Corrupt, InvalidInput, OutputLocked, SettingsChange
 from cvae_dist.store.columns import Integers
 from cvae_dist.store.drift import Drift, read_drift, require_drift, write_drift
 from cvae_dist.store.foreign import describe
-from cvae_dist.store.layout import STRING, Block, Layout, decode_chunk, group_metadata
+from cvae_dist.store.layout import STRING, Block, Layout, decode_chunk, group_metadata, shard_number
 from cvae_dist.store.ledger import STAGED, Journal, Records, record_fields, record_width
 from cvae_dist.store.lineage import digest_bytes, digest_json, history_line, versions
 from cvae_dist.store.manifest import Batches, Manifest, as_spans, digest_of, manifest_of, read_spans, write_manifest
@@ -26,7 +26,7 @@ from cvae_dist.store.sample import Sample, read_sample, require_sample, write_sa
 from cvae_dist.store.urls import Changed, Location, StorageOptions
 
 _KEY = "cvae_dist"  # the attribute of the group that holds everything of ours
-_VERSION = 5  # of the format: what lies where in the group
+_VERSION = 6  # of the format: what lies where in the group
 _SHOWN = ("mean", "std", "min", "max")  # statistics of every feature, as a publication holds them
 _REMEMBERED = 100  # fingerprints of older publications
 _MAKERS = {"rows": "cvae-dist ingest SOURCE STORE", "latents": "cvae-dist embed STORE MODEL LATENTS"}  # by kind
@@ -454,10 +454,10 @@ class RowStore:
     def delete_beyond(self, shards: int) -> None:
         """Delete the objects of all shards but the first ones."""
         for array in self.layout.arrays:
-            place = self.location / array.name / "c"
+            place = self.location / array.name
             for entry in place.list():
-                number = entry.name.partition("/")[0]
-                if number.isdecimal() and int(number) >= shards:
+                number = shard_number(entry.name)
+                if number is not None and number >= shards:
                     (place / entry.name).delete()
 
     def withdrawn(self) -> Self:

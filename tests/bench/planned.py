@@ -88,7 +88,7 @@ def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200
 
     def look(self: LocalFiles, path: str, prefix: str, names: Any) -> dict[str, Entry]:
         size = row_bytes * layout.rows_per_shard
-        return {name: Entry(name, size, name.split("/")[2]) for name in names if _is_there(f"{path}/{name}")}
+        return {name: Entry(name, size, name.split(".")[1]) for name in names if _is_there(f"{path}/{name}")}
 
     write._write_shard = write_shard  # type: ignore[assignment]
     LocalFiles.look = look  # type: ignore[method-assign]
@@ -117,7 +117,7 @@ def main(folder: str, features: int = 768, dtype: str = "<f4", shards: int = 200
     import xarray as xr  # not in the memory of the driver
 
     store = RowStore.open(str(place))
-    beside = [entry for entry in Location.of(str(place)).list() if not entry.name.startswith("x/c/")]
+    beside = [entry for entry in Location.of(str(place)).list() if not entry.name.startswith("x/c.")]
     opened = (seconds(lambda chunks=chunks: xr.open_zarr(str(place), chunks=chunks).close()) for chunks in ({}, None))
     ledger = sum(entry.size for entry in beside)
     print(planned[0], sent, resumed, peak, len(beside), *opened, ledger / (store.rows * row_bytes))

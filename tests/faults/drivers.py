@@ -309,15 +309,15 @@ def recorded(store: Path) -> list[int]:
         return []
     published = -(-ours["rows"] // ours["layout"]["rows_per_shard"])
     packs = {int(path.name) for path in (store / "journal").glob("[0-9]*")}
-    written = {int(path.name) for path in (store / ours["layout"]["arrays"][0]["name"] / "c").glob("[0-9]*")}
+    written = {int(path.name.split(".")[1]) for path in (store / ours["layout"]["arrays"][0]["name"]).glob("c.*")}
     return sorted({*range(published), *(shard for shard in written if shard // SHARDS_PER_PACK in packs)})
 
 
 def stamps(store: Path, shards: Sequence[int]) -> dict[str, tuple[int, int]]:
     """Return inode and modification time of every object of some shards."""
-    patterns = [f"{prefix}/c/{shard}" for shard in shards for prefix in _OVER_SAMPLE]
-    paths = [path for pattern in patterns for top in store.glob(pattern) for path in [top, *top.rglob("*")]]
-    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in paths if p.is_file()}
+    patterns = [f"{prefix}/c.{shard}{end}" for shard in shards for prefix in _OVER_SAMPLE for end in ("", ".*")]
+    paths = [path for pattern in patterns for path in store.glob(pattern)]
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
 def _import_everything() -> None:

@@ -407,6 +407,6 @@ def test_a_lost_column_is_never_read_as_empty_text(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     write_items(tree, 0, 10)
     ingest(tree, tmp_path / "store", label="folder")
-    (tmp_path / "store" / "label" / "c" / "1").unlink()
+    (tmp_path / "store" / "label" / "c.1").unlink()
     with pytest.raises(Corrupt, match="shard 1 of label is missing"):
         RowStore.open(str(tmp_path / "store")).read("label", 5, 6)

@@ -70,7 +70,7 @@ POSITIONS = {"first bit": 0, "value": 8 * 13 + 5, "checksum": 8 * 25, "second ch
 @pytest.mark.parametrize("shard", [0, 2])
 @pytest.mark.parametrize("bit", POSITIONS.values(), ids=POSITIONS)
 def test_one_flipped_bit_of_x(store: Path, shard: int, bit: int) -> None:
-    path = store / f"x/c/{shard}/0"
+    path = store / f"x/c.{shard}.0"
     bit = min(bit, 8 * path.stat().st_size - 1)
     flip(path, bit)
     assert problems(store) == [("x", shard)]
@@ -81,7 +81,7 @@ def test_one_flipped_bit_of_x(store: Path, shard: int, bit: int) -> None:
 @pytest.mark.parametrize("name", ["id", "label"])
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.99])
 def test_one_flipped_bit_of_a_column(store: Path, name: str, place: float) -> None:
-    path = store / f"{name}/c/1"
+    path = store / f"{name}/c.1"
     flip(path, int(8 * path.stat().st_size * place))
     assert problems(store) == [(name, 1)]
     with pytest.raises(Corrupt, match=name):
@@ -97,12 +97,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("key", ["x/c/1/0", "id/c/2", "label/c/0"])
+@pytest.mark.parametrize("key", ["x/c.1.0", "id/c.2", "label/c.0"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_shard(store: Path, key: str, damage: str) -> None:
     apply, word = DAMAGES[damage]
     apply(store / key)
-    name, _, shard = key.split("/")[:3]
+    name, _, shard = key.replace(".", "/").split("/")[:3]
     (problem,) = verify(str(store)).problems
     assert (problem.array, problem.shard) == (name, int(shard))
     assert word in problem.reason
@@ -113,7 +113,7 @@ def test_damaged_shard(store: Path, key: str, damage: str) -> None:
 
 @pytest.mark.parametrize("name", ["x", "id", "label"])
 def test_two_shards_swapped(store: Path, name: str) -> None:
-    one, other = (store / f"{name}/c/{shard}{'/0' * (name == 'x')}" for shard in (0, 1))
+    one, other = (store / f"{name}/c.{shard}{'.0' * (name == 'x')}" for shard in (0, 1))
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
     other.write_bytes(first)
@@ -124,19 +124,19 @@ def test_two_shards_swapped(store: Path, name: str) -> None:
 
 def test_two_shards_swapped_with_their_records(store: Path) -> None:
     for folder in ("x", "id", "label"):
-        base = store / folder / "c"
-        (base / "0").rename(base / "t")
-        (base / "1").rename(base / "0")
-        (base / "t").rename(base / "1")
+        one, other = (store / folder / f"c.{shard}{'.0' * (folder == 'x')}" for shard in (0, 1))
+        one.rename(store / "aside")
+        other.rename(one)
+        (store / "aside").rename(other)
     table = RowStore.open(str(store)).records().table[[1, 0, 2]]
-    (described(store) / "record/c/0/0").write_bytes(b"".join(map(bytes, encode_chunk(table, 3))))
+    (described(store) / "record/c.0.0").write_bytes(b"".join(map(bytes, encode_chunk(table, 3))))
     assert problems(store) == [("record", None)]
 
 
 FILES = {
-    "record": "c/0/0", "moments": "c/0/0/0", "mean": "c/0", "std": "c/0", "min": "c/0", "max": "c/0",
-    "manifest_path": "c/0", "manifest_rows": "c/0", "manifest_size": "c/0",
-    "sample": "c/0/0", "sample_row": "c/0",
+    "record": "c.0.0", "moments": "c.0.0.0", "mean": "c.0", "std": "c.0", "min": "c.0", "max": "c.0",
+    "manifest_path": "c.0", "manifest_rows": "c.0", "manifest_size": "c.0",
+    "sample": "c.0.0", "sample_row": "c.0",
 }  # fmt: skip
 
 
@@ -182,9 +182,9 @@ def test_damaged_group(store: Path) -> None:
 
 def test_a_lost_carried_shard_is_not_appended_to_as_zeros(store: Path, tree: Path) -> None:
     before = RowStore.open(str(store)).document
-    (store / "x/c/2/0").unlink()
+    (store / "x/c.2.0").unlink()
     write_items(tree, ROWS, ROWS + 5)
-    with pytest.raises(Corrupt, match="c/2/0: the file is missing|shard 2 of id is missing"):
+    with pytest.raises(Corrupt, match="c.2.0: the file is missing|shard 2 of id is missing"):
         ingest(tree, store, label="folder")
     after = {name: value for name, value in RowStore.open(str(store)).document.items() if name != "driver"}
     assert after == before
@@ -192,9 +192,9 @@ def test_a_lost_carried_shard_is_not_appended_to_as_zeros(store: Path, tree: Pat
 
 def test_a_lost_ledger_is_not_left_out_of_the_statistics(store: Path, tree: Path) -> None:
     before = (store / "zarr.json").read_bytes()
-    (described(store) / "record/c/0/0").unlink()
+    (described(store) / "record/c.0.0").unlink()
     write_items(tree, ROWS, ROWS + 5)
-    with pytest.raises(Corrupt, match="record/c/0/0 is missing"):
+    with pytest.raises(Corrupt, match="record/c.0.0 is missing"):
         ingest(tree, store, label="folder")
     assert (store / "zarr.json").read_bytes() == before
     ingest(tree, store, label="folder", overwrite=True)
@@ -202,9 +202,9 @@ def test_a_lost_ledger_is_not_left_out_of_the_statistics(store: Path, tree: Path
 
 
 def test_lost_moments_are_not_left_out_of_the_statistics(store: Path, tree: Path) -> None:
-    (described(store) / "moments/c/0/0/0").unlink()
+    (described(store) / "moments/c.0.0.0").unlink()
     write_items(tree, ROWS, ROWS + 5)
-    with pytest.raises(Corrupt, match="moments/c/0/0/0 is missing"):
+    with pytest.raises(Corrupt, match="moments/c.0.0.0 is missing"):
         ingest(tree, store, label="folder")
     assert RowStore.open(str(store)).rows == ROWS
 
@@ -219,8 +219,8 @@ def test_command_exits_1_and_names_the_shard(tree: Path, tmp_path: Path, monkeyp
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     assert run().returncode == 0
-    (store / "x/c/1/0").write_bytes(b"")
-    (described(store) / "mean/c/0").unlink()
+    (store / "x/c.1.0").write_bytes(b"")
+    (described(store) / "mean/c.0").unlink()
     ended = run()
     assert ended.returncode == 1
     assert "x shard 1: empty" in ended.stdout

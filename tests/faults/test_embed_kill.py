@@ -155,7 +155,7 @@ def test_growth_under_way_changes_nothing_for_embed(
     embed(rows, made["model"], out)
     before = snapshot(out)
     write_items(tree, 10, 19)
-    shard, published = rows / "x/c/2/0", (rows / "x/c/2/0").read_bytes()
+    shard, published = rows / "x/c.2.0", (rows / "x/c.2.0").read_bytes()
     with running(torch_drivers.start("ingest", tree, rows, label="folder", _hold=(1, tmp_path / "never"))) as driver:
         driver.until(lambda: shard.read_bytes() != published)
     assert driver.kill().signal == signal.SIGKILL

@@ -45,7 +45,7 @@ def test_every_object_is_on_the_disk_before_and_its_name_after_it_is_renamed(tmp
     calls = traced(tmp_path, "ingest", str(tmp_path / "tree"), str(store), "--fsync", "--quiet")
     renamed = [(number, call[1], call[2]) for number, call in enumerate(calls) if call[0] == "rename"]
     targets = {target for _, _, target in renamed}
-    assert {str(store / name) for name in ("zarr.json", "x/zarr.json", "x/c/0/0")} <= targets
+    assert {str(store / name) for name in ("zarr.json", "x/zarr.json", "x/c.0.0")} <= targets
     for number, temporary, target in renamed:
         assert ("fsync", temporary) in calls[:number], f"{target} was renamed before its bytes were on the disk"
         assert ("fsync", str(Path(target).parent)) in calls[number:], f"the name of {target} was not put on the disk"

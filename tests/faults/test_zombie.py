@@ -8,6 +8,7 @@ import pytest
 
 from cvae_dist.errors import OutputLocked
 from cvae_dist.store import RowStore, lease
+from cvae_dist.store.layout import shard_number
 from cvae_dist.store.urls import Location
 from cvae_dist.verbs.verify import verify
 from tests.faults.drivers import running, state_of
@@ -57,9 +58,10 @@ def forget_shards_beyond(url: str, served: Served) -> None:
     """Delete shards that the store does not have. A write can make one where none was; nothing reads it."""
     store = RowStore.open(url, served.options)
     for array in store.layout.arrays:
-        place = store.location / array.name / "c"
+        place = store.location / array.name
         for entry in place.list():
-            if int(entry.name.partition("/")[0]) >= store.layout.shards(store.rows):
+            number = shard_number(entry.name)
+            if number is not None and number >= store.layout.shards(store.rows):
                 (place / entry.name).delete()
 
 

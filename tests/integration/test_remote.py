@@ -85,7 +85,7 @@ def test_embed_and_decode(tmp_path: Path, bucket: str) -> None:
 def test_damage_is_named(tmp_path: Path, bucket: str) -> None:
     write_items(tmp_path / "tree", 0, 10)
     ingest(tmp_path / "tree", f"{bucket}/rows")
-    place = Location.of(f"{bucket}/rows/x/c/1/0")
+    place = Location.of(f"{bucket}/rows/x/c.1.0")
     data = place.read()
     for damaged in (data[:-1], b"", data[:5] + bytes([data[5] ^ 8]) + data[6:]):
         place.write(damaged)
@@ -94,7 +94,7 @@ def test_damage_is_named(tmp_path: Path, bucket: str) -> None:
     place.delete()
     (problem,) = verify(f"{bucket}/rows").problems
     assert "missing" in problem.reason
-    with pytest.raises(Corrupt, match="x/c/1/0: the object is missing"):
+    with pytest.raises(Corrupt, match="x/c.1.0: the object is missing"):
         RowStore.open(f"{bucket}/rows").read("x")
 
 

@@ -124,7 +124,7 @@ def written(bench: Bench, run: Callable[[], Any]) -> list[int]:
     run()
     now = stamps(bench.store, range(40))
     changed = {path for path in before.keys() | now.keys() if before.get(path) != now.get(path)}
-    return sorted({int(path.split("/c/")[1].split("/")[0]) for path in changed})
+    return sorted({int(path.split("/c.")[1].split(".")[0]) for path in changed})
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_touched_file_is_refused_with_what_to_do_and_makes_the_same_bytes(item
     assert "files: 11 unchanged, 7 changed" in notes
     assert snapshot(items.store) == before
     assert items.ingest().rows_written == 8
-    shards = {name: data for name, data in before.items() if "/c/" in name and not name.startswith("publ")}
+    shards = {name: data for name, data in before.items() if "/c." in name and not name.startswith("publ")}
     assert {name: (items.store / name).read_bytes() for name in shards} == shards
 
 
@@ -350,7 +350,7 @@ def test_latents_of_rows_that_stay_are_not_made_again(items: Bench, model: Path)
     before = stamps(latents, range(10))
     assert embed(items.store, model, latents).rows_written == 4
     now = stamps(latents, range(10))
-    assert {path for path in before if before[path] != now[path]} == {path for path in before if "/c/1" in path}
+    assert {path for path in before if before[path] != now[path]} == {path for path in before if "/c.1" in path}
 
 
 def test_an_append_replaces_no_latent(items: Bench, model: Path) -> None:
@@ -443,7 +443,7 @@ def test_an_interrupted_rewrite_leaves_the_published_rows(items: Bench, monkeypa
         patch.setattr(RowStore, "publish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             items.ingest()
-    assert (items.store / "journal/shards/x/c/1/0").exists()
+    assert (items.store / "journal/shards/x/c.1.0").exists()
     found = RowStore.open(str(items.store))
     np.testing.assert_array_equal(found.read("x")[:, 1], 1)
     items.put({**{path: (1, 1) for path in (ORDER[5], ORDER[12])}, "1/x.npy": None})

@@ -443,7 +443,7 @@ def test_verify_and_info(tree: Path, tmp_path: Path, here: Run) -> None:
     assert described.returncode == 0
     assert json.loads(described.stdout)["rows"] == 6
     assert "6" in here("info", "rows.zarr").stdout
-    shard = next(path for path in (tmp_path / "rows.zarr" / "x" / "c").rglob("*") if path.is_file())
+    shard = next((tmp_path / "rows.zarr" / "x").glob("c.*"))
     data = bytearray(shard.read_bytes())
     data[5] ^= 1
     shard.write_bytes(data)

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cvae_dist.errors import Corrupt, InvalidInput
 from cvae_dist.store import Location
@@ -22,6 +20,7 @@ from cvae_dist.training.loader import Batch, Loader, read_rows
 from cvae_dist.training.plan import plan_sampler
 from cvae_dist.training.sampler import NO_ROWS, Sampler, Share
 from tests.order import indices
+from tests.unit.test_reader import write_shards
 
 Array = npt.NDArray[Any]
 
@@ -46,20 +45,7 @@ def values(dtype: str = "<f4", width: int = 5) -> Array:
 
 
 def write(folder: Path, rows: Array, compressed: bool = False) -> RowReader:
-    array = zarr.create_array(
-        str(folder / "x"),
-        shape=rows.shape,
-        dtype=rows.dtype,
-        chunks=(16, rows.shape[1]),
-        shards=(64, rows.shape[1]),
-        filters=None,
-        compressors=[*([ZstdCodec(level=1)] if compressed else []), Crc32cCodec()],
-        fill_value=0,
-        config={"write_empty_chunks": True},
-    )
-    array[:] = rows
-    place = Location.of(str(folder / "x"))
-    return RowReader(ShardedArray(place, rows.dtype.str, rows.shape[1:], ROWS, 64, 16, compressed))
+    return RowReader(write_shards(str(folder / "x"), rows, compressed))
 
 
 def plan(reader: Reader, buffer_bytes: int, held_out: int = HELD_OUT, batch_size: int = BATCH) -> Sampler:
@@ -179,17 +165,17 @@ def test_a_flipped_bit_is_found_within_an_epoch_of_every_rank(tmp_path: Path, co
     rows = values("|u1", 40)
     reader = write(tmp_path, rows, compressed)
     share = plan(reader, WINDOWED, held_out=0)
-    path = tmp_path / "x/c/9/0"
+    path = tmp_path / "x/c.9.0"
     loaders = [Loader(reader, Share(share, NO_ROWS, rank, world), buffer_bytes=WINDOWED) for rank in range(world)]
     batches = [loader.batches() for loader in loaders]
     try:
         for one in batches:
             next(one)
         data = bytearray(path.read_bytes())
-        data[700] ^= 4
+        data[800] ^= 4
         with path.open("r+b") as file:
             file.write(data)
-        with pytest.raises(Corrupt, match=r"x/c/9/0: chunk 1 .* `cvae-dist verify STORE` names"):
+        with pytest.raises(Corrupt, match=r"x/c.9.0: chunk 1 .* `cvae-dist verify STORE` names"):
             read_on(batches, 2 * world * share.steps_per_epoch + 5)
     finally:
         for loader in loaders:
@@ -211,10 +197,10 @@ def test_a_shard_that_is_lost_under_a_running_training_is_named(
         batches = loader.batches()
         next(batches)
         if damage == "gone":
-            (tmp_path / "x/c/5/0").unlink()
+            (tmp_path / "x/c.5.0").unlink()
         else:
-            os.truncate(tmp_path / "x/c/5/0", 1000 if kind != "compressed" else 0)
-        with pytest.raises(Corrupt, match="x/c/5/0"):
+            os.truncate(tmp_path / "x/c.5.0", 1000 if kind != "compressed" else 0)
+        with pytest.raises(Corrupt, match="x/c.5.0"):
             read_on([batches], 3 * sampler.steps_per_epoch)
 
 
@@ -287,10 +273,10 @@ def test_errors_of_the_thread_are_raised_in_the_consumer(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("buffer_bytes", [RESIDENT, WINDOWED])
 def test_a_corrupt_shard_is_named(tmp_path: Path, buffer_bytes: int) -> None:
     reader = write(tmp_path, values())
-    (tmp_path / "x/c/5/0").unlink()
+    (tmp_path / "x/c.5.0").unlink()
     with (
         Loader(reader, Share(plan(reader, buffer_bytes, 0), NO_ROWS), buffer_bytes=buffer_bytes) as loader,
-        pytest.raises(Corrupt, match="x/c/5/0"),
+        pytest.raises(Corrupt, match="x/c.5.0"),
     ):
         for _ in loader.batches():
             pass

@@ -44,7 +44,7 @@ def publish(place: Path, manifest: Batches | None, dropped: int = 5) -> RowStore
     digests = []
     for shard in range(3):
         buffers = LAYOUT.encode("x", ROWS[4 * shard : 4 * shard + 4])
-        (location / f"x/c/{shard}/0").write(*buffers)
+        (location / f"x/c.{shard}.0").write(*buffers)
         digests.append(Digest.of_shard(buffers))
     counts = [4, 4, 2]
     records = Records.joined(Records.one(7, count, [digest]) for count, digest in zip(counts, digests, strict=True))

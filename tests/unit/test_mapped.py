@@ -3,14 +3,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import crc32c
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from cvae_dist.errors import Corrupt
 from cvae_dist.store import mapped as mapped_module
+from cvae_dist.store.layout import aligned
 from cvae_dist.store.mapped import MappedRows, free_memory
-from tests.unit.test_reader import CHUNK, ROWS, SHARD, expected, ranges, values, write
+from tests.unit.test_reader import CHUNK, ROWS, SHARD, expected, ranges, values, write_shards
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +29,7 @@ def test_any_rows_are_gathered_in_the_given_order(
 ) -> None:
     monkeypatch.setattr(mapped_module, "free_memory", lambda: 10**9 if stays else 0)
     values_ = values(dtype, width)
-    rows = MappedRows.of(write(str(tmp_path / "x"), values_))
+    rows = MappedRows.of(write_shards(str(tmp_path / "x"), values_))
     assert rows is not None
     assert rows.stays == stays
     assert rows.chunks == -(-ROWS // CHUNK)
@@ -41,21 +43,20 @@ def test_any_rows_are_gathered_in_the_given_order(
 
 
 def test_chunks_that_lie_elsewhere_and_other_storage_are_not_mapped(tmp_path: Path) -> None:
-    assert MappedRows.of(write(str(tmp_path / "z"), values("|u1", 4), compressed=True)) is None
-    assert MappedRows.of(write("memory://mapped/x", values("<f4", 4))) is None
-    array = write(str(tmp_path / "x"), values("<f4", 5))
-    path, size = tmp_path / "x/c/0/0", array.chunk_bytes + 4
-    import crc32c
-
+    assert MappedRows.of(write_shards(str(tmp_path / "z"), values("|u1", 4), compressed=True)) is None
+    assert MappedRows.of(write_shards("memory://mapped/x", values("<f4", 4))) is None
+    array = write_shards(str(tmp_path / "x"), values("<f4", 5))
+    path, step = tmp_path / "x/c.0.0", aligned(array.chunk_bytes + 4)
     data = path.read_bytes()
-    index = (np.array([[1, size], [0, size], [2, size], [3, size]], "<u8") * np.array([[size, 1]], "<u8")).tobytes()
-    path.write_bytes(data[size : 2 * size] + data[:size] + data[2 * size : 4 * size] + index
-                     + crc32c.crc32c(index).to_bytes(4, "little"))  # fmt: skip
+    index = np.array([[step, array.chunk_bytes + 4], [0, array.chunk_bytes + 4]], "<u8").tobytes()
+    index += data[4 * step + len(index) : -4]
+    checksum = crc32c.crc32c(index).to_bytes(4, "little")
+    path.write_bytes(data[step : 2 * step] + data[:step] + data[2 * step : 4 * step] + index + checksum)
     assert MappedRows.of(array) is None
 
 
 def test_what_the_system_refuses_to_map_is_read_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    array = write(str(tmp_path / "x"), values("<f4", 5))
+    array = write_shards(str(tmp_path / "x"), values("<f4", 5))
 
     def refused(*_: object) -> int:
         raise OSError("no addresses")
@@ -68,25 +69,25 @@ def test_what_the_system_refuses_to_map_is_read_otherwise(tmp_path: Path, monkey
 
 
 def test_a_missing_and_a_short_shard_are_named_before_they_are_mapped(tmp_path: Path) -> None:
-    array = write(str(tmp_path / "x"), values("<f4", 5))
-    path = tmp_path / "x/c/3/0"
+    array = write_shards(str(tmp_path / "x"), values("<f4", 5))
+    path = tmp_path / "x/c.3.0"
     data = path.read_bytes()
     path.write_bytes(data[200:])
-    with pytest.raises(Corrupt, match=r"x/c/3/0: it is cut short"):
+    with pytest.raises(Corrupt, match=r"x/c.3.0: it is cut short"):
         MappedRows.of(array)
     os.truncate(path, 100)
-    with pytest.raises(Corrupt, match=r"x/c/3/0: its index"):
+    with pytest.raises(Corrupt, match=r"x/c.3.0: its index"):
         MappedRows.of(array)
     path.unlink()
-    with pytest.raises(Corrupt, match=r"x/c/3/0: the file is missing"):
+    with pytest.raises(Corrupt, match=r"x/c.3.0: the file is missing"):
         MappedRows.of(array)
 
 
 def test_a_shard_that_is_replaced_stays_as_it_was(tmp_path: Path) -> None:
     values_ = values("<f4", 5)
-    rows = MappedRows.of(write(str(tmp_path / "x"), values_))
+    rows = MappedRows.of(write_shards(str(tmp_path / "x"), values_))
     assert rows is not None
-    path = tmp_path / "x/c/2/0"
+    path = tmp_path / "x/c.2.0"
     (tmp_path / "other").write_bytes(bytes(path.stat().st_size))
     os.replace(tmp_path / "other", path)
     starts, counts = np.array([2 * SHARD]), np.array([SHARD])
@@ -95,12 +96,12 @@ def test_a_shard_that_is_replaced_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_cut_is_named_and_ends_no_process(tmp_path: Path) -> None:
-    rows = MappedRows.of(write(str(tmp_path / "x"), np.zeros((ROWS, 300), "<f8")))
+    rows = MappedRows.of(write_shards(str(tmp_path / "x"), np.zeros((ROWS, 300), "<f8")))
     assert rows is not None
-    os.truncate(tmp_path / "x/c/4/0", 5000)
-    with pytest.raises(Corrupt, match=r"x/c/4/0: it was cut short"):
+    os.truncate(tmp_path / "x/c.4.0", 5000)
+    with pytest.raises(Corrupt, match=r"x/c.4.0: it was cut short"):
         rows.bring(np.array([5 * SHARD - 3]), np.array([2]))
-    with pytest.raises(Corrupt, match=r"x/c/4/0: it has 5,000 of"):
+    with pytest.raises(Corrupt, match=r"x/c.4.0: it has 5,000 of"):
         rows.check(0, rows.chunks)
     rows.check(0, 4 * SHARD // CHUNK)
 
@@ -109,7 +110,7 @@ def test_the_mapping_ends_with_its_rows(tmp_path: Path) -> None:
     def mappings() -> int:
         return Path("/proc/self/maps").read_text().count(str(tmp_path))
 
-    rows = MappedRows.of(write(str(tmp_path / "x"), values("<f4", 5)))
+    rows = MappedRows.of(write_shards(str(tmp_path / "x"), values("<f4", 5)))
     assert mappings() == -(-ROWS // SHARD)
     del rows
     gc.collect()

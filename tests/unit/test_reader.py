@@ -1,6 +1,7 @@
 import gc
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cvae_dist.store.layout import ArrayLayout, Layout
 from cvae_dist.store.reader import ArrayRows, RowReader, ShardedArray
 
 Array = npt.NDArray[Any]
+Writer = Callable[..., ShardedArray]
 
 ROWS, CHUNK, SHARD = 1003, 16, 64  # ragged last chunk, ragged last shard
 LAST = ROWS // SHARD
@@ -35,6 +37,7 @@ def write(url: str, rows: Array, compressed: bool = False) -> ShardedArray:
         url,
         shape=rows.shape,
         dtype=rows.dtype,
+        chunk_key_encoding={"name": "default", "separator": "."},
         chunks=(CHUNK, *rows.shape[1:]),
         shards=(SHARD, *rows.shape[1:]),
         filters=None,
@@ -44,6 +47,16 @@ def write(url: str, rows: Array, compressed: bool = False) -> ShardedArray:
     )
     array[:] = rows
     return ShardedArray(Location.of(url), rows.dtype.str, rows.shape[1:], ROWS, SHARD, CHUNK, compressed)
+
+
+def write_shards(url: str, rows: Array, compressed: bool = False) -> ShardedArray:
+    """Write rows as the product does."""
+    axes = ("sample", "feature")[: rows.ndim]
+    layout = Layout(SHARD, CHUNK, (ArrayLayout("x", rows.dtype.str, axes, rows.shape[1:], raw=not compressed),))
+    array = ShardedArray(Location.of(url), rows.dtype.str, rows.shape[1:], len(rows), SHARD, CHUNK, compressed)
+    for shard in range(layout.shards(len(rows))):
+        array.shard(shard).write(*layout.encode("x", rows[shard * SHARD : (shard + 1) * SHARD]))
+    return array
 
 
 def ranges(seed: int, longest: int) -> tuple[Array, Array]:
@@ -73,30 +86,35 @@ def flip_byte(path: str, position: int) -> None:
 @pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("longest", [3, 20, 300])
 @pytest.mark.parametrize(
-    ("dtype", "width", "compressed"),
-    [("<f4", 5, False), ("<f2", 3, False), ("|u1", 40, True), ("<f8", 1, True)],
-)
+    ("dtype", "width", "compressed", "writer"),
+    [
+        ("<f4", 5, False, write), ("<f2", 3, False, write), ("|u1", 40, True, write), ("<f8", 1, True, write),
+        ("<f4", 5, False, write_shards), ("<f2", 3, False, write_shards), ("|u1", 40, True, write_shards),
+        ("|u1", 64, False, write_shards),
+    ],
+)  # fmt: skip
 def test_any_ranges_are_read_in_the_given_order(
-    tmp_path: Path, dtype: str, width: int, compressed: bool, longest: int, verify: bool
+    tmp_path: Path, dtype: str, width: int, compressed: bool, writer: Writer, longest: int, verify: bool
 ) -> None:
     rows = values(dtype, width)
-    reader = RowReader(write(str(tmp_path / "x"), rows, compressed))
+    reader = RowReader(writer(str(tmp_path / "x"), rows, compressed))
     starts, counts = ranges(longest, longest)
     assert np.array_equal(read(reader, starts, counts, verify), expected(rows, starts, counts))
     assert (reader.n_rows, reader.n_features, reader.dtype) == (ROWS, width, np.dtype(dtype))
     assert reader.block_rows_hint == (CHUNK if compressed else 1)
 
 
+@pytest.mark.parametrize("writer", [write, write_shards])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_object_stores_are_read_by_ranges_or_chunks(compressed: bool) -> None:
+def test_object_stores_are_read_by_ranges_or_chunks(compressed: bool, writer: Writer) -> None:
     rows = values("|u1", 7)
-    reader = RowReader(write(f"memory://reader-{compressed}/x", rows, compressed))
+    reader = RowReader(writer(f"memory://reader-{compressed}/x", rows, compressed))
     assert reader.block_rows_hint == (CHUNK if compressed else 1)
     for verify, longest in ((False, 70), (True, 70), (False, 2)):
         starts, counts = ranges(5, longest)
         assert np.array_equal(read(reader, starts, counts, verify), expected(rows, starts, counts))
-    fsspec.filesystem("memory").rm(f"/reader-{compressed}/x/c/3/0")
-    with pytest.raises(Corrupt, match=r"x/c/3/0: the object is missing"):
+    fsspec.filesystem("memory").rm(f"/reader-{compressed}/x/c.3.0")
+    with pytest.raises(Corrupt, match=r"x/c.3.0: the object is missing"):
         RowReader(reader._array).read(190, 200)
 
 
@@ -111,13 +129,13 @@ def test_an_index_that_claims_too_much_is_refused(
     path = f"memory://claims-{compressed}-{offset}-{size}/x"
     array = write(path, values("<f4", 5), compressed)
     files = fsspec.filesystem("memory")
-    data = files.cat(f"{path}/c/1/0")
+    data = files.cat(f"{path}/c.1.0")
     index = np.frombuffer(data[-array.index_bytes : -4], "<i8").reshape(-1, 2).copy()
     index[1] = [place if claimed is None else claimed for place, claimed in zip(index[1], (offset, size), strict=True)]
     table = index.tobytes()
-    files.pipe(f"{path}/c/1/0", data[: -array.index_bytes] + table + crc32c.crc32c(table).to_bytes(4, "little"))
+    files.pipe(f"{path}/c.1.0", data[: -array.index_bytes] + table + crc32c.crc32c(table).to_bytes(4, "little"))
     for start in (SHARD, SHARD + CHUNK + 1):
-        with pytest.raises(Corrupt, match=f"x/c/1/0: {said}"):
+        with pytest.raises(Corrupt, match=f"x/c.1.0: {said}"):
             RowReader(array).read(start, start + 40)
 
 
@@ -145,8 +163,8 @@ def test_many_rounds_of_chunks_are_read(monkeypatch: pytest.MonkeyPatch, compres
     reader = RowReader(write(f"memory://reader-rounds-{compressed}/x", rows, compressed))
     starts, counts = np.array([500, 7, 0]), np.array([ROWS - 500, 300, 0])
     assert np.array_equal(read(reader, starts, counts, verify=True), expected(rows, starts, counts))
-    fsspec.filesystem("memory").rm(f"/reader-rounds-{compressed}/x/c/3/0")
-    with pytest.raises(Corrupt, match=r"x/c/3/0: the object is missing"):
+    fsspec.filesystem("memory").rm(f"/reader-rounds-{compressed}/x/c.3.0")
+    with pytest.raises(Corrupt, match=r"x/c.3.0: the object is missing"):
         RowReader(reader._array).read(0, ROWS)
 
 
@@ -169,7 +187,7 @@ def test_whole_chunks_of_an_object_store_arrive_where_they_belong(monkeypatch: p
 
 
 def test_an_object_that_is_replaced_is_checked_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, files, shard = values("<f4", 5), fsspec.filesystem("memory"), "/reader-replaced/x/c/1/0"
+    rows, files, shard = values("<f4", 5), fsspec.filesystem("memory"), "/reader-replaced/x/c.1.0"
     array = write("memory://reader-replaced/x", rows)
     reader, version, fill_many = RowReader(array), "before", Location.fill_many
     monkeypatch.setattr(
@@ -182,7 +200,7 @@ def test_an_object_that_is_replaced_is_checked_from_then_on(monkeypatch: pytest.
     files.pipe(shard, bytes(data))
     version = "after"
     assert np.array_equal(read(reader, starts, counts), expected(rows, starts, counts))
-    with pytest.raises(Corrupt, match=r"x/c/1/0: chunk 1 is torn or has changed"):
+    with pytest.raises(Corrupt, match=r"x/c.1.0: chunk 1 is torn or has changed"):
         read(reader, starts + CHUNK, counts)
 
 
@@ -192,8 +210,8 @@ def test_a_cut_object_is_named(size: int) -> None:
     reader = RowReader(array)
     reader.read(0, ROWS)
     files = fsspec.filesystem("memory")
-    files.pipe(f"/reader-cut-{size}/x/c/3/0", files.cat(f"/reader-cut-{size}/x/c/3/0")[:size])
-    with pytest.raises(Corrupt, match=r"x/c/3/0"):
+    files.pipe(f"/reader-cut-{size}/x/c.3.0", files.cat(f"/reader-cut-{size}/x/c.3.0")[:size])
+    with pytest.raises(Corrupt, match=r"x/c.3.0"):
         read(reader, np.array([230]), np.array([9]))
 
 
@@ -211,7 +229,7 @@ def test_a_reader_opens_the_arrays_of_a_store(tmp_path: Path) -> None:
     store = RowStore.create(location, "rows", layout, {})
     store = RowStore(location, {**store.document, "rows": 50})
     rows = values("<f4", 3)[:50]
-    (location / "x/c/0/0").write(*layout.encode("x", rows))
+    (location / "x/c.0.0").write(*layout.encode("x", rows))
     assert np.array_equal(RowReader(store).read(0, 50), rows)
     assert np.array_equal(RowReader(store, "x").read(7, 9), rows[7:9])
 
@@ -236,25 +254,25 @@ def test_arrays_in_memory_have_the_same_members() -> None:
 def test_a_flipped_bit_is_found(tmp_path: Path, compressed: bool, row: int) -> None:
     array = write(str(tmp_path / "x"), values("<f4", 5), compressed)
     shard, chunk = row // SHARD, row % SHARD // CHUNK
-    path = tmp_path / f"x/c/{shard}/0"
+    path = tmp_path / f"x/c.{shard}.0"
     index = np.frombuffer(path.read_bytes()[-array.index_bytes : -4], "<u8")
     flip_byte(str(path), int(index[2 * chunk]) + 9)
     for start, stop in ((0, ROWS), (row, row + 1)):
-        with pytest.raises(Corrupt, match=rf"x/c/{shard}/0: chunk {chunk} "):
+        with pytest.raises(Corrupt, match=rf"x/c.{shard}.0: chunk {chunk} "):
             RowReader(array).read(start, stop)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_missing_a_cut_and_a_foreign_shard_are_named(tmp_path: Path, compressed: bool) -> None:
     array = write(str(tmp_path / "x"), values("<f4", 5), compressed)
-    os.unlink(tmp_path / "x/c/1/0")
-    os.truncate(tmp_path / "x/c/2/0", 100)
-    (tmp_path / "x/c/3/0").write_bytes(b"abc")
+    os.unlink(tmp_path / "x/c.1.0")
+    os.truncate(tmp_path / "x/c.2.0", 100)
+    (tmp_path / "x/c.3.0").write_bytes(b"abc")
     reader = RowReader(array)
-    with pytest.raises(Corrupt, match=r"x/c/1/0: the file is missing"):
+    with pytest.raises(Corrupt, match=r"x/c.1.0: the file is missing"):
         reader.read(64, 65)
     for row in (128, 192):
-        with pytest.raises(Corrupt, match=rf"x/c/{row // SHARD}/0: its index"):
+        with pytest.raises(Corrupt, match=rf"x/c.{row // SHARD}.0: its index"):
             reader.read(row, row + 1)
     assert reader.read(0, 64).shape == (64, 5)
 
@@ -271,7 +289,7 @@ def test_a_chunk_that_was_never_written_is_corrupt_not_zero(tmp_path: Path) -> N
 def test_chunks_in_any_order_are_found_by_the_index(tmp_path: Path) -> None:
     rows = values("<f4", 5)
     array = write(str(tmp_path / "x"), rows)
-    path = tmp_path / "x/c/0/0"
+    path = tmp_path / "x/c.0.0"
     size = array.chunk_bytes + 4
     data = path.read_bytes()
     chunks = [data[number * size : (number + 1) * size] for number in (2, 0, 3, 1)]

@@ -230,7 +230,7 @@ def test_a_pack_that_vanished_or_changed_during_the_run_is_not_published(tmp_pat
 @pytest.mark.parametrize("how", ["written again", "other", "lost"])
 def test_a_shard_that_vanished_or_changed_during_the_run_is_not_published(tmp_path: Path, how: str) -> None:
     make = Make()
-    shard = tmp_path / "s/x/c/1/0"
+    shard = tmp_path / "s/x/c.1.0"
 
     def meddle(event: Event) -> None:
         if event.done == 14 and event.kind == "progress":
@@ -253,7 +253,7 @@ def test_a_shard_that_vanished_or_changed_during_the_run_is_not_published(tmp_pa
 @pytest.mark.usefixtures("small_packs")
 def test_a_lost_shard_of_a_recorded_pack_is_made_again(tmp_path: Path) -> None:
     interrupted(tmp_path / "s", job(30, Make()), 16)
-    (tmp_path / "s/x/c/1/0").unlink()
+    (tmp_path / "s/x/c.1.0").unlink()
     with pytest.raises(StorageFailed, match="shard 1 of .* run the same command again"):
         write(tmp_path / "s", job(30, Make()))
     make = Make()
@@ -290,10 +290,10 @@ def test_sources_are_confirmed_before_anything_is_published(tmp_path: Path) -> N
 def test_lost_ledger_of_a_published_store(tmp_path: Path) -> None:
     write(tmp_path / "s", job(10, Make()))
     before = objects(tmp_path / "s")
-    (ledger,) = (name for name in before if "/record/c/" in name)
+    (ledger,) = (name for name in before if "/record/c." in name)
     (tmp_path / "s" / ledger).unlink()
     for rows, first_shard in ((10, 0), (17, 0), (17, 2)):
-        with pytest.raises(Corrupt, match="record/c/0/0 is missing"):
+        with pytest.raises(Corrupt, match="record/c.0.0 is missing"):
             write(tmp_path / "s", job(rows, Make(), first_shard=first_shard))
     before.pop(ledger)
     assert objects(tmp_path / "s") == before
@@ -426,16 +426,16 @@ def test_staged_shards_of_a_recorded_pack_are_not_made_again(tmp_path: Path) -> 
 @pytest.mark.parametrize("how", ["other", "lost"])
 def test_a_staged_shard_that_vanished_or_changed_is_not_published(tmp_path: Path, how: str) -> None:
     write(tmp_path / "s", job(30, Make()))
-    before = (tmp_path / "s/x/c/5/0").read_bytes()
+    before = (tmp_path / "s/x/c.5.0").read_bytes()
 
     def meddle(event: Event) -> None:
-        staged = tmp_path / "s/journal/shards/x/c/5/0"
+        staged = tmp_path / "s/journal/shards/x/c.5.0"
         if event.kind == "progress" and staged.exists():
             staged.unlink() if how == "lost" else staged.write_bytes(b"x")
 
     with pytest.raises(StorageFailed, match="shard 5 of .*/x is not as this run wrote it"):
         write(tmp_path / "s", job(30, other(5), rewrites=True), on_event=meddle)
-    assert (tmp_path / "s/x/c/5/0").read_bytes() == before
+    assert (tmp_path / "s/x/c.5.0").read_bytes() == before
     assert write(tmp_path / "s", job(30, other(5), rewrites=True)).rows_written == 4
     assert verify(str(tmp_path / "s")).ok
 
@@ -504,12 +504,12 @@ def test_an_append_is_not_taken_back_where_the_published_rows_are_lost(tmp_path:
     work = job(10, Named(), layout=WITH_NAMES)
     write(tmp_path / "s", work)
     interrupted(tmp_path / "s", replace(work, rows=25), 12)
-    shard = tmp_path / "s/x/c/2/0"
+    shard = tmp_path / "s/x/c.2.0"
     layout = RowStore.open(str(tmp_path / "s")).layout
     other = layout.encode("x", np.ones((4, 2), np.float32))
     for content in (b"".join(map(bytes, other)), b"", shard.read_bytes()[:-1]):
         shard.write_bytes(content)
-        with pytest.raises(Corrupt, match=r"shard 2 of .* does not begin with its published rows|c/2/0"):
+        with pytest.raises(Corrupt, match=r"shard 2 of .* does not begin with its published rows|c.2.0"):
             write(tmp_path / "s", work)
         assert shard.read_bytes() == content
 
