@@ -138,6 +138,7 @@ def compiled(module: nn.Module, dtype: torch.dtype) -> Callable[..., Any]:
     fast = torch.compile(forward)
 
     def call(*inputs: Tensor) -> Any:
+        global _compiled_in
         try:
             return fast(*inputs)
         except TorchDynamoException as error:
@@ -146,6 +147,8 @@ def compiled(module: nn.Module, dtype: torch.dtype) -> Callable[..., Any]:
                 f"torch cannot compile the training step here ({lines[0]}). No step was done; install a C++ compiler "
                 "such as g++, or train without --compile"
             ) from error
+        finally:
+            _compiled_in = None  # an exported program is traced likewise, and is not to compute in this type
 
     return call
 

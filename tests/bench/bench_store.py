@@ -231,7 +231,7 @@ def _upload(count: int = 200_000, features: int = 768) -> Iterator[Row]:
     yield Row("ingest of local float32 to S3 / plain parallel upload, MB/s", ratio, 0.8, note=note)
 
 
-def _embed(count: int = 300_000, features: int = 768) -> Iterator[Row]:
+def _embed(count: int = 600_000, features: int = 768) -> Iterator[Row]:
     bucket = _Bucket()
     with TemporaryDirectory() as folder:
         few = _source(Path(folder) / "few", 20_000, features)
@@ -259,7 +259,7 @@ def _embed(count: int = 300_000, features: int = 768) -> Iterator[Row]:
                 ]
                 return _Cost.of(lambda: [local(), *(one.result() for one in run)])
 
-        near, far, limit = map(_Cost.median, alternate(3, local, remote, beside))
+        near, far, limit = map(_Cost.median, alternate(5, local, remote, beside))
     note = f"{count / far.seconds:,.0f} rows/s ({far}), local {count / near.seconds:,.0f} ({near.cpu:.1f} CPU s)"
     name = "embed S3 -> S3 of 768 float32 / local -> local"
     yield Row(name, near.seconds / far.seconds, 0.8, note=note)

@@ -151,7 +151,7 @@ def written(url: str, served: Served) -> int:
     """Count the shards of the first array of a store of rows."""
     from cvae_dist.store.urls import Location
 
-    return len(list(Location.of(f"{url}/x/c", served.options).list()))
+    return sum(entry.name.startswith("c.") for entry in Location.of(f"{url}/x", served.options).list())
 
 
 def require_content(url: str, served: Served, expected: Mapping[str, Any]) -> None:

@@ -385,6 +385,8 @@ def test_a_forward_pass_is_one_graph_in_either_type(settings: dict[str, Any], mo
         found[dtype] = kernels.compiled(vae, dtype)(rows, noise).reconstruction
         torch.testing.assert_close(found[dtype], expected.reconstruction, rtol=tolerance, atol=tolerance)
     assert not torch.equal(*found.values()), "each is compiled by itself"
+    exported = torch.export.export(vae, (rows, noise)).module()(rows, noise)
+    torch.testing.assert_close(exported.reconstruction, vae(rows, noise).reconstruction)
 
 
 @pytest.mark.heavy

@@ -191,7 +191,8 @@ def test_a_shard_that_is_lost_under_a_running_training_is_named(
     if kind == "mapped, beyond the memory":
         monkeypatch.setattr("cvae_dist.store.mapped.free_memory", lambda: 0)
     monkeypatch.setattr("cvae_dist.store.reader._DECODED_BYTES", 0)
-    reader = write(tmp_path, values(), kind == "compressed")
+    compressed = kind == "compressed"
+    reader = write(tmp_path, values("|u1", 20) if compressed else values(), compressed)
     sampler = plan(reader, WINDOWED, held_out=0)
     with Loader(reader, Share(sampler, NO_ROWS), buffer_bytes=WINDOWED) as loader:
         batches = loader.batches()
