@@ -1,11 +1,12 @@
-"""How rows arrive: a thread finds or reads the next rows of the order while those before are consumed."""
+"""How rows arrive: threads find or read the next rows of the order and gather them, ahead of who consumes them."""
 
+import itertools
 import logging
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +26,12 @@ _LOGGER = logging.getLogger(__name__)
 
 INDEX_BYTES = 20  # of a row of a request, beside its own: its place, and what it takes to find it
 _RANGES_AT_ONCE = 16_384  # bounds the lists of a read, however small the ranges are
-_AHEAD = 4  # times the pace of the first epoch at which a store that stays in memory is read in order
+_GROUP_BYTES = 4_000_000  # batches that are handed over together: to wake a thread takes as long as half a megabyte
+_MOST_GROUPED = 64
+_LOOKED_AT_ONCE = 16  # chunks, of about 1 MB
 _ALIVE_SECONDS = 1.0  # between looks whether the other side still lives
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +45,14 @@ class Batch(Part):
 
 
 class Loader:
-    """The batches of a share of the order, found one request ahead by one thread.
+    """The batches of a share of the order.
+
+    One thread finds their rows, one request ahead. Another gathers them, about 4 MB of batches ahead.
 
     Where the whole store fits into ``buffer_bytes`` it is read once, in order, and kept: the loader is ``resident``.
     Plain shards on a disk are mapped: their rows lie in the kernel's cache, and go from there into a batch. All others
     are read into two buffers, within ``buffer_bytes`` but for a batch or a row that is larger. The attribute
-    ``buffer_bytes`` is the memory that all this takes.
+    ``buffer_bytes`` is the memory that all this takes, beside the batches that are ready.
 
     What a resident loader keeps goes to its ``device`` once, where there is room for it; else every batch goes there.
     """
@@ -69,8 +76,11 @@ class Loader:
             self._request_rows = max(1, min(share.window_rows, affordable))
             rows = 2 * self._request_rows
         self.buffer_bytes = rows * row_bytes + 2 * self._request_rows * INDEX_BYTES
+        batch_bytes = share.sampler.batch_size * row_bytes // share.world
+        self._grouped = min(max(1, _GROUP_BYTES // max(1, batch_bytes)), _MOST_GROUPED)
         self._slots: list[_Slot] = []
-        self._prefetcher: _Prefetcher | None = None
+        self._mapped: _Mapped | None = None
+        self._threads: tuple[_Ahead[_Slot], _Ahead[_Group]] | tuple[()] = ()
         _LOGGER.debug("%s", self)
 
     def __repr__(self) -> str:
@@ -80,16 +90,18 @@ class Loader:
     def batches(self, epoch: int = 0, first_step: int = 0) -> Iterator[Batch]:
         """Return batches from a position on, epoch after epoch without end.
 
-        Errors of the reading thread are raised by the iterator. A new iterator ends the one before; an
-        iterator that is closed or dropped ends its thread.
+        Errors of the threads are raised by the iterator. A new iterator ends the one before; an iterator that is closed
+        or dropped ends its threads.
         """
         return self._iterate(self._share.parts(epoch, first_step), epoch, first_step)
 
     def close(self) -> None:
-        """End the reading thread; an iterator that is still in use ends too."""
-        if self._prefetcher is not None:
-            self._prefetcher.stop()
-            self._prefetcher = None
+        """End the threads; an iterator that is still in use ends too."""
+        for thread in self._threads:
+            thread.stop()
+        self._threads = ()
+        if self._mapped is not None:
+            self._mapped.close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,37 +110,53 @@ class Loader:
         self.close()
 
     def _iterate(self, parts: Iterator[Part], epoch: int, first_step: int) -> Iterator[Batch]:
-        prefetcher = self._prefetch(epoch, first_step)
-        slot: _Slot | None = None
-        try:
-            while not prefetcher.stopped.is_set():
-                part = next(parts)
-                count = len(part.positions)
-                found: list[Block] = []
-                while count or not found:
-                    slot = slot or prefetcher.next()
-                    if slot is None:
-                        return
-                    found.append(slot.take(count))
-                    count -= len(found[-1])
-                    if slot.is_used:
-                        prefetcher.release(slot)  # now the thread's
-                        slot = None
-                x = self._transfer(tensor_of(found[0] if len(found) == 1 else np.concatenate(found)))
-                rows = self._home.gather(x) if self._home else x
-                yield Batch(part.epoch, part.step, part.positions, part.n_global, rows)
-        finally:
-            prefetcher.stop()
-
-    def _prefetch(self, epoch: int, first_step: int) -> "_Prefetcher":
-        """Start to find rows, in memory that all iterators share."""
         self.close()
         if not self._slots:
             self._slots = self._open_slots()
         requests = self._share.requests(epoch, first_step, self._request_rows)
-        self._prefetcher = _Prefetcher(requests, self._slots)
-        self._prefetcher.thread.start()
-        return self._prefetcher
+        stopped = threading.Event()
+        slots = _Ahead(self._filled(requests, stopped), stopped)
+        groups = _Ahead(self._gathered(parts, slots), stopped)
+        self._threads = threads = slots, groups
+        try:
+            for group, rows in groups:
+                for part, x in zip(group, torch.split(rows, [len(part.positions) for part in group]), strict=True):
+                    if stopped.is_set():
+                        return
+                    x = self._transfer(x)
+                    x = self._home.gather(x) if self._home else x
+                    yield Batch(part.epoch, part.step, part.positions, part.n_global, x)
+        finally:
+            if self._threads is threads:
+                self.close()
+
+    def _filled(self, requests: Iterator[Request], stopped: threading.Event) -> "Iterator[_Slot]":
+        """Yield the slots in turn, with request after request."""
+        for slot, request in zip(itertools.cycle(self._slots), requests, strict=False):
+            slot.fill(request, stopped)
+            yield slot
+
+    def _gathered(self, parts: Iterator[Part], slots: "Iterator[_Slot]") -> "Iterator[_Group]":
+        """Yield some batches at a time: what is said of them, and their rows one after the other.
+
+        Those that are there never wait for the next request: a batch that needs it comes by itself.
+        """
+        slot, part = next(slots, None), next(parts)
+        while slot is not None:
+            group, count = [part], len(part.positions)
+            part = next(parts)
+            while len(group) < self._grouped and count + len(part.positions) <= slot.left:
+                group.append(part)
+                count += len(part.positions)
+                part = next(parts)
+            found = [slot.take(count)]
+            while len(found[-1]) < count:
+                count -= len(found[-1])
+                slot = next(slots, None)
+                if slot is None:
+                    return
+                found.append(slot.take(count))
+            yield group, tensor_of(found[0] if len(found) == 1 else np.concatenate(found))
 
     def _open_slots(self) -> "list[_Slot]":
         reader, share, rows = self._reader, self._share, self._request_rows
@@ -137,9 +165,9 @@ class Loader:
             return [_Slot(held), _Slot(held)]
         mapped = MappedRows.of(reader.stored) if isinstance(reader, RowReader) else None
         if mapped:
-            source = _Mapped(mapped, share)
+            self._mapped = _Mapped(mapped, share)
             self.buffer_bytes = 2 * rows * INDEX_BYTES
-            return [_Slot(source), _Slot(source)]
+            return [_Slot(self._mapped), _Slot(self._mapped)]
         return [_Slot(_Streamed(reader, rows)) for _ in range(2)]
 
 
@@ -223,31 +251,54 @@ class _Mapped:
 
     That is where the rows stay in memory. Else it would read the store twice: then only the sizes of the shards are
     compared, and the rest is left to ``cvae-dist verify``.
+
+    Rows that stay are read once in order, by a thread of its own, as fast as the disk is. What a request needs earlier
+    is read for it.
     """
 
     def __init__(self, rows: MappedRows, share: Share) -> None:
         self._mapped, self._share = rows, share
         self._next = share.rank * rows.chunks // share.world
         self._due = 0.0
-        self._coming = (0, 0)  # chunks that are checked next
         self._left = rows.chunks if rows.stays else 0  # chunks that this process has not looked at
+        self._first_look: threading.Thread | None = None
+        self._problem: BaseException | None = None  # that it met
 
     def find(self, request: Request, stopped: threading.Event) -> RowNumbers:
-        part, self._coming = self._coming, self._part(len(request.take) / self._share.sampler.rows)
+        if self._left and self._first_look is None:
+            self._first_look = threading.Thread(target=self._look, args=(stopped,), name="loader", daemon=True)
+            self._first_look.start()
+        if self._problem:
+            raise self._problem
         if self._left or not self._mapped.stays:
             self._mapped.bring(request.starts, request.counts)
-        if self._left:
-            self._mapped.expect(*self._coming)  # the disk reads it while the part before is checked
-        self._mapped.check(*part)
-        self._left = max(0, self._left - (part[1] - part[0]))
+        if not self._left:
+            self._mapped.check(*self._part(len(request.take) / self._share.sampler.rows))
         return self._mapped.locate(request.starts, request.counts)[request.take]
 
     def take(self, places: RowNumbers) -> Block:
         return self._mapped.gather(places)
 
+    def close(self) -> None:
+        """Wait until the first look has ended, which was told to stop."""
+        if self._first_look not in (None, threading.current_thread()):
+            self._first_look.join()
+        self._first_look = None
+
+    def _look(self, stopped: threading.Event) -> None:
+        """Check the chunks that are left, in order, and let the disk read some ahead."""
+        try:
+            while self._left and not stopped.is_set():
+                end = min(self._next + min(_LOOKED_AT_ONCE, self._left), self._mapped.chunks)
+                self._mapped.expect(end, min(end + _LOOKED_AT_ONCE, self._mapped.chunks))
+                self._mapped.check(self._next, end)
+                self._left, self._next = self._left - (end - self._next), end % self._mapped.chunks
+        except BaseException as error:
+            self._problem = error
+
     def _part(self, share_of_epoch: float) -> tuple[int, int]:
-        """Return the chunks to check beside a part of an epoch; more while they are read, as they lie in order."""
-        self._due += share_of_epoch * self._mapped.chunks * (_AHEAD if self._left else 1)
+        """Return the chunks to check beside a part of an epoch."""
+        self._due += share_of_epoch * self._mapped.chunks
         first, end = self._next, min(self._next + int(self._due), self._mapped.chunks)
         self._due -= end - first
         self._next = end % self._mapped.chunks
@@ -268,9 +319,9 @@ class _Slot:
         self._used = 0
 
     @property
-    def is_used(self) -> bool:
-        """Whether every row was taken."""
-        return self._used == len(self._places)
+    def left(self) -> int:
+        """Rows that were not taken yet."""
+        return len(self._places) - self._used
 
     def fill(self, request: Request, stopped: threading.Event) -> None:
         """Hold a request in place of the one before."""
@@ -278,54 +329,61 @@ class _Slot:
         self._used = 0
 
     def take(self, count: int) -> Block:
-        """Return the next ``count`` rows, or those that are left."""
+        """Return the next ``count`` rows, or those that are left; none once every row was taken."""
         first, self._used = self._used, min(self._used + count, len(self._places))
         return self._rows.take(self._places[first : self._used])
 
 
-class _Prefetcher:
-    """A thread that fills free slots with request after request."""
+_Group = tuple[list[Part], Tensor]
 
-    def __init__(self, requests: Iterator[Request], slots: list[_Slot]) -> None:
-        self._requests = requests
-        self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[_Slot | BaseException] = queue.SimpleQueue()
-        for slot in slots:
-            self._free.put(slot)
-        self.stopped = threading.Event()
+
+class _Ahead(Generic[Item]):
+    """An iterator that a thread of its own runs ahead: it makes an item while the one before is in use.
+
+    An item is in use until the next one is asked for. Then its memory may be used again.
+    """
+
+    def __init__(self, items: Iterator[Item], stopped: threading.Event) -> None:
+        self._items, self._stopped = items, stopped
+        self._room = threading.Semaphore(2)
+        self._in_use = False
+        self._ready: queue.SimpleQueue[Item | BaseException] = queue.SimpleQueue()
         # a daemon: an interpreter that exits with the loader open must not wait for storage
-        self.thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
 
-    def next(self) -> _Slot | None:
-        """Return the next filled slot, or None after :meth:`stop`; raise what the thread raised."""
-        while not self.stopped.is_set():
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Item:
+        """Return the next item, or end after :meth:`stop`; raise what the thread raised."""
+        if self._in_use:
+            self._room.release()
+        self._in_use = True
+        while not self._stopped.is_set():
             try:
                 item = self._ready.get(timeout=_ALIVE_SECONDS)
             except queue.Empty:
-                if self.thread.is_alive():
+                if self._thread.is_alive():
                     continue
-                raise RuntimeError("the reading thread of the loader has ended without a word") from None
+                raise RuntimeError("a thread of the loader has ended without a word") from None
             if isinstance(item, BaseException):
                 raise item
             return item
-        return None
-
-    def release(self, slot: _Slot) -> None:
-        """Give a consumed slot back to be filled again."""
-        self._free.put(slot)
+        raise StopIteration
 
     def stop(self) -> None:
         """End the thread and wait until it has; it may be in the middle of a read."""
-        self.stopped.set()
-        self._free.put(None)
+        self._stopped.set()
+        self._room.release()
+        self._ready.put(StopIteration())
         # the garbage collector may end an iterator from inside the thread
-        if self.thread is not threading.current_thread():
-            self.thread.join()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
 
     def _run(self) -> None:
         try:
-            while (slot := self._free.get()) is not None and not self.stopped.is_set():
-                slot.fill(next(self._requests), self.stopped)
-                self._ready.put(slot)
+            while self._room.acquire() and not self._stopped.is_set():
+                self._ready.put(next(self._items))
         except BaseException as error:
             self._ready.put(error)

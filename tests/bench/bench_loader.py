@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvae_dist.config import TrainConfig
+from cvae_dist.model.tiling import keep_freed_memory
 from cvae_dist.store import Location
 from cvae_dist.store.layout import ArrayLayout, Layout
 from cvae_dist.store.permutation import hold_out
@@ -82,6 +83,7 @@ def against_memory(array: ShardedArray, batch_size: int) -> Iterator[Row]:
     import torch
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every training does
     resident = torch.randn(array.rows, array.n_features)
     order = torch.randperm(array.rows)
     out = torch.empty(batch_size, array.n_features)
