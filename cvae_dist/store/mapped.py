@@ -79,7 +79,8 @@ class MappedRows:
         self._stride = -(-max(sizes) // unit) * unit
         reserved = self._stride * len(sizes) + unit
         start = _map(None, reserved, _PROT_NONE, _RESERVE, -1)
-        weakref.finalize(self, _LIBRARY.munmap, start, reserved)
+        # not at exit: a thread may still read then, and the system takes it back by itself
+        weakref.finalize(self, _LIBRARY.munmap, start, reserved).atexit = False
         self._base = -(-start // unit) * unit
         for number, size in enumerate(sizes):
             (shard,) = opened.get([number])

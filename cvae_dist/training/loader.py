@@ -1,4 +1,4 @@
-"""How rows arrive: threads find or read the next rows of the order and gather them, ahead of who consumes them."""
+"""How rows arrive: threads find or read the next rows of the order, and gather them, before they are asked for."""
 
 import itertools
 import logging
