@@ -27,10 +27,10 @@ def rows() -> Iterator[Row]:
     random = np.random.default_rng(0)
     sparse = random.integers(0, 256, (100_000, 784), np.uint8) * (random.random((100_000, 784)) < 0.2)
     for name, block, files, bar in (
-        ("1M x 8 float16", random.normal(size=(1_000_000, 8)).astype(np.float16), 100, 0.9 if with_numba else 0.7),
-        ("float32 x 64", random.normal(size=(100_000, 64)).astype(np.float32), 60, 0.85),
-        ("float32 x 768", random.normal(size=(10_000, 768)).astype(np.float32), 50, 0.85),
-        ("uint8 x 784, noise", random.integers(0, 256, (100_000, 784), np.uint8), 20, 0.85),
+        ("1M x 8 float16", random.normal(size=(1_000_000, 8)).astype(np.float16), 50, 0.9 if with_numba else 0.7),
+        ("float32 x 64", random.normal(size=(100_000, 64)).astype(np.float32), 30, 0.85),
+        ("float32 x 768", random.normal(size=(10_000, 768)).astype(np.float32), 25, 0.85),
+        ("uint8 x 784, noise", random.integers(0, 256, (100_000, 784), np.uint8), 10, 0.85),
         ("uint8 x 784, four of five are 0", sparse.astype(np.uint8), 10, None),
     ):
         with TemporaryDirectory() as folder:
