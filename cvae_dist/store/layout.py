@@ -308,10 +308,10 @@ class ShardEncoder:
         return self._checksummed(self._index.tobytes(), 0)
 
     def _checksummed(self, payload: Buffer, padding: int) -> list[Buffer]:
-        _, checksum = checksummed(payload)
+        checksum = _checksum(payload)
         self.size += len(payload) + len(checksum) + padding
-        self.checksums.append(bytes(checksum))
-        return [payload, bytes(checksum) + bytes(padding)]
+        self.checksums.append(checksum)
+        return [payload, checksum + bytes(padding)]
 
 
 def shard_key(shard: int, ndim: int) -> str:
@@ -335,12 +335,16 @@ def aligned(size: int) -> int:
 
 def checksummed(payload: Buffer) -> list[Buffer]:
     """Return bytes and their CRC32C."""
-    return [payload, crc32c.crc32c(payload).to_bytes(4, "little")]
+    return [payload, _checksum(payload)]
+
+
+def _checksum(payload: Buffer) -> bytes:
+    return crc32c.crc32c(payload).to_bytes(4, "little")
 
 
 def _checked(payload: memoryview, tail: memoryview, what: str) -> list[Buffer]:
     """Return a part and what follows it: its CRC32C, and zeros."""
-    if checksummed(payload)[1] != tail[:4] or any(tail[4:]):
+    if _checksum(payload) != tail[:4] or any(tail[4:]):
         raise ValueError(f"{what} does not match its CRC32C")
     return [payload, tail]
 

@@ -77,7 +77,7 @@ class Loader:
             rows = 2 * self._request_rows
         self.buffer_bytes = rows * row_bytes + 2 * self._request_rows * INDEX_BYTES
         batch_bytes = share.sampler.batch_size * row_bytes // share.world
-        self._grouped = min(max(1, _GROUP_BYTES // max(1, batch_bytes)), _MOST_GROUPED)
+        self._group_size = min(max(1, _GROUP_BYTES // max(1, batch_bytes)), _MOST_GROUPED)
         self._slots: list[_Slot] = []
         self._mapped: _Mapped | None = None
         self._threads: tuple[_Ahead[_Slot], _Ahead[_Group]] | tuple[()] = ()
@@ -145,7 +145,7 @@ class Loader:
         while slot is not None:
             group, count = [part], len(part.positions)
             part = next(parts)
-            while len(group) < self._grouped and count + len(part.positions) <= slot.left:
+            while len(group) < self._group_size and count + len(part.positions) <= slot.left:
                 group.append(part)
                 count += len(part.positions)
                 part = next(parts)

@@ -12,7 +12,7 @@ from cvae_dist.errors import Corrupt
 from cvae_dist.store import mapped as mapped_module
 from cvae_dist.store.layout import aligned
 from cvae_dist.store.mapped import MappedRows, free_memory
-from tests.unit.test_reader import CHUNK, ROWS, SHARD, expected, ranges, values, write_shards
+from tests.unit.test_reader import CHUNK, ROWS, SHARD, expected, ranges, values, write, write_shards
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +45,7 @@ def test_any_rows_are_gathered_in_the_given_order(
 def test_chunks_that_lie_elsewhere_and_other_storage_are_not_mapped(tmp_path: Path) -> None:
     assert MappedRows.of(write_shards(str(tmp_path / "z"), values("|u1", 4), compressed=True)) is None
     assert MappedRows.of(write_shards("memory://mapped/x", values("<f4", 4))) is None
+    assert MappedRows.of(write(str(tmp_path / "y"), values("<f4", 5))) is None, "zarr leaves no room between chunks"
     array = write_shards(str(tmp_path / "x"), values("<f4", 5))
     path, step = tmp_path / "x/c.0.0", aligned(array.chunk_bytes + 4)
     data = path.read_bytes()
